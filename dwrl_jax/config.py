@@ -1,0 +1,154 @@
+"""Every key of a run, with its default and its meaning. An experiment is a few assignments on top of this."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dwrl_jax.errors import UserError
+
+
+def base_config() -> ConfigDict:
+    """The locked base: an unknown key is an error. Lengths are in tokens, batch sizes in pairs."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.model = ConfigDict()
+    config.model.path = ""  # Hugging Face folder or hub id; empty where `model.preset` or `base` makes the model
+    config.model.preset = ""  # random weights of this architecture in small (models/presets.py), for trying out
+    config.model.tokenizer = ""  # folder or hub id, if not the model's own; "world" for the built-in world's
+    config.model.dtype = "float32"  # computation; "bfloat16" on accelerators
+    config.model.param_dtype = "float32"  # weights and optimizer
+    config.model.remat = "none"  # recomputation in the backward pass: "none", "dots" or "full"
+
+    config.dialogue = ConfigDict()
+    config.dialogue.system = ""  # system message; empty for none of our own
+    config.dialogue.judge_question = "Judge the response."  # asks for the thought
+    config.dialogue.answer_question = "Is this a good response? A: Yes, B: No"  # asks for the answer
+    config.dialogue.answers = ("A", "B")  # good, bad: one token each in their place
+    config.dialogue.date = "26 Jul 2024"  # for templates that print today's date: training equals evaluation
+
+    config.data = ConfigDict()
+    config.data.train = ""  # pairs: .jsonl, .jsonl.gz, .parquet, a `datasets` name, or "world"
+    config.data.eval = ""  # held-out pairs, likewise
+    config.data.train_split = "train"  # of a `datasets` name
+    config.data.eval_split = "test"  # of a `datasets` name
+    config.data.strict = False  # a malformed row is an error instead of being skipped and counted
+    config.data.buckets = (256, 512, 1024)  # prefix lengths that programs are compiled for; the last is the limit
+    config.data.batch_size = 16  # pairs per step
+    config.data.window = 16  # batches among which pairs are grouped by length; 1 for none
+
+    config.world = ConfigDict()
+    config.world.seed = 0  # of the built-in world, where data.train or data.eval is "world"
+    config.world.clean_share = 0.67  # of the demonstrations: clean chains first, thoughts of mixed quality after
+
+    config.sampler = ConfigDict()
+    config.sampler.group_size = 8  # thoughts per response, the paper's n
+    config.sampler.max_thought = 512  # longest thought
+    config.sampler.temperature = 1.0  # part of the density that is sampled and differentiated
+    config.sampler.top_k = 0  # 0: off. Truncation samples another density than the one that is differentiated
+    config.sampler.top_p = 1.0  # 1: off
+
+    config.objective = ConfigDict()
+    config.objective.name = "dwrl"  # a module of dwrl_jax/objectives
+    config.objective.update = "alternating"  # dwrl: "alternating" (the paper's) or "joint"
+    config.objective.baseline = "mean"  # dwrl: "none" (the paper's), "mean" or "leave_one_out"
+    config.objective.clip = (0.2, 0.2)  # dwrl: distances of the ratio's clipping below and above 1
+    config.objective.dual_clip = 3.0  # dwrl: bound of the loss of negative advantages, in advantages
+    config.objective.token_aggregation = "sum"  # dwrl: "sum" (exact) or "mean" over a thought's tokens
+    config.objective.kl = 0.0  # dwrl: coefficient of the KL term to the starting model
+    config.objective.answer_weight = 1.0  # sft: weight of the answer's log-likelihood
+
+    config.score = ConfigDict()
+    config.score.readout = "vocab"  # probability over the full vocabulary, or over the two answers: "choices"
+    config.score.chunk = 1024  # tokens that meet the lm-head at once
+
+    config.optim = ConfigDict()
+    config.optim.steps = 1000
+    config.optim.learning_rate = 1e-6
+    config.optim.warmup = 10  # steps
+    config.optim.schedule = "cosine"  # "constant", "linear" or "cosine"
+    config.optim.final_share = 0.1  # of the learning rate, at the end
+    config.optim.beta1 = 0.9
+    config.optim.beta2 = 0.95
+    config.optim.epsilon = 1e-8
+    config.optim.weight_decay = 0.0  # on matrices only
+    config.optim.clip_norm = 1.0
+    config.optim.micro_batches = 1  # parts of the batch whose gradients are summed; exact, saves memory
+
+    config.eval = ConfigDict()
+    config.eval.votes = (1, 8)  # thoughts per response whose mean is the score; the largest are sampled
+    config.eval.pairs = 1000  # held-out pairs at most; 0 for no evaluation
+    config.eval.batch_size = 16
+    config.eval.every = 50  # steps between evaluations for the curve and for keeping the best; 0 for none
+    config.eval.curve_pairs = 256  # of the held-out pairs, for the curve
+
+    config.log = ConfigDict()
+    config.log.thoughts_every = 25  # steps between thoughts written down
+    config.log.thought_pairs = 4  # pairs whose thoughts are written down
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 50  # steps
+
+    # A whole config of its own that first makes the model this run starts from; None where model.path names it
+    config.base = placeholder(ConfigDict)
+    return config.lock()
+
+
+CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "objective.update": ("alternating", "joint"),
+    "objective.baseline": ("none", "mean", "leave_one_out"),
+    "objective.token_aggregation": ("sum", "mean"),
+    "score.readout": ("vocab", "choices"),
+    "optim.schedule": ("constant", "linear", "cosine"),
+}
+AT_LEAST_ONE = (
+    "data.batch_size data.window sampler.group_size sampler.max_thought score.chunk optim.steps "
+    "optim.micro_batches eval.batch_size log.thoughts_every checkpoint.every"
+).split()
+NOT_NEGATIVE = (
+    "sampler.top_k objective.kl optim.learning_rate optim.warmup optim.weight_decay eval.pairs eval.every "
+    "eval.curve_pairs log.thought_pairs"
+).split()
+
+
+def check(config: ConfigDict) -> None:
+    """UserError naming the first key whose value cannot be meant."""
+    value = {key: _get(config, key) for key in [*CHOICES, *AT_LEAST_ONE, *NOT_NEGATIVE]}
+    for key, choices in CHOICES.items():
+        if value[key] not in choices:
+            raise UserError(f"{key}={value[key]!r}: choose one of {', '.join(choices)}")
+    for key in AT_LEAST_ONE:
+        if value[key] < 1:
+            raise UserError(f"{key}={value[key]}: must be at least 1")
+    for key in NOT_NEGATIVE:
+        if value[key] < 0:
+            raise UserError(f"{key}={value[key]}: must not be negative")
+    if config.sampler.temperature <= 0:
+        raise UserError(f"sampler.temperature={config.sampler.temperature}: must be above 0")
+    if not 0 < config.sampler.top_p <= 1:
+        raise UserError(f"sampler.top_p={config.sampler.top_p}: must be above 0 and at most 1 (off)")
+    if config.data.batch_size % config.optim.micro_batches:
+        raise UserError(
+            f"optim.micro_batches={config.optim.micro_batches} does not divide "
+            f"data.batch_size={config.data.batch_size}"
+        )
+    if config.objective.dual_clip <= 1:
+        raise UserError(f"objective.dual_clip={config.objective.dual_clip}: must be above 1")
+    for key, size in (("dialogue.answers", 2), ("objective.clip", 2)):
+        if len(_get(config, key)) != size:
+            raise UserError(f"{key}={_get(config, key)!r}: give {size} values")
+    if not config.eval.votes or min(config.eval.votes) < 1:
+        raise UserError(f"eval.votes={config.eval.votes!r}: give numbers of thoughts, each at least 1")
+    if (config.model.path != "") + (config.model.preset != "") + (config.base is not None) != 1:
+        raise UserError("model.path is missing: give a Hugging Face folder or hub id (or else one model.preset)")
+    if not config.data.train:
+        raise UserError("data.train is missing: give a file of pairs, a `datasets` name, or 'world'")
+    if config.eval.pairs and not config.data.eval:
+        raise UserError("data.eval is missing: give held-out pairs, or --config.eval.pairs=0 for no evaluation")
+
+
+def _get(config: ConfigDict, key: str):
+    section, name = key.split(".")
+    return config[section][name]

@@ -1,0 +1,112 @@
+"""The generative preference model: one teacher-forced pass over shared prefixes gives every log-probability.
+
+The last prefix token opens each branch, so that hidden state t of a branch predicts thought token t and the
+prefix pass needs no head. A branch reads
+
+    last prefix token, thought without its end, END, question of the second turn
+
+where END is sampled by a thought that ended itself and written by us behind one that hit the length limit;
+only in the first case does it count in the thought's density.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dwrl_jax.logps import token_logps
+from dwrl_jax.models.attention import Region
+from dwrl_jax.models.transformer import Decoder, output_table
+from dwrl_jax.types import Logps, PreferenceBatch, ThoughtBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """What turns a decoder into a judge: the fixed tokens of the dialogue and the way a score is read.
+
+    `question` runs from the end token that closes a thought to the place of the answer. `answers` are the
+    tokens for good and bad. `readout` "vocab" takes the probability of an answer over the full vocabulary,
+    "choices" renormalises over the two answers. `temperature` belongs to the thoughts' density.
+    """
+
+    model: Decoder
+    question: tuple[int, ...]
+    answers: tuple[int, int]
+    pad: int
+    temperature: float = 1.0
+    readout: str = "vocab"
+    chunk: int = 1024
+
+    @property
+    def end(self) -> int:
+        return self.question[0]
+
+
+def prefix_region(
+    judge: Judge, params, prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]
+) -> tuple[Region, Int[Array, " P"]]:
+    """Keys and values of all prefix tokens but the last of each row, and that last token."""
+    positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)
+    _, (k, v) = judge.model.apply(params, prefix[:, None], positions[:, None])
+    last = jnp.take_along_axis(prefix, prefix_len[:, None] - 1, 1)[:, 0]
+    return Region(k, v, prefix_len[:, None] - 1), last
+
+
+def content_length(judge: Judge, thought: Int[Array, "*rows T"], thought_len: Int[Array, "*rows"]):
+    """Thought tokens without the end token: `thought_len` less one where the thought ended itself."""
+    final = jnp.take_along_axis(thought, thought_len[..., None] - 1, -1)[..., 0]
+    return thought_len - (final == judge.end)
+
+
+def answer_logps(
+    judge: Judge, params, hidden: Float[Array, "*rows D"], answer: Int[Array, "*rows"]
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
+    """Log score of the target answer by the judge's read-out, and the probability mass on both answers."""
+    targets = jnp.stack([answer, *(jnp.full_like(answer, a) for a in judge.answers)], -1)
+    logp, _ = token_logps(hidden, output_table(params), targets, chunk=judge.chunk)
+    log_mass = jnp.logaddexp(logp[..., 1], logp[..., 2])
+    score = logp[..., 0] - log_mass if judge.readout == "choices" else logp[..., 0]
+    return score, jnp.exp(log_mass)
+
+
+def logps(judge: Judge, params, batch: PreferenceBatch, thoughts: ThoughtBatch) -> Logps:
+    """Log-probabilities of thoughts and answers, log pi(o | x, y) by token and log pi(a | x, y, o).
+
+    The prefix of a response runs through the model once for its whole group; the gradient flows back through
+    it and equals that of G independent sequences.
+    """
+    B, S, G, T = thoughts.thought.shape
+    rows = B * S
+    prefix_len = batch.prefix_len.reshape(rows)
+    region, last = prefix_region(judge, params, batch.prefix.reshape(rows, -1), prefix_len)
+    thought = thoughts.thought.reshape(rows, G, T)
+    thought_len = thoughts.thought_len.reshape(rows, G)
+    content = content_length(judge, thought, thought_len)
+
+    question = jnp.asarray(judge.question)
+    index = jnp.arange(1 + T + len(judge.question))
+    opened = jnp.concatenate([jnp.broadcast_to(last[:, None, None], (rows, G, 1)), thought], -1)
+    body = jnp.pad(opened, ((0, 0), (0, 0), (0, len(judge.question))))
+    asked = index - (content[..., None] + 1)  # place in the question, negative before it
+    tail = jnp.where(asked < len(question), question[jnp.clip(asked, 0, len(question) - 1)], judge.pad)
+    tokens = jnp.where(asked < 0, body, tail)
+    positions = jnp.broadcast_to((prefix_len - 1)[:, None, None] + index, tokens.shape)
+    hidden, _ = judge.model.apply(params, tokens, positions, (region,))
+
+    logp, entropy = token_logps(
+        hidden[:, :, :T],
+        output_table(params),
+        thought[..., None],
+        temperature=judge.temperature,
+        chunk=judge.chunk,
+    )
+    written = jnp.arange(T) < thought_len[..., None]
+    at_answer = jnp.take_along_axis(hidden, (content + len(question))[..., None, None], 2)[:, :, 0]
+    answer = jnp.broadcast_to(batch.answer.reshape(rows, 1), (rows, G))
+    score, mass = answer_logps(judge, params, at_answer, answer)
+    return Logps(
+        thought=jnp.where(written, logp[..., 0], 0.0).reshape(B, S, G, T),
+        answer=score.reshape(B, S, G),
+        answer_mass=mass.reshape(B, S, G),
+        entropy=jnp.where(written, entropy, 0.0).reshape(B, S, G, T),
+    )

@@ -1,0 +1,75 @@
+"""Attention of new tokens over themselves and over regions of earlier keys and values.
+
+Letters: P prefixes (rows), G branches per prefix, T new tokens, S earlier tokens, N query heads, K key/value
+heads, R = N / K query heads per key/value head, H head size.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+MASKED = -1e30  # finite, so that a fully masked region has a zero gradient instead of nan
+
+
+class Region(NamedTuple):
+    """Keys and values of earlier tokens; a branch sees the first `length` of them.
+
+    With one branch (`Gr = 1`) the region is shared by all G branches of its row and never copied per branch.
+    A leading layer axis stands in front of `k` and `v` outside the layer stack.
+    """
+
+    k: Float[Array, "*layers P Gr S K H"]
+    v: Float[Array, "*layers P Gr S K H"]
+    length: Int[Array, "P Gr"]
+
+
+def attend(
+    q: Float[Array, "P G T N H"],
+    k: Float[Array, "P G T K H"],
+    v: Float[Array, "P G T K H"],
+    regions: tuple[Region, ...],
+) -> Float[Array, "P G T N H"]:
+    """softmax(q k^T / sqrt(H)) v over all regions and causally over the new tokens, under one softmax.
+
+    Scores and softmax are float32. The regions are joined by their common maximum and denominator, so no
+    key or value is concatenated or repeated.
+    """
+    P, G, T, N, H = q.shape
+    K = k.shape[-2]
+    q = q.reshape(P, G, T, K, N // K, H) * H**-0.5
+    causal = jnp.tril(jnp.ones((T, T), bool))
+    scores = [jnp.where(causal[:, None, :], _scores(q, k), MASKED)]
+    values = [v]
+    for region in regions:
+        seen = jnp.arange(region.k.shape[2]) < region.length[..., None]  # [P, Gr, S]
+        scores.append(jnp.where(seen[:, None, :, None, None, :], _scores(q, region.k), MASKED))
+        values.append(region.v)
+    top = jax.lax.stop_gradient(_maximum([s.max(-1, keepdims=True) for s in scores]))
+    weights = [jnp.exp(s - top) for s in scores]
+    total = sum(w.sum(-1) for w in weights)  # [P, K, G, T, R]
+    out = sum(_mix(w.astype(q.dtype), value) for w, value in zip(weights, values))
+    out = out / total[..., None]
+    return out.transpose(0, 2, 3, 1, 4, 5).reshape(P, G, T, N, H).astype(q.dtype)
+
+
+def _maximum(arrays):
+    top = arrays[0]
+    for array in arrays[1:]:
+        top = jnp.maximum(top, array)
+    return top
+
+
+def _scores(q, k) -> Float[Array, "P K G T R S"]:
+    """Scaled dot products; a shared region (one branch) meets all branches in one matrix product."""
+    subscripts = "pgtkrh,pskh->pkgtrs" if k.shape[1] == 1 else "pgtkrh,pgskh->pkgtrs"
+    k = k[:, 0] if k.shape[1] == 1 else k
+    return jnp.einsum(subscripts, q, k, preferred_element_type=jnp.float32)
+
+
+def _mix(weights, v) -> Float[Array, "P K G T R H"]:
+    """Weighted sums of values, the counterpart of `_scores`."""
+    subscripts = "pkgtrs,pskh->pkgtrh" if v.shape[1] == 1 else "pkgtrs,pgskh->pkgtrh"
+    v = v[:, 0] if v.shape[1] == 1 else v
+    return jnp.einsum(subscripts, weights, v, preferred_element_type=jnp.float32)

@@ -1,0 +1,177 @@
+"""One pure decoder for Llama 3, Qwen2.5 and Qwen3 (Flax Linen, `init` / `apply`).
+
+Letters: P prefixes (rows), G branches per prefix, T new tokens, D width, N query heads, K key/value heads,
+H head size, F feed-forward width, V vocabulary. The one entry is `Decoder.__call__`: new tokens, their
+positions and the regions of earlier keys and values go in; hidden states and the new tokens' own region come
+out. A prefix pass, a teacher-forced pass over branches and one step of decoding are the same call.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dwrl_jax.models.attention import Region, attend
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's frequency rescaling (`rope_type: llama3` in Hugging Face's config)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of a decoder. `param_dtype` is how weights are kept, `dtype` what is computed in."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_size: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    norm_eps: float
+    tied: bool
+    qkv_bias: bool
+    qk_norm: bool
+    max_position: int
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+
+
+def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
+    """Inverse wavelengths of the rotary embedding (RoFormer), with Llama 3.1's rescaling where configured."""
+    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_max_position * frequencies / (2 * jnp.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = jnp.clip(keep, 0.0, 1.0)
+    return frequencies * (keep + (1.0 - keep) / scaling.factor)
+
+
+def rotate(x: Float[Array, "*rows T heads H"], rope: tuple[Array, Array]) -> Float[Array, "*rows T heads H"]:
+    """Rotary embedding, half-split layout (as Hugging Face's weights have it)."""
+    cos, sin = (r[..., None, :] for r in rope)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+
+
+def _partitioned(*axes, init=None):
+    return nn.with_logical_partitioning(init or nn.initializers.normal(0.02), axes)
+
+
+class Layer(nn.Module):
+    """One pre-norm block: attention over regions and new tokens, then the gated feed-forward."""
+
+    config: ModelConfig
+
+    def norm(self, name, axis="embed"):
+        scale = _partitioned(axis, init=nn.initializers.ones)
+        c = self.config
+        return nn.RMSNorm(c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype, scale_init=scale, name=name)
+
+    def dense(self, name, features, axes, *, inputs=1, bias=False):
+        return nn.DenseGeneral(
+            features,
+            axis=tuple(range(-inputs, 0)),
+            use_bias=bias,
+            dtype=self.config.dtype,
+            param_dtype=self.config.param_dtype,
+            kernel_init=_partitioned(*axes),
+            bias_init=_partitioned(*axes[inputs:], init=nn.initializers.zeros),
+            name=name,
+        )
+
+    @nn.compact
+    def __call__(self, x, keys_values, lengths, rope):
+        c = self.config
+        h = self.norm("attention_norm")(x)
+        q = self.dense("q", (c.heads, c.head_dim), ("embed", "heads", "head_dim"), bias=c.qkv_bias)(h)
+        k = self.dense("k", (c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), bias=c.qkv_bias)(h)
+        v = self.dense("v", (c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), bias=c.qkv_bias)(h)
+        if c.qk_norm:
+            q, k = self.norm("q_norm", "head_dim")(q), self.norm("k_norm", "head_dim")(k)
+        q, k = rotate(q, rope), rotate(k, rope)
+        regions = tuple(Region(*kv, length) for kv, length in zip(keys_values, lengths))
+        mixed = attend(q, k, v, regions)
+        x = x + self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2)(mixed)
+        h = self.norm("mlp_norm")(x)
+        gate = self.dense("gate", c.mlp_size, ("embed", "mlp"))(h)
+        up = self.dense("up", c.mlp_size, ("embed", "mlp"))(h)
+        x = x + self.dense("down", c.hidden_size, ("mlp", "embed"))(nn.silu(gate) * up)
+        return x, (k, v)
+
+
+class Decoder(nn.Module):
+    """The decoder up to its last norm; `output_table` gives the matrix that turns it into logits."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "P G T"],
+        positions: Int[Array, "P G T"],
+        regions: tuple[Region, ...] = (),
+    ) -> tuple[Float[Array, "P G T D"], tuple[Array, Array]]:
+        """Hidden states of the new tokens and their keys and values, each [layers, P, G, T, K, H]."""
+        c = self.config
+        embed = nn.Embed(
+            c.vocab_size,
+            c.hidden_size,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            embedding_init=_partitioned("vocab", "embed"),
+            name="embed",
+        )
+        if not c.tied:
+            shape = (c.vocab_size, c.hidden_size)
+            self.param("lm_head", _partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))
+        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
+        policy = REMAT_POLICIES[c.remat]
+        layer = Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=c.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, name="layers")
+        keys_values = tuple((r.k, r.v) for r in regions)
+        lengths = tuple(r.length for r in regions)
+        x, own = stack(embed(tokens), keys_values, lengths, (jnp.cos(angles), jnp.sin(angles)))
+        scale = _partitioned("embed", init=nn.initializers.ones)
+        norm = nn.RMSNorm(c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype, scale_init=scale, name="norm")
+        return norm(x), own
+
+
+def output_table(params) -> Float[Array, "V D"]:
+    """The rows whose dot products with a hidden state are the logits: the lm-head, or the tied embedding."""
+    tree = params["params"]
+    return tree["lm_head"] if "lm_head" in tree else tree["embed"]["embedding"]
+
+
+def logits(hidden: Float[Array, "*rows D"], table: Float[Array, "V D"]) -> Float[Array, "*rows V"]:
+    """float32 logits."""
+    table = table.astype(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)

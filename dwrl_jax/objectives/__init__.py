@@ -1,0 +1,8 @@
+"""Objectives: pure functions from log-probabilities to one loss per pair.
+
+A module here has two names: `SAMPLES_THOUGHTS`, whether thoughts are drawn from the policy at every step, and
+`phases(hyper) -> dict[str, LossFn]`, one update of the parameters each, in order, with
+`LossFn(logps, thoughts) -> (loss [B], metrics)`; `Hyper` is its dataclass of hyper-parameters. Metrics are one
+value per pair and are averaged like the loss; those ending in `_max` take the maximum. A new algorithm is one
+new file: it is found by its name.
+"""

@@ -1,0 +1,31 @@
+"""Supervised warm start: maximum likelihood of written thoughts and of the answers that follow them."""
+
+import dataclasses
+
+from dwrl_jax.types import Logps, ThoughtBatch
+
+SAMPLES_THOUGHTS = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """`answer_weight` multiplies the answer's log-likelihood: one token beside many of the thought."""
+
+    answer_weight: float = 1.0
+
+
+def phases(hyper: Hyper):
+    """One phase: -log pi(o | x, y) - answer_weight * log pi(a | x, y, o), in nats, summed over both sides."""
+
+    def supervised_loss(logps: Logps, thoughts: ThoughtBatch):
+        thought = -logps.thought.sum((1, 2, 3))
+        answer = -logps.answer.sum((1, 2))
+        tokens = thoughts.thought_len.sum((1, 2))
+        metrics = {
+            "thought_nll": thought / tokens,
+            "answer_nll": answer / logps.answer[0].size,
+            "answer_mass": logps.answer_mass.mean((1, 2)),
+        }
+        return thought + hyper.answer_weight * answer, metrics
+
+    return {"supervised": supervised_loss}

@@ -1,0 +1,152 @@
+"""Sampling of thoughts and their scores: one jitted program, the prefix computed once per response."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dwrl_jax.gpm import Judge, answer_logps, content_length, prefix_region
+from dwrl_jax.models.attention import Region
+from dwrl_jax.models.transformer import logits, output_table
+from dwrl_jax.types import PreferenceBatch, ThoughtBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerOptions:
+    """`top_k = 0` and `top_p = 1` leave the density whole, which is what the trainer differentiates."""
+
+    group_size: int
+    max_thought: int
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class SamplingState(NamedTuple):
+    """The loop's carry. Row = one response (P of them), branch = one thought of its group (G)."""
+
+    position: Int[Array, ""]  # index of the thought token that is sampled next
+    token: Int[Array, "P G"]  # the token that is fed next: it stands just before `position`
+    done: Bool[Array, "P G"]  # the thought has its end token
+    thought: Int[Array, "P G T"]
+    logp: Float[Array, "P G T"]
+    k: Float[Array, "layers P G T K H"]  # keys of the tokens that were fed
+    v: Float[Array, "layers P G T K H"]
+
+
+def thought_keys(key, batch: PreferenceBatch, group_size: int):
+    """One key per thought [P, G], from (pair, side, sample): whatever else is in the batch does not matter.
+
+    `key` already carries seed and step; the position in the thought is folded in where a token is drawn.
+    """
+
+    def one(pair, side, sample):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, pair), side), sample)
+
+    over_samples = jax.vmap(one, (None, None, 0))
+    over_sides = jax.vmap(over_samples, (None, 0, None))
+    over_pairs = jax.vmap(over_sides, (0, None, None))
+    keys = over_pairs(batch.pair_id, jnp.arange(batch.prefix.shape[1]), jnp.arange(group_size))
+    return keys.reshape(-1, group_size)
+
+
+def truncate(scaled: Float[Array, "*rows V"], top_k: int, top_p: float) -> Float[Array, "*rows V"]:
+    """Logits with everything outside the `top_k` largest and the `top_p` nucleus at minus infinity."""
+    if top_k:
+        threshold = jax.lax.top_k(scaled, top_k)[0][..., -1:]
+        scaled = jnp.where(scaled < threshold, -jnp.inf, scaled)
+    if top_p < 1.0:
+        ordered = jnp.sort(scaled, -1, descending=True)
+        probability = jax.nn.softmax(ordered, -1)
+        before = jnp.cumsum(probability, -1) - probability  # mass in front of each token
+        threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
+        scaled = jnp.where(scaled < threshold, -jnp.inf, scaled)
+    return scaled
+
+
+def sample(
+    judge: Judge, options: SamplerOptions, params, batch: PreferenceBatch, key
+) -> tuple[ThoughtBatch, Float[Array, "B S G"], Float[Array, "B S G"]]:
+    """Thoughts from the policy, their log scores and the mass on the answer tokens, in one pass over the prefix.
+
+    `key` carries seed and step. Log-probabilities are those of the untruncated density at the judge's
+    temperature, so they equal the teacher-forced ones whatever top_k and top_p are.
+    """
+    B, S, L = batch.prefix.shape
+    G, T = options.group_size, options.max_thought
+    prefix_len = batch.prefix_len.reshape(-1)
+    prefix, last = prefix_region(judge, params, batch.prefix.reshape(B * S, L), prefix_len)
+    state = _write(judge, options, params, prefix, last, prefix_len, thought_keys(key, batch, G))
+
+    is_end = state.thought == judge.end
+    ended = is_end.any(-1)
+    thought_len = jnp.where(ended, is_end.argmax(-1) + 1, T)
+    written = Region(state.k, state.v, content_length(judge, state.thought, thought_len))
+    answer = jnp.broadcast_to(batch.answer.reshape(-1, 1), (B * S, G))
+    opened = jnp.concatenate([jnp.broadcast_to(last[:, None, None], (B * S, G, 1)), state.thought], -1)
+    score, mass = _score(judge, params, prefix, written, opened, prefix_len, answer)
+    thoughts = ThoughtBatch(
+        thought=state.thought.reshape(B, S, G, T),
+        thought_len=thought_len.reshape(B, S, G),
+        old_logp=state.logp.reshape(B, S, G, T),
+    )
+    return thoughts, score.reshape(B, S, G), mass.reshape(B, S, G)
+
+
+def _write(judge, options, params, prefix, last, prefix_len, keys) -> SamplingState:
+    """The loop: feed a token, draw the next, until every thought has ended or is full."""
+    G, T = options.group_size, options.max_thought
+    rows = last.shape[0]
+    table = output_table(params)
+    layers, _, _, _, kv_heads, head_dim = prefix.k.shape
+
+    def draw(state, hidden):
+        scaled = logits(hidden, table) / judge.temperature
+        step_keys = jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, state.position)))(keys)
+        allowed = truncate(scaled, options.top_k, options.top_p)
+        token = jax.vmap(jax.vmap(jax.random.categorical))(step_keys, allowed)
+        logp = jnp.take_along_axis(jax.nn.log_softmax(scaled, -1), token[..., None], -1)[..., 0]
+        return jnp.where(state.done, judge.pad, token), jnp.where(state.done, 0.0, logp)
+
+    def step(state: SamplingState) -> SamplingState:
+        t = state.position
+        written = Region(state.k, state.v, jnp.full((rows, 1), t))
+        positions = jnp.broadcast_to((prefix_len - 1 + t)[:, None, None], (rows, G, 1))
+        hidden, (k, v) = judge.model.apply(params, state.token[..., None], positions, (prefix, written))
+        token, logp = draw(state, hidden[:, :, 0])
+        return SamplingState(
+            position=t + 1,
+            token=token,
+            done=state.done | (token == judge.end),
+            thought=jax.lax.dynamic_update_slice(state.thought, token[..., None], (0, 0, t)),
+            logp=jax.lax.dynamic_update_slice(state.logp, logp[..., None], (0, 0, t)),
+            k=jax.lax.dynamic_update_slice_in_dim(state.k, k, t, 3),
+            v=jax.lax.dynamic_update_slice_in_dim(state.v, v, t, 3),
+        )
+
+    start = SamplingState(
+        position=jnp.int32(0),
+        token=jnp.broadcast_to(last[:, None], (rows, G)),
+        done=jnp.zeros((rows, G), bool),
+        thought=jnp.full((rows, G, T), judge.pad, jnp.int32),
+        logp=jnp.zeros((rows, G, T), jnp.float32),
+        k=jnp.zeros((layers, rows, G, T, kv_heads, head_dim), prefix.k.dtype),
+        v=jnp.zeros((layers, rows, G, T, kv_heads, head_dim), prefix.v.dtype),
+    )
+    return jax.lax.while_loop(lambda s: (s.position < T) & ~s.done.all(), step, start)
+
+
+def _score(judge, params, prefix, written, opened, prefix_len, answer):
+    """Second turn on the cached regions. `opened` is the last prefix token and the thought, [P, G, 1 + T].
+
+    Its last content token is fed again in front of the question: where a thought was cut off its keys and
+    values were never computed.
+    """
+    final = jnp.take_along_axis(opened, written.length[..., None], -1)
+    question = jnp.broadcast_to(jnp.asarray(judge.question), (*answer.shape, len(judge.question)))
+    tokens = jnp.concatenate([final, question], -1)
+    start = (prefix_len - 1)[:, None] + written.length
+    positions = start[..., None] + jnp.arange(tokens.shape[-1])
+    hidden, _ = judge.model.apply(params, tokens, positions, (prefix, written))
+    return answer_logps(judge, params, hidden[:, :, -1], answer)

@@ -1,0 +1,169 @@
+"""The built-in world: preference pairs whose judging takes steps that have to be written out.
+
+A prompt gives a start state and a row of operations, each a fixed permutation of the states; a response claims
+the final state in one of three styles. Quality falls with the circular distance of the claim from the truth and
+rises with the style; which of two responses is preferred is Bradley-Terry noise around it, so the ceiling is
+known. Composing the permutations is beyond one pass of a tiny transformer, but not beyond a written chain of
+intermediate states. Everything follows from a seed; nothing is downloaded.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from dwrl_jax.data import Pair
+
+STATES, OPERATIONS, CHAIN = 8, 8, 5
+STYLES = {"curt": -1.0, "plain": 0.0, "warm": 1.0}
+DISTANCE_WEIGHT, STYLE_WEIGHT = 1.5, 0.7
+TRUE_CLAIMS = 0.3  # share of responses that claim the truth outright; the others claim any state
+SPLITS = {"train": 0, "demonstrations": 1, "eval": 2}
+GOOD, BAD = 0, 1
+JUDGE, ASK, ANSWERS = "judge", "good?", ("yes", "no")
+TEMPLATE = (
+    "{{ bos_token }} {% for message in messages %}<{{ message.role }}> {{ message.content }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+# Written thoughts of the mixed stage. A "chain" writes every state, half of them with slips; "skipping" leaves
+# states out; "lazy" writes none; "rationalising" makes up a chain that ends in the claim.
+KINDS = {"chain": 0.2, "slips": 0.2, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
+SLIP = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """`permutations[o, s]` is the state that operation o makes of state s; drawn from the seed."""
+
+    seed: int
+    permutations: np.ndarray
+
+    def chain(self, start: int, operations: Sequence[int]) -> list[int]:
+        """States after each operation."""
+        states, state = [], start
+        for operation in operations:
+            state = int(self.permutations[operation, state])
+            states.append(state)
+        return states
+
+    def quality(self, prompt: str, response: str) -> float:
+        """Quality of a response text for a prompt text: -1.5 * circular distance + 0.7 * style."""
+        start, *operations = (int(word[1:]) for word in prompt.split())
+        claim, style = response.split()
+        return _quality(int(claim[1:]), self.chain(start, operations)[-1], style)
+
+
+def make_world(seed: int) -> World:
+    rng = np.random.default_rng([seed, 0])
+    return World(seed, np.stack([rng.permutation(STATES) for _ in range(OPERATIONS)]))
+
+
+def _quality(claim: int, truth: int, style: str) -> float:
+    distance = min(abs(claim - truth), STATES - abs(claim - truth))
+    return -DISTANCE_WEIGHT * distance + STYLE_WEIGHT * STYLES[style]
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def pair(world: World, split: str, index: int, *, mixed_from: int | None = None) -> Pair:
+    """Pair number `index` of a split.
+
+    Demonstrations carry a thought and a verdict for each side: clean chains up to index `mixed_from`, thoughts
+    of mixed quality from there on.
+    """
+    rng = np.random.default_rng([world.seed, 1 + SPLITS[split], index])
+    start, operations = int(rng.integers(STATES)), rng.integers(OPERATIONS, size=CHAIN)
+    states = world.chain(start, operations)
+    responses = [_response(rng, states[-1])]
+    while len(responses) < 2:
+        other = _response(rng, states[-1])
+        if other != responses[0]:
+            responses.append(other)
+    margin = _quality(responses[0][0], states[-1], responses[0][1]) - _quality(
+        responses[1][0], states[-1], responses[1][1]
+    )
+    if rng.random() > _sigmoid(margin):
+        responses.reverse()
+    thoughts = verdicts = None
+    if split == "demonstrations":
+        mixed = mixed_from is not None and index >= mixed_from
+        thoughts, verdicts = zip(*(_demonstration(rng, world, start, operations, r, mixed) for r in responses))
+    content = " ".join([f"s{start}", *(f"o{o}" for o in operations)])
+    return Pair(
+        prompt=({"role": "user", "content": content},),
+        chosen=_text(responses[0]),
+        rejected=_text(responses[1]),
+        margin=None,
+        source="world",
+        where=f"world {world.seed}, {split} pair {index}",
+        thoughts=thoughts,
+        verdicts=verdicts,
+    )
+
+
+def _response(rng, truth: int) -> tuple[int, str]:
+    claim = truth if rng.random() < TRUE_CLAIMS else int(rng.integers(STATES))
+    return claim, list(STYLES)[rng.integers(len(STYLES))]
+
+
+def _text(response: tuple[int, str]) -> str:
+    return f"s{response[0]} {response[1]}"
+
+
+def _demonstration(rng, world: World, start, operations, response, mixed: bool) -> tuple[str, int]:
+    """A thought about one response, and the verdict of a judge who believes it."""
+    claim, style = response
+    truth = world.chain(start, operations)
+    kind = rng.choice(list(KINDS), p=list(KINDS.values())) if mixed else "chain"
+    states = truth
+    if kind == "slips":
+        states, state = [], start
+        for operation in operations:
+            state = int(world.permutations[operation, state])
+            state = int(rng.integers(STATES)) if rng.random() < SLIP else state
+            states.append(state)
+    elif kind == "skipping":
+        states = [s for s in truth[:-1] if rng.random() < 0.5] + [int(rng.integers(STATES))]
+    elif kind == "rationalising":
+        states = [int(s) for s in rng.integers(STATES, size=CHAIN - 1)] + [claim]
+    believed = truth[-1] if kind == "lazy" else states[-1]
+    good = rng.random() < _sigmoid(2.0 * (_quality(claim, believed, style) + 1.2))
+    words = ["hm"] if kind == "lazy" else [f"s{s}" for s in states]
+    return " ".join(words), GOOD if good else BAD
+
+
+def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """What two fixed readers score on pairs: [pairs] log-odds of chosen over rejected each.
+
+    "no_thought" knows style's worth and nothing of the truth: the best that can be read off without composing
+    the operations. "ceiling" knows the quality itself: only the noise of the labels is left.
+    """
+    style = [STYLE_WEIGHT * (STYLES[p.chosen.split()[1]] - STYLES[p.rejected.split()[1]]) for p in pairs]
+    prompts = [p.prompt[0]["content"] for p in pairs]
+    margin = [world.quality(x, p.chosen) - world.quality(x, p.rejected) for x, p in zip(prompts, pairs)]
+    return {"no_thought": np.array(style), "ceiling": np.array(margin)}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, with a chat template of its own."""
+    special = ["<pad>", "<bos>", "<end>", "<user>", "<assistant>", "<system>"]
+    words = [*(f"s{i}" for i in range(STATES)), *(f"o{i}" for i in range(OPERATIONS)), *STYLES, "hm"]
+    words += [JUDGE, ASK, *ANSWERS, "<unk>"]
+    vocabulary = {word: i for i, word in enumerate([*special, *words])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<end>",
+        additional_special_tokens=["<user>", "<assistant>", "<system>"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
