@@ -1,0 +1,307 @@
+"""The only file that knows a chat format: questions, answer tokens, text -> ids.
+
+    user: x   assistant: y   user: judge_question    ->  assistant: thought, closed by one end token
+                             user: answer_question   ->  assistant: answer, one token
+
+Every id comes from the tokenizer's own chat template: `apply_chat_template(tokenize=False)`, then
+`tokenizer(text, add_special_tokens=False)`. A conversation is cut into a prefix (up to the place where the
+thought begins), the thought (through its end token) and `question_ids` (from that same end token through the
+prompt for the answer). Put together they are, token for token, the template's rendering of the whole;
+`make_dialogue` checks on probe conversations that the template allows this before anything else runs.
+"""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from dwrl_jax.errors import UserError
+
+# For tokenizers without a chat template, such as those of base models. The blank line stands in front of a
+# turn and not behind it, so that nothing follows the eos token of the last one.
+FALLBACK_TEMPLATE = (
+    "{%- if bos_token is defined and bos_token %}{{- bos_token }}{%- endif %}"
+    "{%- for message in messages %}"
+    "{%- if not loop.first %}{{- '\\n\\n' }}{%- endif %}"
+    "{%- if message['role'] == 'user' %}{{- 'User: ' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' %}{{- 'Assistant: ' + message['content'] + eos_token }}"
+    "{%- else %}{{- message['content'] }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '\\n\\nAssistant:' }}{%- endif %}"
+)
+
+_PROBES = (  # (messages, response, thought)
+    (({"role": "user", "content": "Say hello."},), "Hello.", "It is polite."),
+    (
+        (
+            {"role": "user", "content": "What is 2 + 2?"},
+            {"role": "assistant", "content": "4"},
+            {"role": "user", "content": "and 3?\n"},
+        ),
+        "7, of course",
+        "2 + 2 + 3 = 7:\n\n1. right\n2. short",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """The two questions, and what they are in tokens; made by `make_dialogue`.
+
+    `answers` are the good and the bad one, `answer_ids` the token of each in its place. `question_ids[0]` is
+    `end_id`, the token that closes a thought: append `question_ids[1:]` after a thought that has its end.
+    """
+
+    tokenizer: Any
+    judge_question: str
+    answer_question: str
+    answers: tuple[str, str]
+    system: str | None  # put first where a conversation has no system message of its own
+    date: str  # for templates that print today's date
+    template: str
+    begin_ids: tuple[int, ...] = ()  # a begin token that the tokenizer adds but the template does not print
+    question_ids: tuple[int, ...] = ()
+    end_id: int = -1
+    answer_ids: tuple[int, int] = (-1, -1)
+    pad_id: int = -1
+    control: re.Pattern = re.compile("(?!)")
+
+
+def load_tokenizer(path) -> Any:
+    """The tokenizer in a local folder or of a hub id, with a chat template; UserError when there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:  # transformers raises many types here, some without a common parent
+        raise UserError(
+            f"tokenizer {str(path)!r} cannot be loaded: give a folder with tokenizer.json or a hub id "
+            f"({_one_line(error)})"
+        ) from error
+    return with_template(tokenizer)
+
+
+def with_template(tokenizer) -> Any:
+    """The same tokenizer; one without a chat template gets FALLBACK_TEMPLATE, so that an export carries it.
+
+    UserError when it has no eos token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no eos token: set eos_token in its config")
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = FALLBACK_TEMPLATE
+    return tokenizer
+
+
+def make_dialogue(tokenizer, *, judge_question, answer_question, answers, system=None, date="26 Jul 2024") -> Dialogue:
+    """Resolve both questions and both answers (good, bad) to tokens, and check that the template allows it.
+
+    UserError when the text before a turn changes with the turn, when a thought is not closed by exactly one
+    end token, when an answer is not one token in its place, or when there is more than one begin token.
+    """
+    try:
+        template = with_template(tokenizer).get_chat_template()
+    except ValueError as error:
+        raise _unusable(_one_line(error)) from error
+    if "strftime_now" in template:
+        # apply_chat_template turns a function among its arguments into a string, so a macro freezes the clock
+        frozen = f"{{% macro strftime_now(format) %}}{{{{ {json.dumps(date)} }}}}{{% endmacro %}}\n"
+        template = frozen + template
+    dialogue = Dialogue(
+        tokenizer=tokenizer,
+        judge_question=judge_question,
+        answer_question=answer_question,
+        answers=tuple(answers),
+        system=system or None,
+        date=date,
+        template=template,
+        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
+    resolved, again = (_resolve(dialogue, *probe) for probe in _PROBES)
+    if resolved != again:
+        raise _unusable("what follows a thought depends on what came before it")
+    control = _control_pattern(tokenizer, resolved["question_ids"])
+    dialogue = dataclasses.replace(dialogue, **resolved, control=control)
+    if dialogue.answer_ids[0] == dialogue.answer_ids[1]:
+        raise UserError(f"dialogue.answers: {dialogue.answers} are the same token; choose two that differ")
+    for key in ("judge_question", "answer_question", "system"):
+        if has_control_token(dialogue, getattr(dialogue, key) or ""):
+            raise UserError(f"dialogue.{key} contains a control token of the tokenizer: take it out")
+    return dialogue
+
+
+def prefix_ids(dialogue, messages, response) -> list[int]:
+    """Ids of the conversation up to the place where the thought begins."""
+    return prefix_ids_batch(dialogue, [(messages, response)])[0]
+
+
+def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
+    """`prefix_ids` of many (messages, response), by one call of the tokenizer."""
+    if not rows:
+        return []
+    conversations = [_judged(dialogue, messages, response) for messages, response in rows]
+    return _encode(dialogue, _texts(dialogue, conversations, prompt=True))
+
+
+def render(dialogue, messages, response, thought, answer) -> list[int]:
+    """Ids of the whole conversation, answer turn included, by the template in one go."""
+    asked = _judged(dialogue, messages, response) + _asked(dialogue, thought)
+    return _encode(dialogue, _texts(dialogue, [asked + [_turn("assistant", answer)]], prompt=False))[0]
+
+
+def encode_thought(dialogue, text) -> list[int]:
+    """Ids of a written thought as they stand in a conversation, through the end token."""
+    return encode_thoughts(dialogue, [text])[0]
+
+
+def encode_thoughts(dialogue, texts) -> list[list[int]]:
+    """`encode_thought` of many, by one call of the tokenizer.
+
+    UserError when a thought has a control token, or begins with blanks that melt into the prompt before it.
+    """
+    if not texts:
+        return []
+    opening = [_turn("user", dialogue.judge_question)]
+    before = _encode(dialogue, _texts(dialogue, [opening], prompt=True))[0]
+    whole = _encode(dialogue, _texts(dialogue, [opening + _asked(dialogue, t) for t in texts], prompt=False))
+    thoughts = []
+    for text, ids in zip(texts, whole):
+        if has_control_token(dialogue, text) or ids[: len(before)] != before:
+            raise UserError(f"the thought {text[:40]!r} does not fit in: take out control tokens and outer blanks")
+        thoughts.append(ids[len(before) : ids.index(dialogue.end_id, len(before)) + 1])
+    return thoughts
+
+
+def has_control_token(dialogue, text) -> bool:
+    """Whether `text` would become one of the tokens that give a conversation its structure."""
+    return dialogue.control.search(text) is not None
+
+
+def fit_prefixes(dialogue, messages, responses, max_length) -> tuple[list[int], list[int], int] | None:
+    """Prefix ids of (chosen, rejected) in at most `max_length` tokens, and how many turns that cost.
+
+    Too long a conversation loses its oldest exchanges (a user and an assistant turn), the same for both
+    sides; a system message, the last user turn and the response stay. None when even that is too long.
+    """
+    keep = 1 if messages[0]["role"] == "system" else 0
+    for dropped in range(0, len(messages) - keep, 2):
+        shorter = (*messages[:keep], *messages[keep + dropped :])
+        chosen, rejected = prefix_ids_batch(dialogue, [(shorter, response) for response in responses])
+        if max(len(chosen), len(rejected)) <= max_length:
+            return chosen, rejected, dropped
+    return None
+
+
+def _unusable(why) -> UserError:
+    return UserError(f"the chat template is not usable: {why}")
+
+
+def _one_line(error) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _turn(role, content):
+    return {"role": role, "content": content}
+
+
+def _judged(dialogue, messages, response):
+    """The conversation through the first question."""
+    own = dialogue.system is None or messages[0]["role"] == "system"
+    system = [] if own else [_turn("system", dialogue.system)]
+    return [*system, *messages, _turn("assistant", response), _turn("user", dialogue.judge_question)]
+
+
+def _asked(dialogue, thought):
+    """The thought and the second question."""
+    return [_turn("assistant", thought), _turn("user", dialogue.answer_question)]
+
+
+def _texts(dialogue, conversations, prompt) -> list[str]:
+    """Rendered conversations; with `prompt`, up to the place where the assistant speaks next."""
+    try:
+        return dialogue.tokenizer.apply_chat_template(
+            conversations,
+            chat_template=dialogue.template,
+            add_generation_prompt=prompt,
+            tokenize=False,
+            date_string=dialogue.date,
+        )
+    except Exception as error:  # a template is a program from elsewhere: it may raise anything
+        raise UserError(f"the chat template refuses a conversation: {_one_line(error)}") from error
+
+
+def _encode(dialogue, texts) -> list[list[int]]:
+    # verbose=False: lengths are judged by data.max_length, not by the tokenizer's model_max_length
+    batch = dialogue.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    begin = list(dialogue.begin_ids)
+    return [begin + ids for ids in batch["input_ids"]] if begin else batch["input_ids"]
+
+
+def _resolve(dialogue, messages, response, thought) -> dict:
+    """The token fields of a Dialogue, read off one probe conversation."""
+    judged = _judged(dialogue, messages, response)
+    asked = judged + _asked(dialogue, thought)
+    before, through = _texts(dialogue, [judged, asked], prompt=True)
+    answered = _texts(dialogue, [asked + [_turn("assistant", a)] for a in dialogue.answers], prompt=False)
+    if not through.startswith(before) or not all(text.startswith(through) for text in answered):
+        raise _unusable(
+            "the generation prompt is not how the assistant's next turn begins "
+            "(templates that insert or strip <think> blocks do this)"
+        )
+    before_ids, ids = _encode(dialogue, [before, through])
+    tail = through[len(before) :].partition(thought.strip())[2]
+    end_id = (_encode(dialogue, [tail])[0] or [-1])[0]
+    if end_id not in dialogue.tokenizer.added_tokens_decoder:
+        raise _unusable(f"no end token right after an assistant turn, but {tail[:20]!r}")
+    if ids[: len(before_ids)] != before_ids:
+        raise _unusable("the tokens of the generation prompt change with the text that follows")
+    question_ids = tuple(ids[ids.index(end_id, len(before_ids)) :])
+    if question_ids[1] == end_id:
+        raise _unusable("two end tokens close an assistant turn")
+    return {
+        "begin_ids": _begin_ids(dialogue.tokenizer, ids, end_id),
+        "question_ids": question_ids,
+        "end_id": end_id,
+        "answer_ids": tuple(
+            _answer_id(dialogue, answer, ids, full, end_id)
+            for answer, full in zip(dialogue.answers, _encode(dialogue, answered))
+        ),
+    }
+
+
+def _answer_id(dialogue, answer, asked_ids, full_ids, end_id) -> int:
+    """The one token that is new in `full_ids` before the turn ends."""
+    pairs = enumerate(zip(asked_ids, full_ids))
+    start = next((i for i, (old, new) in pairs if old != new), len(asked_ids))
+    new = full_ids[start:]
+    new = new[: new.index(end_id)] if end_id in new else new
+    if start != len(asked_ids) or len(new) != 1:
+        tokens = dialogue.tokenizer.convert_ids_to_tokens(new)
+        raise UserError(
+            f"dialogue.answers: {answer!r} must be one token where the answer stands, but it is {tokens}; "
+            "choose a shorter answer"
+        )
+    return new[0]
+
+
+def _begin_ids(tokenizer, ids, end_id) -> tuple[int, ...]:
+    """The begin token to put in front of a rendered conversation, so that there is exactly one."""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return ()
+    # Where one token is both begin and end, only the front can be told from the turns' ends.
+    printed = (ids[:2] if bos == end_id else ids).count(bos)
+    if printed > 1 or (printed == 1 and ids[0] != bos):
+        raise _unusable(f"begin token {tokenizer.bos_token!r} printed {printed} times; once, in front, is right")
+    added = tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
+    return (bos,) if added and not printed else ()
+
+
+def _control_pattern(tokenizer, ids) -> re.Pattern:
+    """Matches the special tokens, and those other added tokens that the template marks turns with."""
+    added = tokenizer.added_tokens_decoder
+    control = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
+    control |= {added[i].content for i in ids if i in added and added[i].content.strip()}
+    longest_first = sorted(control, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)))

@@ -1,0 +1,429 @@
+"""Pair files, real and broken, and the promise that a batch follows from (seed, step) alone."""
+
+import gzip
+import json
+import threading
+import types
+
+import datasets
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from dwrl_jax import data
+from dwrl_jax.dialogue import encode_thought, load_tokenizer, make_dialogue, prefix_ids
+from dwrl_jax.errors import UserError
+
+BUCKETS = (16, 24, 48)
+
+
+@pytest.fixture(scope="module")
+def dialogue():
+    """One token a word: 9 tokens of a prefix are not the prompt's or the response's."""
+    words = ["<s>", "</s>", "<pad>", "<unk>", "User:", "Assistant:", "judge", "ask", "yes", "no", "x", "y", "z"]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    return make_dialogue(tokenizer, judge_question="judge", answer_question="ask", answers=("yes", "no"))
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+GOOD_ROW = {"prompt": "x", "chosen": "y", "rejected": "z"}
+
+
+def write(path, rows):
+    """A .jsonl or .jsonl.gz of rows; a row that is a string is a line as it stands."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    return path
+
+
+def random_pairs(n, seed=0, **fields):
+    rng = np.random.default_rng(seed)
+    text = lambda: " ".join(rng.choice(["x", "y", "z"], size=rng.integers(1, 14)))  # noqa: E731
+    return [data.Pair((user(text()),), text(), text(), where=f"f:{i + 1}", **fields) for i in range(n)]
+
+
+def make(pairs, dialogue, **changes):
+    examples, _ = data.tokenise(pairs, dialogue, BUCKETS[-1])
+    sizes = {"batch_size": 4, "buckets": BUCKETS, "pad_id": dialogue.pad_id, "window": 2} | changes
+    return data.make_batches(examples, **sizes)
+
+
+def seen(batches, epoch=0):
+    """pair_id of every valid row of an epoch, in order."""
+    steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+    found = [batches(step)[0] for step in steps]
+    return [int(i) for batch in found for i in batch.pair_id[batch.valid]]
+
+
+# --- exact: reading ---
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("hh_rlhf/train", 3598),
+        ("hh_rlhf/train_extra", 1500),
+        ("hh_rlhf/validation", 500),
+        ("llmbar/llmbar", 418),
+        ("pandalm/pandalm", 700),
+        ("gsm8k_pairs/gsm8k_pairs", 731),
+    ],
+)
+def test_converted_files_have_no_malformed_row(shared_data, name, count):
+    pairs, skipped = data.read_pairs(shared_data / f"{name}.jsonl.gz", strict=True)
+    assert len(pairs) == count and not skipped.rows
+    assert all(pair.source for pair in pairs)
+
+
+def test_raw_hh_rlhf(shared_data):
+    path = shared_data / "hh_rlhf" / "raw_helpful-base_test_first200.jsonl.gz"
+    pairs, skipped = data.read_pairs(path)
+    assert skipped.rows == [(f"{path}:121", "empty final turn"), (f"{path}:169", "prompts differ")]
+    assert skipped.counts == {"empty final turn": 1, "prompts differ": 1}
+    assert len(pairs) == 198 and pairs[120].where == f"{path}:122"
+    with pytest.raises(UserError, match=r"\.gz:121: empty final turn"):
+        data.read_pairs(path, strict=True)
+
+
+def test_raw_rows_are_the_converted_ones(shared_data):
+    folder = shared_data / "hh_rlhf"
+    raw, _ = data.read_pairs(folder / "raw_helpful-base_test_first200.jsonl.gz")
+    by_line = {int(pair.where.rpartition(":")[2]) - 1: pair for pair in raw}
+    converted, _ = data.read_pairs(folder / "train.jsonl.gz")
+    lines = json.loads((folder / "index.json").read_text())["train"]
+    compared = 0
+    for line, pair in zip(lines, converted):
+        source, _, number = line.partition(":")
+        if source == "helpful-base" and int(number) in by_line:
+            other = by_line[int(number)]
+            assert (pair.prompt, pair.chosen, pair.rejected) == (other.prompt, other.chosen, other.rejected)
+            compared += 1
+    assert compared > 100
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        GOOD_ROW,
+        {"prompt": [user("x")], "chosen": "y", "rejected": "z"},
+        {"prompt": "x", "chosen": [assistant("y")], "rejected": [assistant("z")]},
+        {"chosen": [user("x"), assistant("y")], "rejected": [user("x"), assistant("z")]},
+        {"prompt": "x", "chosen": [user("x"), assistant("y")], "rejected": [user("x"), assistant("z")]},
+        {"chosen": "\n\nHuman: x\n\nAssistant: y", "rejected": "\n\nHuman: x\n\nAssistant: z"},
+        {"prompt": "\n\nHuman: x\n\nAssistant:", "chosen": "y", "rejected": "z"},
+    ],
+)
+def test_every_format_gives_the_same_pair(tmp_path, row):
+    (pair,), _ = data.read_pairs(write(tmp_path / "set.jsonl", [row]), strict=True)
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.source) == ((user("x"),), "y", "z", "set")
+    assert (pair.margin, pair.thoughts, pair.verdicts) == (None, None, None)
+
+
+def test_system_turn_and_optional_columns(tmp_path):
+    system = {"role": "system", "content": "s"}
+    row = {
+        "prompt": "x",
+        "chosen": [system, user("x"), assistant("y")],
+        "rejected": [system, user("x"), assistant("z")],
+        "margin": 2,
+        "source": "here",
+        "thoughts": [" good ", "bad"],
+        "verdicts": [0, 1],
+    }
+    (pair,), _ = data.read_pairs(write(tmp_path / "set.jsonl.gz", [row]), strict=True)
+    assert pair.prompt == (system, user("x"))
+    assert (pair.margin, pair.source, pair.thoughts, pair.verdicts) == (2.0, "here", ("good", "bad"), (0, 1))
+
+
+MALFORMED = [
+    ('{"prompt": "x", ', "not json"),
+    ("[1, 2]", "not json"),
+    ({"prompt": "x", "rejected": "z"}, "missing column: chosen"),
+    ({"prompt": "x", "chosen": "y", "rejected": None}, "missing column: rejected"),
+    ({"chosen": "y", "rejected": "z"}, "missing column: prompt"),
+    (GOOD_ROW | {"chosen": 3}, "not a string or message list"),
+    (GOOD_ROW | {"prompt": []}, "not a string or message list"),
+    (GOOD_ROW | {"prompt": [{"role": "user", "content": None}]}, "not a string or message list"),
+    (GOOD_ROW | {"rejected": " \n"}, "empty final turn"),
+    (GOOD_ROW | {"prompt": " "}, "empty prompt turn"),
+    (GOOD_ROW | {"prompt": "u", "chosen": [user("x"), assistant("y")]}, "prompts differ"),
+    ({"chosen": [user("x"), assistant("y")], "rejected": [user("u"), assistant("z")]}, "prompts differ"),
+    (GOOD_ROW | {"prompt": [user("x"), user("u")]}, "consecutive same role"),
+    (GOOD_ROW | {"prompt": [user("x"), assistant("u")]}, "consecutive same role"),
+    (GOOD_ROW | {"prompt": [assistant("u"), user("x")]}, "first turn not user"),
+    (GOOD_ROW | {"prompt": [user("u"), {"role": "system", "content": "s"}]}, "system turn not first"),
+    (GOOD_ROW | {"prompt": [{"role": "tool", "content": "s"}]}, "unknown role: tool"),
+    ({"chosen": [user("x"), user("y")], "rejected": [user("x"), user("z")]}, "last turn not assistant"),
+    (GOOD_ROW | {"rejected": "y "}, "chosen equals rejected"),
+    (GOOD_ROW | {"margin": "big"}, "bad margin"),
+    ('{"prompt": "x", "chosen": "y", "rejected": "z", "margin": NaN}', "bad margin"),
+    (GOOD_ROW | {"thoughts": ["one"]}, "bad thoughts"),
+    (GOOD_ROW | {"verdicts": [0, 2]}, "bad verdicts"),
+]
+
+
+def test_every_malformed_row_is_listed_with_its_line(tmp_path):
+    path = write(tmp_path / "bad.jsonl", [GOOD_ROW, "", *(row for row, _ in MALFORMED)])
+    pairs, skipped = data.read_pairs(path)
+    assert [pair.where for pair in pairs] == [f"{path}:1"]
+    assert skipped.rows == [(f"{path}:{i}", reason) for i, (_, reason) in enumerate(MALFORMED, 3)]
+    assert skipped.counts["not json"] == 2 and "bad margin 2" in skipped.summary()
+
+
+@pytest.mark.parametrize("row, reason", MALFORMED)
+def test_strict_names_line_and_reason(tmp_path, row, reason):
+    with pytest.raises(UserError, match=f"bad.jsonl:2: {reason}") as error:
+        data.read_pairs(write(tmp_path / "bad.jsonl", [GOOD_ROW, row]), strict=True)
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_not_utf8(tmp_path):
+    path = tmp_path / "bytes.jsonl"
+    path.write_bytes(json.dumps(GOOD_ROW).encode() + b'\n{"prompt": "\xff"}\n')
+    assert data.read_pairs(path)[1].rows == [(f"{path}:2", "not json")]
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    cut = write(tmp_path / "cut.jsonl.gz", [GOOD_ROW] * 500)
+    cut.write_bytes(cut.read_bytes()[:-12])
+    plain = tmp_path / "plain.jsonl.gz"
+    plain.write_text("not gzip")
+    for path in (cut, plain, tmp_path / "absent.jsonl", tmp_path / "absent.parquet", tmp_path / "absent"):
+        with pytest.raises(UserError, match="cannot be read") as error:
+            data.read_pairs(path)
+        assert "\n" not in str(error.value) and str(path) in str(error.value)
+    with pytest.raises(UserError, match="no usable row, 1 left out .not json 1."):
+        data.read_pairs(write(tmp_path / "none.jsonl", ["oops"]))
+
+
+def test_parquet_and_saved_data_sets(tmp_path, shared_data):
+    path = shared_data / "llmbar" / "llmbar.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][:40]
+    expected = [(p.prompt, p.chosen, p.rejected, p.source) for p in data.read_pairs(path)[0][:40]]
+    saved = datasets.Dataset.from_list(rows)
+    saved.to_parquet(tmp_path / "set.parquet")
+    saved.save_to_disk(tmp_path / "alone")
+    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "splits")
+    for name, split in (("set.parquet", "train"), ("alone", "train"), ("splits", "test")):
+        pairs, skipped = data.read_pairs(tmp_path / name, split=split)
+        assert [(p.prompt, p.chosen, p.rejected, p.source) for p in pairs] == expected and not skipped.rows
+        assert pairs[2].where == f"{tmp_path / name}:3"
+    with pytest.raises(UserError, match="split 'train'"):
+        data.read_pairs(tmp_path / "splits")
+
+
+# --- exact: tokenising ---
+
+
+def test_sides_answers_and_thoughts(dialogue):
+    plain = data.Pair((user("x"),), "y", "z z", where="f:1")
+    written = data.Pair((user("x"),), "y", "z z", thoughts=("x x", "y"), verdicts=(0, 1), where="f:2")
+    examples, report = data.tokenise([plain, written], dialogue, 48)
+    for example in examples.rows:
+        assert example.prefix[0].tolist() == prefix_ids(dialogue, plain.prompt, "y")
+        assert example.prefix[1].tolist() == prefix_ids(dialogue, plain.prompt, "z z")
+    good, bad = dialogue.answer_ids
+    assert [example.answer for example in examples.rows] == [(good, good), (good, bad)]
+    assert examples.rows[0].thoughts is None
+    assert examples.rows[1].thoughts == (encode_thought(dialogue, "x x"), encode_thought(dialogue, "y"))
+    assert (report.kept, report.shortened, report.turns_dropped) == (2, 0, 0)
+
+
+def test_what_does_not_fit_is_counted(dialogue):
+    prompt = (user("x x"), assistant("y y y"), user("z"))
+    pairs = [
+        data.Pair(prompt, "y", "z", where="f:1"),
+        data.Pair(prompt, "y</s>", "z", where="f:2"),
+        data.Pair(prompt, "y", "z " * 30, where="f:3"),
+        data.Pair((user("x"),), "y", "z", where="f:4", thoughts=("<pad>", "x")),
+    ]
+    short = len(prefix_ids(dialogue, prompt[2:], "y"))
+    examples, report = data.tokenise(pairs, dialogue, short)
+    assert [example.pair_id for example in examples.rows] == [0]
+    assert examples.rows[0].prefix[1].tolist() == prefix_ids(dialogue, prompt[2:], "z")
+    assert (report.kept, report.shortened, report.turns_dropped) == (1, 1, 2)
+    control = "control token in text"
+    assert sorted(report.skipped.rows) == [("f:2", control), ("f:3", "too long"), ("f:4", control)]
+    assert report.summary() == (
+        "1 pairs kept (1 of them without their oldest turns, 2 in all), "
+        "3 left out (control token in text 2, too long 1)"
+    )
+    for row, reason in ((1, control), (2, "too long")):
+        with pytest.raises(UserError, match=f"f:{row + 1}: {reason}"):
+            data.tokenise(pairs[row : row + 1], dialogue, short, strict=True)
+    with pytest.raises(UserError, match="data.buckets"):
+        data.tokenise(pairs[2:3], dialogue, short)
+
+
+# --- exact: batches ---
+
+
+def test_a_batch_holds_its_pairs(dialogue):
+    pairs = random_pairs(10)
+    batches = make(pairs, dialogue)
+    for step in range(batches.steps_per_epoch):
+        batch, thoughts = batches(step)
+        assert thoughts is None
+        for b, pair_id in enumerate(batch.pair_id):
+            for s, response in enumerate((pairs[pair_id].chosen, pairs[pair_id].rejected)):
+                ids = prefix_ids(dialogue, pairs[pair_id].prompt, response)
+                assert batch.prefix_len[b, s] == len(ids)
+                assert batch.prefix[b, s, : len(ids)].tolist() == ids
+                assert (batch.prefix[b, s, len(ids) :] == dialogue.pad_id).all()
+        assert batch.prefix.shape[2] == min(size for size in BUCKETS if size >= batch.prefix_len.max())
+        assert (batch.answer == dialogue.answer_ids[0]).all()
+        assert {batch.prefix.dtype, batch.prefix_len.dtype, batch.pair_id.dtype} == {np.dtype(np.int32)}
+
+
+def test_a_prefix_as_long_as_a_bucket_stays_in_it(dialogue):
+    pair = data.Pair((user("x"),), "y", "z z")
+    length = len(prefix_ids(dialogue, pair.prompt, "z z"))
+    for buckets, chosen in (((length, 40), length), ((length - 1, 40), 40)):
+        batches = make([pair], dialogue, batch_size=1, buckets=buckets)
+        assert batches(0)[0].prefix.shape == (1, 2, chosen)
+
+
+def test_written_thoughts(dialogue):
+    pairs = random_pairs(3, thoughts=("x y z", "z"), verdicts=(0, 1))
+    batch, thoughts = make(pairs, dialogue, batch_size=3, max_thought=5)(0)
+    assert thoughts.thought.shape == thoughts.old_logp.shape == (3, 2, 1, 5)
+    assert thoughts.thought_len[:, :, 0].tolist() == [[4, 2]] * 3
+    long, short = encode_thought(dialogue, "x y z"), encode_thought(dialogue, "z")
+    pad = dialogue.pad_id
+    assert thoughts.thought[1, :, 0].tolist() == [[*long, pad], [*short, pad, pad, pad]]
+    assert not thoughts.old_logp.any() and thoughts.old_logp.dtype == np.float32
+    assert batch.answer.tolist() == [list(dialogue.answer_ids)] * 3
+    for max_thought in (3, None):
+        with pytest.raises(UserError, match=f"sampler.max_thought: {max_thought}, f:1 has 4 tokens"):
+            make(pairs, dialogue, batch_size=3, max_thought=max_thought)
+    with pytest.raises(UserError, match="f:1: no thoughts"):
+        make(random_pairs(1) + pairs, dialogue, max_thought=5)
+
+
+def test_padding_share_counts_valid_tokens_only(dialogue):
+    pair = data.Pair((user("x"),), "y", "z z")
+    lengths = [len(prefix_ids(dialogue, pair.prompt, y)) for y in ("y", "z z")]
+    batch, _ = make([pair], dialogue, batch_size=2, shuffle=False)(0)
+    assert batch.valid.tolist() == [True, False]
+    assert data.padding_share(batch) == pytest.approx(1 - sum(lengths) / (2 * 2 * 16))
+
+
+def test_sizes_that_do_not_fit(dialogue):
+    pairs = random_pairs(3)
+    for buckets in ((), (8, 8), (16, 8), (0, 8)):
+        with pytest.raises(UserError, match="data.buckets"):
+            make(pairs, dialogue, batch_size=2, buckets=buckets)
+    with pytest.raises(UserError, match=r"data.buckets: 12 is the largest, f:\d has"):
+        make(pairs, dialogue, batch_size=2, buckets=(8, 12))
+    with pytest.raises(UserError, match="data.batch_size: 4 is more than the 3 pairs"):
+        make(pairs, dialogue)
+
+
+# --- invariance ---
+
+
+def test_every_pair_once_an_epoch(dialogue):
+    batches = make(random_pairs(22), dialogue)
+    assert batches.steps_per_epoch == 6
+    epochs = [seen(batches, epoch) for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(22)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    last = batches(5)[0]
+    assert last.valid.tolist() == [True, True, False, False]
+    assert last.pair_id[2] == last.pair_id[3] == last.pair_id[0]
+    assert (last.prefix[2] == last.prefix[0]).all() and last.prefix_len[2].tolist() == last.prefix_len[0].tolist()
+    assert all(batches(step)[0].valid.all() for step in range(5))
+
+
+def test_a_batch_follows_from_seed_and_step(dialogue):
+    pairs = random_pairs(22)
+    walked, jumped, other = (make(pairs, dialogue, seed=seed) for seed in (3, 3, 4))
+    batches = [walked(step)[0] for step in range(15)]
+    for step in (14, 0, 7):
+        for ours, theirs in zip(vars(batches[step]).values(), vars(jumped(step)[0]).values()):
+            np.testing.assert_array_equal(ours, theirs)
+    assert seen(walked) != seen(other)
+
+
+def test_grouping_by_length_saves_padding_and_order_stays_random(dialogue):
+    pairs = random_pairs(400)
+    buckets = tuple(range(12, 49, 2))
+    shares = {}
+    for window in (1, 16):
+        batches = make(pairs, dialogue, window=window, buckets=buckets)
+        shares[window] = np.mean([data.padding_share(batches(step)[0]) for step in range(100)])
+    longest = [int(batches(step)[0].prefix_len.max()) for step in range(16)]
+    assert shares[16] < 0.7 * shares[1]
+    assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
+
+
+def test_in_order_is_by_length_and_the_same_every_time(dialogue):
+    batches = make(random_pairs(10), dialogue, shuffle=False)
+    found = [batches(step)[0] for step in range(3)]
+    lengths = [int(n) for batch in found for n in batch.prefix_len.max(axis=1)[batch.valid]]
+    assert lengths == sorted(lengths)
+    assert sorted(seen(batches)) == list(range(10)) and seen(batches) == seen(batches, epoch=1)
+    assert found[2].valid.tolist() == [True, True, False, False]
+
+
+def test_an_unlimited_source_is_read_in_order(dialogue):
+    pairs = random_pairs(40)
+    examples, _ = data.tokenise(pairs, dialogue, BUCKETS[-1])
+    endless = types.SimpleNamespace(examples=examples.examples)
+    batches = data.make_batches(endless, batch_size=4, buckets=BUCKETS, pad_id=dialogue.pad_id)
+    assert batches.steps_per_epoch is None
+    batch, _ = batches(3)
+    assert batch.pair_id.tolist() == [12, 13, 14, 15] and batch.valid.all()
+    ids = prefix_ids(dialogue, pairs[13].prompt, pairs[13].rejected)
+    assert batch.prefix[1, 1, : batch.prefix_len[1, 1]].tolist() == ids
+
+
+def test_prefetch_is_the_plain_loop(dialogue):
+    batches = make(random_pairs(22), dialogue)
+    fetched = [batch.pair_id.tolist() for batch, _ in data.prefetch(batches, 2, 9)]
+    assert fetched == [batches(step)[0].pair_id.tolist() for step in range(2, 9)]
+
+
+def test_prefetch_passes_errors_on_and_its_thread_ends():
+    def fails(step):
+        if step == 2:
+            raise UserError("row 2")
+        return step
+
+    fetched = []
+    with pytest.raises(UserError, match="row 2"):
+        for step in data.prefetch(fails, 0, 5):
+            fetched.append(step)
+    assert fetched == [0, 1]
+    stream = data.prefetch(lambda step: step, 0, 10**9, depth=1)
+    assert next(stream) == 0
+    stream.close()
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+# --- smoke ---
+
+
+def test_real_pairs_to_batches(shared_data):
+    tokenizer = load_tokenizer(shared_data / "tokenizers" / "qwen2.5")
+    dialogue = make_dialogue(
+        tokenizer, judge_question="Judge the response.", answer_question="Good? A or B", answers=("A", "B")
+    )
+    pairs, _ = data.read_pairs(shared_data / "hh_rlhf" / "validation.jsonl.gz")
+    examples, report = data.tokenise(pairs, dialogue, 512)
+    assert report.kept + len(report.skipped.rows) == 500 and report.shortened > 0
+    batches = data.make_batches(examples, batch_size=16, buckets=(128, 256, 512), pad_id=dialogue.pad_id)
+    assert sorted(seen(batches)) == [example.pair_id for example in examples.rows]
