@@ -19,7 +19,10 @@ BEST = "accuracy"  # of held-out pairs, on the curve
 def open_manager(workdir: Path) -> ocp.CheckpointManager:
     """The checkpoints of a run, in workdir/checkpoints."""
     keep = policies.AnyPreservationPolicy(
-        [policies.LatestN(1), policies.BestN(get_metric_fn=lambda m: m[BEST], n=1, keep_checkpoints_without_metrics=False)]
+        [
+            policies.LatestN(1),
+            policies.BestN(get_metric_fn=lambda m: m[BEST], n=1, keep_checkpoints_without_metrics=False),
+        ]
     )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=keep, best_fn=lambda metrics: metrics[BEST], best_mode="max"
@@ -44,9 +47,7 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | No
         return None
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     rest = {"step": abstract.step, "opt_state": abstract.opt_state}
-    args = ocp.args.Composite(
-        params=ocp.args.StandardRestore(abstract.params), rest=ocp.args.StandardRestore(rest)
-    )
+    args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract.params), rest=ocp.args.StandardRestore(rest))
     found = manager.restore(step, args=args)
     return TrainState(found.rest["step"], found.params, found.rest["opt_state"])
 

@@ -103,14 +103,29 @@ CHOICES = {
     "score.readout": ("vocab", "choices"),
     "optim.schedule": ("constant", "linear", "cosine"),
 }
-AT_LEAST_ONE = (
-    "data.batch_size data.window sampler.group_size sampler.max_thought score.chunk optim.steps "
-    "optim.micro_batches eval.batch_size log.thoughts_every checkpoint.every"
-).split()
-NOT_NEGATIVE = (
-    "sampler.top_k objective.kl optim.learning_rate optim.warmup optim.weight_decay eval.pairs eval.every "
-    "eval.curve_pairs log.thought_pairs"
-).split()
+AT_LEAST_ONE = [
+    "data.batch_size",
+    "data.window",
+    "sampler.group_size",
+    "sampler.max_thought",
+    "score.chunk",
+    "optim.steps",
+    "optim.micro_batches",
+    "eval.batch_size",
+    "log.thoughts_every",
+    "checkpoint.every",
+]
+NOT_NEGATIVE = [
+    "sampler.top_k",
+    "objective.kl",
+    "optim.learning_rate",
+    "optim.warmup",
+    "optim.weight_decay",
+    "eval.pairs",
+    "eval.every",
+    "eval.curve_pairs",
+    "log.thought_pairs",
+]
 
 
 def check(config: ConfigDict) -> None:
@@ -131,8 +146,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"sampler.top_p={config.sampler.top_p}: must be above 0 and at most 1 (off)")
     if config.data.batch_size % config.optim.micro_batches:
         raise UserError(
-            f"optim.micro_batches={config.optim.micro_batches} does not divide "
-            f"data.batch_size={config.data.batch_size}"
+            f"optim.micro_batches={config.optim.micro_batches} does not divide data.batch_size={config.data.batch_size}"
         )
     if config.objective.dual_clip <= 1:
         raise UserError(f"objective.dual_clip={config.objective.dual_clip}: must be above 1")
@@ -152,3 +166,11 @@ def check(config: ConfigDict) -> None:
 def _get(config: ConfigDict, key: str):
     section, name = key.split(".")
     return config[section][name]
+
+
+def flat(nested: dict, prefix: str = "") -> dict:
+    """{"section.key": value} of a nested dictionary."""
+    found = {}
+    for key, value in nested.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

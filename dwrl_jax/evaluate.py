@@ -14,21 +14,21 @@ CALIBRATION_BINS = 10
 
 
 def vote_scores(
-    sample: Callable, params, batches: Iterable[PreferenceBatch], key, progress: Callable = iter
-) -> tuple[Float[np.ndarray, "N S K"], np.ndarray]:
-    """log scores of K sampled thoughts for both sides of every pair, and the pair ids [N], in order of id.
+    sample: Callable, params, batches: Iterable[PreferenceBatch], key
+) -> tuple[np.ndarray, Float[np.ndarray, "N S K"]]:
+    """Pair ids [N], ascending, and log scores of K sampled thoughts for both sides of every pair.
 
     `sample(params, batch, key)` is the jitted sampler. Keys depend on the pair alone, so neither the order nor
     the packing of batches matters.
     """
     scores, ids = [], []
-    for batch in progress(batches):
+    for batch in batches:
         _, log_scores, _ = sample(params, batch, key)
         valid = np.asarray(batch.valid)
         scores.append(np.asarray(jax.device_get(log_scores))[valid])
         ids.append(np.asarray(batch.pair_id)[valid])
     order = np.argsort(np.concatenate(ids))
-    return np.concatenate(scores)[order], np.concatenate(ids)[order]
+    return np.concatenate(ids)[order], np.concatenate(scores)[order]
 
 
 def margins(log_scores: Float[np.ndarray, "N S K"], votes: int) -> Float[np.ndarray, "N R"]:

@@ -14,7 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dwrl_jax.data import Pair
+from dwrl_jax.data import Example, Pair, tokenise
+from dwrl_jax.dialogue import Dialogue
 
 STATES, OPERATIONS, CHAIN = 8, 8, 5
 STYLES = {"curt": -1.0, "plain": 0.0, "warm": 1.0}
@@ -27,8 +28,8 @@ TEMPLATE = (
     "{{ bos_token }} {% for message in messages %}<{{ message.role }}> {{ message.content }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-# Written thoughts of the mixed stage. A "chain" writes every state, half of them with slips; "skipping" leaves
-# states out; "lazy" writes none; "rationalising" makes up a chain that ends in the claim.
+# Written thoughts of the mixed stage. A "chain" writes every state; "slips" does, and goes on from its errors;
+# "skipping" breaks off and guesses the end; "lazy" writes none; "rationalising" puts the claim at the end.
 KINDS = {"chain": 0.2, "slips": 0.2, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
 SLIP = 0.25
 
@@ -119,21 +120,37 @@ def _demonstration(rng, world: World, start, operations, response, mixed: bool) 
     claim, style = response
     truth = world.chain(start, operations)
     kind = rng.choice(list(KINDS), p=list(KINDS.values())) if mixed else "chain"
-    states = truth
+    states = list(truth)
     if kind == "slips":
         states, state = [], start
         for operation in operations:
-            state = int(world.permutations[operation, state])
-            state = int(rng.integers(STATES)) if rng.random() < SLIP else state
+            slipped = rng.random() < SLIP
+            state = int(rng.integers(STATES)) if slipped else int(world.permutations[operation, state])
             states.append(state)
     elif kind == "skipping":
-        states = [s for s in truth[:-1] if rng.random() < 0.5] + [int(rng.integers(STATES))]
+        states = [*truth[: rng.integers(1, CHAIN - 1)], int(rng.integers(STATES))]
     elif kind == "rationalising":
-        states = [int(s) for s in rng.integers(STATES, size=CHAIN - 1)] + [claim]
+        states[-1] = claim
     believed = truth[-1] if kind == "lazy" else states[-1]
     good = rng.random() < _sigmoid(2.0 * (_quality(claim, believed, style) + 1.2))
     words = ["hm"] if kind == "lazy" else [f"s{s}" for s in states]
     return " ".join(words), GOOD if good else BAD
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSource:
+    """An unlimited source of examples: one split of a world, tokenised as it is asked for."""
+
+    world: World
+    split: str
+    dialogue: Dialogue
+    max_length: int  # tokens of a prefix
+    mixed_from: int | None = None
+
+    def examples(self, start: int, stop: int) -> list[Example]:
+        pairs = [pair(self.world, self.split, i, mixed_from=self.mixed_from) for i in range(start, stop)]
+        found, _ = tokenise(pairs, self.dialogue, self.max_length, strict=True)
+        return [dataclasses.replace(e, pair_id=start + e.pair_id) for e in found.examples(0, len(found))]
 
 
 def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
@@ -166,4 +183,3 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
-

@@ -161,7 +161,7 @@ def _sampler_gap(logps: Logps, thoughts: ThoughtBatch):
     """Per pair: |log pi(o)| of trainer less sampler by token, under the same parameters; it should be rounding."""
     gap = jnp.abs(logps.thought - thoughts.old_logp)
     return {
-        "logp_gap": gap.sum((1, 2, 3)) / thoughts.thought_len.sum((1, 2)),
+        "logp_gap_mean": gap.sum((1, 2, 3)) / thoughts.thought_len.sum((1, 2)),
         "logp_gap_max": gap.max((1, 2, 3)),
     }
 

@@ -1,0 +1,54 @@
+"""The built-in world: everything is made from a seed, nothing is downloaded.
+
+python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
+"""
+
+from dwrl_jax.config import base_config
+
+
+def get_config(variant=""):
+    config = world_config()
+    config.base = base_model()
+    config.data.train = "world"
+    config.data.eval = "world"
+    config.optim.steps = 150
+    config.optim.learning_rate = 5e-4
+    config.eval.pairs = 1000
+    config.eval.batch_size = 50
+    config.eval.every = 25
+    config.eval.curve_pairs = 200
+    config.log.thoughts_every = 25
+    if variant == "smoke":
+        config.optim.steps = 4
+        config.base.optim.steps = 20
+        config.eval.pairs = 100
+        config.eval.curve_pairs = 50
+        config.eval.every = 2
+    return config
+
+
+def base_model():
+    """The model that DWRL starts from: written chains first, then thoughts of mixed quality."""
+    config = world_config()
+    config.model.preset = "llama3.2-3b"
+    config.model.tokenizer = "world"
+    config.data.train = "world:demonstrations"
+    config.data.batch_size = 64
+    config.objective.name = "sft"
+    config.optim.steps = 1500
+    config.optim.learning_rate = 3e-3
+    config.optim.warmup = 50
+    config.optim.final_share = 0.01
+    config.eval.pairs = 0
+    config.checkpoint.every = 500
+    return config
+
+
+def world_config():
+    config = base_config()
+    config.dialogue.judge_question = "judge"
+    config.dialogue.answer_question = "good?"
+    config.dialogue.answers = ("yes", "no")
+    config.data.buckets = (20,)
+    config.sampler.max_thought = 8
+    return config

@@ -1,0 +1,197 @@
+"""From a config to the parts of a run. With the entry points, the only files that read the config."""
+
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from dwrl_jax import data, dialogue, loop, train_step, world
+from dwrl_jax.errors import UserError
+from dwrl_jax.export import ARCHITECTURE
+from dwrl_jax.gpm import Judge
+from dwrl_jax.models import hf
+from dwrl_jax.models.transformer import Decoder, ModelConfig
+from dwrl_jax.sampler import SamplerOptions
+
+
+class Held(NamedTuple):
+    """Held-out pairs in a fixed order, the beginning of them for the curve, and their world if they have one."""
+
+    pairs: list[data.Pair]
+    batches: data.Batches
+    curve: data.Batches
+    world: world.World | None
+
+
+def load_tokenizer(config: ConfigDict, folder: Path):
+    """The tokenizer named by the config, or else the one in the model's folder."""
+    if config.model.tokenizer == "world":
+        return dialogue.with_template(world.make_tokenizer())
+    return dialogue.load_tokenizer(config.model.tokenizer or folder)
+
+
+def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, Held | None, dict[str, str]]:
+    """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
+    tokenizer = load_tokenizer(config, folder)
+    hf_config = hf.read_config(folder)
+    keep_architecture(workdir / ARCHITECTURE, folder, hf_config, tokenizer)
+    numerics = {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
+    shape = hf.model_config(hf_config, **numerics)
+    talk = dialogue.make_dialogue(
+        tokenizer,
+        judge_question=config.dialogue.judge_question,
+        answer_question=config.dialogue.answer_question,
+        answers=config.dialogue.answers,
+        system=config.dialogue.system or None,
+        date=config.dialogue.date,
+    )
+    check_lengths(config, shape, talk)
+    objective, hyper = load_objective(config)
+    source, train_note = training_source(config, talk)
+    if source.examples(0, 1)[0].thoughts is None and not objective.SAMPLES_THOUGHTS:
+        raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
+    held, eval_note = held_out(config, talk) if config.eval.pairs else (None, "none")
+    phases = objective.phases(hyper)
+    optim = train_step.OptimizerOptions(
+        **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
+    )
+    run = loop.Run(
+        workdir=workdir,
+        seed=config.seed,
+        steps=config.optim.steps,
+        judge=Judge(
+            model=Decoder(shape),
+            question=talk.question_ids,
+            answers=talk.answer_ids,
+            pad=talk.pad_id,
+            temperature=config.sampler.temperature,
+            readout=config.score.readout,
+            chunk=config.score.chunk,
+        ),
+        load_params=lambda: hf.load_params(folder, shape),
+        batches=batches(config, source, talk, batch_size=config.data.batch_size),
+        describe=lambda pair_id: find_pair(source, pair_id),
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+        sampler=SamplerOptions(
+            config.sampler.group_size, config.sampler.max_thought, config.sampler.top_k, config.sampler.top_p
+        ),
+        samples_thoughts=objective.SAMPLES_THOUGHTS,
+        phases=phases,
+        optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
+        micro_batches=config.optim.micro_batches,
+        needs_reference=getattr(hyper, "kl", 0.0) > 0,
+        eval_batches=held.batches if held else None,
+        curve_batches=held.curve if held else None,
+        votes=tuple(config.eval.votes),
+        eval_every=config.eval.every,
+        thoughts_every=config.log.thoughts_every,
+        thought_pairs=config.log.thought_pairs,
+        checkpoint_every=config.checkpoint.every,
+    )
+    return run, held, {"train": train_note, "eval": eval_note}
+
+
+def keep_architecture(kept: Path, folder: Path, hf_config: dict, tokenizer) -> None:
+    """The small files of the starting model, so that an export needs nothing but the workdir."""
+    if kept.exists():
+        return
+    partial = kept.with_name(f".{kept.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / "config.json").write_text(json.dumps(hf_config, indent=2))
+    tokenizer.save_pretrained(partial)
+    if (folder / "generation_config.json").exists():
+        shutil.copy(folder / "generation_config.json", partial)
+    os.replace(partial, kept)
+
+
+def check_lengths(config: ConfigDict, shape: ModelConfig, talk: dialogue.Dialogue) -> None:
+    """UserError where the tokenizer or the longest dialogue does not fit the model."""
+    largest = max(talk.tokenizer.get_vocab().values())
+    if largest >= shape.vocab_size:
+        raise UserError(
+            f"the tokenizer has token ids up to {largest}, but the model's vocabulary ends at "
+            f"{shape.vocab_size - 1}: set model.tokenizer to the model's own"
+        )
+    longest = config.data.buckets[-1] + config.sampler.max_thought + len(talk.question_ids) + 1
+    if longest > shape.max_position:
+        raise UserError(
+            f"data.buckets and sampler.max_thought allow {longest} tokens, more than the model's "
+            f"{shape.max_position}: lower one of them"
+        )
+
+
+def load_objective(config: ConfigDict):
+    """The objective's module and its hyper-parameters, those keys of config.objective that it knows."""
+    name = config.objective.name
+    try:
+        module = importlib.import_module(f"dwrl_jax.objectives.{name}")
+    except ModuleNotFoundError as error:
+        folder = Path(__file__).with_name("objectives")
+        known = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+        raise UserError(f"objective.name={name!r}: choose one of {', '.join(known)}") from error
+    fields = [field.name for field in dataclasses.fields(module.Hyper)]
+    return module, module.Hyper(**{field: config.objective[field] for field in fields})
+
+
+def batches(config: ConfigDict, source, talk, *, batch_size: int, shuffle: bool = True) -> data.Batches:
+    return data.make_batches(
+        source,
+        batch_size=batch_size,
+        buckets=config.data.buckets,
+        pad_id=talk.pad_id,
+        seed=config.seed,
+        shuffle=shuffle,
+        window=config.data.window,
+        max_thought=config.sampler.max_thought,
+    )
+
+
+def training_source(config: ConfigDict, talk: dialogue.Dialogue):
+    """Examples to train on, and a note about them. "world" and "world:demonstrations" have no end."""
+    name = config.data.train
+    if name in ("world", "world:demonstrations"):
+        made = world.make_world(config.world.seed)
+        pairs = config.optim.steps * config.data.batch_size
+        split = "demonstrations" if name.endswith("demonstrations") else "train"
+        clean = round(config.world.clean_share * pairs)
+        source = world.WorldSource(made, split, talk, config.data.buckets[-1], clean)
+        return source, f"{pairs} pairs of the built-in world, {split}"
+    return tokenised(config, talk, name, config.data.train_split)
+
+
+def held_out(config: ConfigDict, talk: dialogue.Dialogue) -> tuple[Held, str]:
+    """Held-out pairs, at most eval.pairs of them, and a note about them."""
+    made = None
+    if config.data.eval == "world":
+        made = world.make_world(config.world.seed)
+        pairs = [world.pair(made, "eval", index) for index in range(config.eval.pairs)]
+        examples, _ = data.tokenise(pairs, talk, config.data.buckets[-1], strict=True)
+        note = f"{len(examples)} pairs of the built-in world, eval"
+    else:
+        examples, note = tokenised(config, talk, config.data.eval, config.data.eval_split)
+        examples = data.Examples(examples.rows[: config.eval.pairs])
+    curve = data.Examples(examples.rows[: config.eval.curve_pairs])
+
+    def in_order(source):
+        return batches(config, source, talk, batch_size=config.eval.batch_size, shuffle=False)
+
+    return Held([row.pair for row in examples.rows], in_order(examples), in_order(curve), made), note
+
+
+def tokenised(config: ConfigDict, talk, name: str, split: str) -> tuple[data.Examples, str]:
+    pairs, skipped = data.read_pairs(name, split=split, strict=config.data.strict)
+    examples, fit = data.tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict)
+    return examples, f"{name}: {len(pairs)} pairs read, {skipped.summary()}; {fit.summary()}"
+
+
+def find_pair(source, pair_id: int) -> data.Pair:
+    """The pair of an id, which in a finite source is not its row where other rows were left out."""
+    if not hasattr(source, "__len__"):
+        return source.examples(pair_id, pair_id + 1)[0].pair
+    return next(row.pair for row in source.rows if row.pair_id == pair_id)

@@ -1,0 +1,49 @@
+"""The flags of an entry point that takes a config: --config=FILE[:VARIANT] --config.KEY=VALUE --workdir=DIR."""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dwrl_jax.errors import UserError
+
+
+def parse(arguments: list[str] | None = None) -> tuple[ConfigDict, Path]:
+    """The config with its overrides, locked, and the working directory.
+
+    UserError for a missing or unknown flag, an unknown key and a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values)
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    arguments = sys.argv if arguments is None else ["", *arguments]
+    _check_file(arguments)
+    try:
+        rest = values(arguments)
+    except UserError:
+        raise
+    except Exception as error:  # absl and ml_collections raise a dozen kinds, some of them plain KeyErrors
+        raise UserError(_reason(error)) from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]}: not a flag; flags look like --config=configs/tiny.py --workdir=runs/tiny")
+    for flag in (config_flag, workdir):
+        if flag.value is None:
+            raise UserError(f"--{flag.name} is missing, e.g. --config=configs/tiny.py --workdir=runs/tiny")
+    return config_flag.value, Path(workdir.value).expanduser()
+
+
+def _check_file(arguments: list[str]) -> None:
+    """A config that is not there is said so before the flags library gets lost in it."""
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        name, _, value = argument.lstrip("-").partition("=")
+        if name != "config" or not argument.startswith("-"):
+            continue
+        path = (value or following).split(":")[0]
+        if not Path(path).is_file():
+            raise UserError(f"--config={path}: no such file")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    return f"{text[:300]} (see dwrl_jax/config.py for all keys)"

@@ -1,0 +1,60 @@
+"""Write a trained model as a folder for transformers and vLLM:
+
+python -m dwrl_jax.export --workdir=runs/x --output=DIR [--checkpoint=last|best|STEP] [--dtype=float32|bfloat16]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+
+from dwrl_jax import checkpoint
+from dwrl_jax.dialogue import load_tokenizer
+from dwrl_jax.errors import UserError, exit_cleanly
+from dwrl_jax.models import hf
+
+ARCHITECTURE = "architecture"  # the starting model's config and tokenizer, kept in the workdir
+
+
+def export(workdir: Path, output: Path, which: str = "last", dtype: str | None = None) -> None:
+    """Export the `which` checkpoint ("last", "best" or a step) of a run; `dtype` None is the starting model's.
+
+    UserError where there is no such run or checkpoint, and where `output` is already taken.
+    """
+    if not (workdir / "config.json").exists() or not (workdir / ARCHITECTURE).exists():
+        raise UserError(f"{workdir}: not the workdir of a training run")
+    folder = workdir / ARCHITECTURE
+    hf_config = hf.read_config(folder)
+    numerics = json.loads((workdir / "config.json").read_text())["model"]
+    config = hf.model_config(hf_config, param_dtype=numerics["param_dtype"])
+    like = jax.eval_shape(lambda: hf.random_params(config, 0))
+    manager = checkpoint.open_manager(workdir)
+    params = checkpoint.restore_params(manager, which, like)
+    manager.close()
+    generation = folder / "generation_config.json"
+    hf.save_model(
+        output,
+        params,
+        config,
+        hf_config,
+        tokenizer=load_tokenizer(folder),
+        generation_config=json.loads(generation.read_text()) if generation.exists() else None,
+        dtype=dtype or hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32",
+    )
+
+
+@exit_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the starting model's")
+    given = parser.parse_args()
+    export(given.workdir, given.output, given.checkpoint, given.dtype)
+    print(given.output)
+
+
+if __name__ == "__main__":
+    main()

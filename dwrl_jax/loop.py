@@ -1,0 +1,251 @@
+"""The training loop: sample, update, evaluate, write down, save; stopped anywhere, it goes on where it was."""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from dwrl_jax import checkpoint, evaluate, records
+from dwrl_jax.data import Batches, Pair, padding_share, prefetch
+from dwrl_jax.errors import UserError
+from dwrl_jax.gpm import Judge, logps
+from dwrl_jax.sampler import SamplerOptions, sample
+from dwrl_jax.train_step import make_train_step
+from dwrl_jax.types import PreferenceBatch, ThoughtBatch, TrainState
+
+TRAINING, HELD_OUT = 0, 1  # streams of sampling keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that one training run is made of. Counts are in pairs and steps."""
+
+    workdir: Path
+    seed: int
+    steps: int
+    judge: Judge
+    load_params: Callable[[], Any]  # the starting model
+    batches: Batches
+    describe: Callable[[int], Pair]  # pair id -> training pair
+    decode: Callable[[np.ndarray], str]  # token ids -> text
+    sampler: SamplerOptions
+    samples_thoughts: bool
+    phases: dict[str, Callable]
+    optimizer: optax.GradientTransformation
+    micro_batches: int
+    needs_reference: bool  # the objective compares with the starting model
+    eval_batches: Batches | None  # held-out pairs in a fixed order
+    curve_batches: Batches | None  # those of them that the curve is drawn on
+    votes: tuple[int, ...]
+    eval_every: int
+    thoughts_every: int
+    thought_pairs: int
+    checkpoint_every: int
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+def sampling_key(seed: int, stream: int, step: int = 0):
+    """Keys for (seed, step); pair, side, sample and position are folded in by the sampler."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The jitted programs of a run; each compiles once per bucket."""
+
+    sample: Callable  # (params, batch, key) -> thoughts, log scores, answer mass
+    sample_votes: Callable  # the same with as many thoughts as there are votes
+    reference_logp: Callable  # (reference, batch, thoughts) -> log-probs under the starting model
+    train_step: Callable
+
+
+def make_programs(run: Run) -> Programs:
+    def sampler(group_size):
+        options = dataclasses.replace(run.sampler, group_size=group_size)
+        return jax.jit(lambda params, batch, key: sample(run.judge, options, params, batch, key))
+
+    own, votes = run.sampler.group_size, max(run.votes)
+    sample_own = sampler(own)
+    return Programs(
+        sample=sample_own,
+        sample_votes=sample_own if votes == own else sampler(votes),
+        reference_logp=jax.jit(lambda params, batch, group: logps(run.judge, params, batch, group).thought),
+        train_step=make_train_step(run.judge, run.optimizer, run.phases, run.micro_batches),
+    )
+
+
+def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """Train to the last step. Returns the state and the held-out log scores [N S K] of "base" and "trained".
+
+    Raises `Stopped` after SIGTERM or Ctrl-C, with everything saved.
+    """
+    programs = make_programs(run)
+    manager = checkpoint.open_manager(run.workdir)
+    params = run.load_params()
+    reference = jax.tree.map(jnp.copy, params) if run.needs_reference else None
+    scores = {}
+    if run.eval_batches:
+        scores["base"] = _held_out(run, programs, "base", params)
+    state = TrainState(jnp.int32(0), params, run.optimizer.init(params))
+    state = checkpoint.restore(manager, state) or state
+    records.rewind(run.workdir, int(state.step))
+    if int(state.step) < run.steps:
+        state = _steps(run, programs, manager, state, reference)
+    if run.eval_batches:
+        scores["trained"] = _held_out(run, programs, "trained", state.params)
+    manager.close()
+    return state, scores
+
+
+def _steps(run: Run, programs: Programs, manager, state: TrainState, reference) -> TrainState:
+    """From the state's step to the last."""
+    start = int(state.step)
+    board = records.open_tensorboard(run.workdir, start)
+    batches = prefetch(run.batches, start, run.steps)
+    bar = tqdm(total=run.steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    with _stop_signal() as stopping, board, bar, contextlib.closing(batches):
+        for batch, thoughts in batches:
+            state, metrics = _step(run, programs, state, batch, thoughts, reference, board)
+            step = int(state.step)
+            curve = _curve(run, programs, state)
+            records.write_metrics(run.workdir, board, step, metrics | curve)
+            due = curve or step % run.checkpoint_every == 0 or step == run.steps
+            if due or stopping:
+                checkpoint.save(manager, state, {checkpoint.BEST: curve["eval/accuracy"]} if curve else None)
+            bar.update()
+            bar.set_postfix(_postfix(metrics | curve), refresh=False)
+            if stopping and step < run.steps:
+                manager.wait_until_finished()
+                raise Stopped(f"stopped after step {step} of {run.steps}: the same command goes on from there")
+    manager.wait_until_finished()
+    return state
+
+
+def _step(run: Run, programs: Programs, state, batch, thoughts, reference, board):
+    """Sample, update, write thoughts down. Returns the new state and the step's metrics."""
+    began = time.perf_counter()
+    step = int(state.step)
+    metrics = {"data/padding": padding_share(batch)}
+    log_scores = None
+    if run.samples_thoughts:
+        key = sampling_key(run.seed, TRAINING, step)
+        thoughts, log_scores, _ = jax.block_until_ready(programs.sample(state.params, batch, key))
+        metrics |= _sampling_metrics(run.judge, batch, thoughts, time.perf_counter() - began)
+        if reference is not None:
+            thoughts = thoughts.replace(ref_logp=programs.reference_logp(reference, batch, thoughts))
+    updating = time.perf_counter()
+    state, found = programs.train_step(state, batch, thoughts)
+    metrics |= {f"train/{name}": float(value) for name, value in jax.device_get(found).items()}
+    if not all(np.isfinite(value) for value in metrics.values()):
+        bad = next(name for name, value in metrics.items() if not np.isfinite(value))
+        raise UserError(f"step {step + 1}: {bad} is not finite; lower optim.learning_rate or check the data")
+    now = time.perf_counter()
+    metrics["train/tokens_per_second"] = _tokens(run.judge, batch, thoughts) * len(run.phases) / (now - updating)
+    metrics["time/step_seconds"] = now - began
+    if log_scores is not None and (step == 0 or (step + 1) % run.thoughts_every == 0 or step + 1 == run.steps):
+        rows = records.thought_rows(
+            batch,
+            thoughts,
+            np.asarray(log_scores),
+            step=step + 1,
+            pairs=run.thought_pairs,
+            end=run.judge.end,
+            decode=run.decode,
+            describe=run.describe,
+        )
+        records.write_thoughts(run.workdir, board, step + 1, rows)
+    return state, metrics
+
+
+def _curve(run: Run, programs: Programs, state: TrainState) -> dict[str, float]:
+    """Held-out metrics where the curve has a point at this step, else nothing."""
+    step = int(state.step)
+    if not (run.curve_batches and run.eval_every and (step % run.eval_every == 0 or step == run.steps)):
+        return {}
+    _, log_scores = _score_pairs(run, programs, state.params, run.curve_batches)
+    found = evaluate.summary(evaluate.margins(log_scores, max(run.votes)))
+    if not sys.stderr.isatty():
+        print(f"step {step} of {run.steps}: held-out accuracy {found['accuracy']:.3f}", flush=True)
+    return {f"eval/{name}": found[name] for name in ("accuracy", "nll", "ties", "brier", "ece")}
+
+
+def _held_out(run: Run, programs: Programs, name: str, params) -> np.ndarray:
+    """Log scores [N S K] of all held-out pairs; kept in a file, so that a finished part is not run again."""
+    path = run.workdir / "eval" / f"{name}.jsonl"
+    if not path.exists():
+        title = f"evaluating {name}"
+        ids, log_scores = _score_pairs(run, programs, params, run.eval_batches, title)
+        records.write_scores(path, ids, log_scores)
+    return records.read_scores(path)[1]
+
+
+def _score_pairs(run: Run, programs: Programs, params, batches: Batches, title: str = ""):
+    """Pair ids [N] and log scores [N S K] of held-out pairs."""
+    made = prefetch(batches, 0, batches.steps_per_epoch)
+    key = sampling_key(run.seed, HELD_OUT)
+    bar = tqdm(
+        made,
+        desc=title,
+        total=batches.steps_per_epoch,
+        disable=not (title and sys.stderr.isatty()),
+        dynamic_ncols=True,
+    )
+    return evaluate.vote_scores(programs.sample_votes, params, (pairs for pairs, _ in bar), key)
+
+
+def _sampling_metrics(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch, seconds: float):
+    thought, length = np.asarray(thoughts.thought)[batch.valid], np.asarray(thoughts.thought_len)[batch.valid]
+    final = np.take_along_axis(thought, length[..., None] - 1, -1)[..., 0]
+    return {
+        "train/cut_off": float((final != judge.end).mean()),
+        "sample/tokens_per_second": float(length.sum() / seconds),
+    }
+
+
+def _tokens(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch) -> int:
+    """Positions that one pass computes for tokens of valid pairs: each prefix once, every branch."""
+    prefix = batch.prefix_len[batch.valid].sum()
+    branches = np.asarray(thoughts.thought_len)[batch.valid]
+    return int(prefix + branches.sum() + branches.size * len(judge.question))
+
+
+def _postfix(metrics: dict[str, float]) -> dict[str, str]:
+    shown = {
+        "acc": "train/pair_accuracy",
+        "nll": "train/pair_nll",
+        "thought_nll": "train/thought_nll",
+        "w": "train/misalignment_weight",
+        "len": "train/thought_length",
+        "held_out": "eval/accuracy",
+    }
+    return {short: f"{metrics[name]:.3g}" for short, name in shown.items() if name in metrics}
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[list]:
+    """A list that becomes non-empty at SIGTERM or the first Ctrl-C; a second Ctrl-C ends the program at once."""
+    stopping = []
+
+    def note(number, frame):
+        stopping.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,126 @@
+"""What a run writes down as it goes: metrics.jsonl, tensorboard scalars, thoughts as text, scores of held-out pairs.
+
+Every file is made of lines that carry their step, so a resumed run drops those past its checkpoint and goes on.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorboardX
+from jaxtyping import Float
+from scipy.special import softmax
+
+from dwrl_jax.data import Pair
+from dwrl_jax.objectives import dwrl
+from dwrl_jax.types import PreferenceBatch, ThoughtBatch
+
+SIDES = ("chosen", "rejected")
+
+
+def rewind(workdir: Path, step: int) -> None:
+    """Drop the lines that were written after `step`: they will be written again."""
+    for name in ("metrics.jsonl", "thoughts.jsonl"):
+        path = workdir / name
+        if not path.exists():
+            continue
+        partial = path.with_suffix(".partial")
+        with open(path) as old, open(partial, "w") as new:
+            for line in old:
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    new.write(line)
+        os.replace(partial, path)
+
+
+def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter:
+    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+
+def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, metrics: dict[str, float]) -> None:
+    """One line of metrics.jsonl, and the same as scalars."""
+    with open(workdir / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, **metrics}) + "\n")
+    for name, value in metrics.items():
+        board.add_scalar(name, value, step)
+
+
+def thought_rows(
+    batch: PreferenceBatch,
+    thoughts: ThoughtBatch,
+    log_scores: Float[np.ndarray, "B S G"],
+    *,
+    step: int,
+    pairs: int,
+    end: int,
+    decode: Callable[[np.ndarray], str],
+    describe: Callable[[int], Pair],
+) -> list[dict]:
+    """Rows of thoughts.jsonl for the first pairs of a batch; `describe` finds the pair of an id.
+
+    Scores and weights are those under the policy that sampled.
+    """
+    weight = softmax(log_scores, -1)
+    dual = np.asarray(dwrl.dual_weight(log_scores))
+    misaligned = np.asarray(dwrl.misalignment_weight(dwrl.log_preference_score(log_scores)))
+    rows = []
+    for b in np.flatnonzero(batch.valid)[:pairs]:
+        pair = describe(int(batch.pair_id[b]))
+        for s, side in enumerate(SIDES):
+            for g in range(log_scores.shape[2]):
+                ids = np.asarray(thoughts.thought[b, s, g, : thoughts.thought_len[b, s, g]])
+                ended = ids[-1] == end
+                rows.append(
+                    {
+                        "step": step,
+                        "pair": int(batch.pair_id[b]),
+                        "side": side,
+                        "sample": g,
+                        "prompt": list(pair.prompt),
+                        "response": getattr(pair, side),
+                        "thought": decode(ids[:-1] if ended else ids),
+                        "cut_off": bool(not ended),
+                        "score": float(np.exp(log_scores[b, s, g])),
+                        "thought_weight": float(weight[b, s, g]),
+                        "dual_weight": float(dual[b, s, g]),
+                        "misalignment_weight": float(misaligned[b]),
+                    }
+                )
+    return rows
+
+
+def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, step: int, rows: list[dict]) -> None:
+    """Lines of thoughts.jsonl, and the same as text for tensorboard."""
+    with open(workdir / "thoughts.jsonl", "a") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = [f"    {r['side']:8} score {r['score']:.3f} weight {r['dual_weight']:+.3f} {r['thought']}" for r in rows]
+    board.add_text("thoughts", "\n".join(lines), step)
+
+
+def write_scores(path: Path, ids: np.ndarray, log_scores: np.ndarray) -> None:
+    """One line per held-out pair: its id and the log score of every vote, [chosen, rejected]. Atomic."""
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with open(partial, "w") as file:
+        for pair_id, scores in zip(ids.tolist(), log_scores.tolist()):
+            file.write(json.dumps({"pair": pair_id, "log_scores": scores}) + "\n")
+    os.replace(partial, path)
+
+
+def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pair ids [N] and log scores [N, S, K] as `write_scores` left them."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return np.array([row["pair"] for row in rows]), np.array([row["log_scores"] for row in rows])
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a whole file or none."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def total(workdir: Path, name: str) -> float:
+    """Sum of a metric over all steps."""
+    return sum(json.loads(line).get(name, 0.0) for line in (workdir / "metrics.jsonl").read_text().splitlines())

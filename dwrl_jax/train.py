@@ -1,0 +1,131 @@
+"""Train a generative preference model: python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
+
+Stopped anywhere, the same command goes on where the run was; finished, it shows the results again.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dwrl_jax import config as configuration
+from dwrl_jax import evaluate, export, loop, records, report, world
+from dwrl_jax.build import Held, build, load_tokenizer
+from dwrl_jax.commandline import parse
+from dwrl_jax.errors import UserError, exit_cleanly
+from dwrl_jax.models import hf
+from dwrl_jax.models.presets import PRESETS, shrink
+
+
+@exit_cleanly
+def main() -> None:
+    config, workdir = parse()
+    try:
+        results = fit(config, workdir)
+    except loop.Stopped as stopped:
+        raise SystemExit(str(stopped)) from None
+    print(table(results))
+    print(f"{workdir / 'results.json'}  {workdir / 'report.html'}")
+
+
+def fit(config: ConfigDict, workdir: Path) -> dict | None:
+    """One run from its config to results.json and report.html in `workdir`; None without held-out pairs."""
+    configuration.check(config)
+    remember(config, workdir)
+    model = starting_model(config, workdir)
+    run, held, notes = build(config, workdir, model)
+    for name, note in notes.items():
+        print(f"{name} data: {note}", flush=True)
+    state, scores = loop.train(run)
+    if held is None:
+        return None
+    seconds = records.total(workdir, "time/step_seconds")
+    results = summarise(config, held, scores) | {"steps": int(state.step), "seconds": seconds, "data": notes}
+    records.write_json(workdir / "results.json", results)
+    report.write_report(workdir)
+    return results
+
+
+def remember(config: ConfigDict, workdir: Path) -> None:
+    """Keep the config beside the run; a run is not gone on with under another one."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path, wanted = workdir / "config.json", json.loads(config.to_json_best_effort())
+    if not path.exists():
+        records.write_json(path, wanted)
+        return
+    kept, wanted = configuration.flat(json.loads(path.read_text())), configuration.flat(wanted)
+    for key in sorted(kept.keys() | wanted.keys()):
+        if kept.get(key) != wanted.get(key):
+            raise UserError(
+                f"{path}: this run has {key}={kept.get(key)!r}, not {wanted.get(key)!r}; choose another --workdir"
+            )
+
+
+def starting_model(config: ConfigDict, workdir: Path) -> Path:
+    """The Hugging Face folder that the run starts from, made first where the config says how."""
+    if config.base is not None:
+        folder = workdir / "base" / "model"
+        if not folder.exists():
+            print("making the base model", flush=True)
+            fit(config.base, workdir / "base")
+            export.export(workdir / "base", folder)
+        return folder
+    if config.model.preset:
+        folder = workdir / "random"
+        if not folder.exists():
+            tokenizer = load_tokenizer(config, folder)
+            hf_config = shrink(preset(config.model.preset), len(tokenizer))
+            shape = hf.model_config(hf_config)
+            hf.save_model(folder, hf.random_params(shape, config.seed), shape, hf_config, tokenizer=tokenizer)
+        return folder
+    return hf.resolve(config.model.path)
+
+
+def preset(name: str) -> dict:
+    if name not in PRESETS:
+        raise UserError(f"model.preset={name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> dict:
+    """What results.json says of the held-out scores [N S K] of "base" and "trained"."""
+    results = {"base": {}, "trained": {}, "gain": {}, "reference": {"no_thought": None, "ceiling": None}}
+    for votes in sorted(config.eval.votes):
+        margin = {name: evaluate.margins(found, votes) for name, found in scores.items()}
+        for name in ("base", "trained"):
+            results[name][f"k{votes}"] = evaluate.summary(margin[name])
+        results["gain"][f"k{votes}"] = evaluate.gain(margin["base"], margin["trained"])
+    if held.world is not None:
+        for name, margin in world.references(held.world, held.pairs).items():
+            results["reference"][name] = evaluate.summary(margin[:, None])
+    return results | {"config": json.loads(config.to_json_best_effort())}
+
+
+def table(results: dict) -> str:
+    """The results as lines of text."""
+    lines = [f"{'held-out pairs':28} {'accuracy':>8}  {'95 % interval':>15} {'NLL':>7} {'ties':>6}"]
+
+    def row(name, found):
+        low, high = found["interval"]
+        between = f"{100 * low:.1f} to {100 * high:.1f}"
+        lines.append(
+            f"{name:28} {100 * found['accuracy']:7.1f}%  {between:>15} {found['nll']:7.3f} {100 * found['ties']:5.1f}%"
+        )
+
+    for name in ("base", "trained"):
+        for votes, found in results[name].items():
+            row(f"{name}, k = {votes[1:]}", found)
+    for name, title in (("no_thought", "best no-thought reader"), ("ceiling", "noise ceiling")):
+        if results["reference"][name]:
+            row(title, results["reference"][name])
+    for votes, found in results["gain"].items():
+        low, high = (100 * bound for bound in found["interval"])
+        gained = f"{100 * found['accuracy']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+        lines.append(f"gain at k = {votes[1:]}: {gained}")
+    lines.append(f"{results['steps']} steps, {results['seconds']:.0f} s of training")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

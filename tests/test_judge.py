@@ -1,0 +1,171 @@
+"""Sampler and judge: one density, whatever the padding, the packing and the sharing of prefixes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dwrl_jax.gpm import logps
+from dwrl_jax.objectives import dwrl
+from dwrl_jax.sampler import SamplerOptions, sample, truncate
+from dwrl_jax.train_step import gradient
+from dwrl_jax.types import PreferenceBatch
+from tests.small import assert_trees_close, given_thoughts, make_batch, make_judge
+
+OPTIONS = SamplerOptions(group_size=6, max_thought=7)
+KEY = jax.random.key(5)
+
+
+def draw(judge, params, batch, options=OPTIONS, key=KEY):
+    return jax.jit(lambda p, b, k: sample(judge, options, p, b, k))(params, batch, key)
+
+
+def reread(judge, params, batch, thoughts):
+    return jax.jit(lambda p, b, t: logps(judge, p, b, t))(params, batch, thoughts)
+
+
+@pytest.mark.parametrize(
+    ("preset", "readout"), [("qwen2.5-3b", "vocab"), ("llama3.1-8b", "choices"), ("qwen3-4b", "vocab")]
+)
+def test_sampler_and_teacher_forcing_agree(preset, readout):
+    judge, params = make_judge(preset=preset, readout=readout, temperature=0.7, sharpness=1.5)
+    batch = make_batch(pairs=6)
+    thoughts, score, mass = draw(judge, params, batch)
+    found = reread(judge, params, batch, thoughts)
+    np.testing.assert_allclose(found.thought, thoughts.old_logp, atol=1e-4)
+    np.testing.assert_allclose(found.answer, score, atol=1e-4)
+    np.testing.assert_allclose(found.answer_mass, mass, atol=1e-4)
+    final = np.take_along_axis(np.asarray(thoughts.thought), np.asarray(thoughts.thought_len)[..., None] - 1, -1)
+    ended = final[..., 0] == judge.end
+    kinds = {"at once": thoughts.thought_len == 1, "late": (thoughts.thought_len > 3) & ended, "cut off": ~ended}
+    assert all(np.asarray(kind).any() for kind in kinds.values()), "the case is not in the sample"
+
+
+def test_sampled_frequencies_are_the_density():
+    judge, params = make_judge(temperature=0.7, sharpness=1.5)
+    batch = make_batch(pairs=1)
+    thoughts, _, _ = draw(judge, params, batch, SamplerOptions(group_size=4096, max_thought=1))
+    first = given_thoughts(np.broadcast_to(np.arange(24)[:, None], (1, 2, 24, 1)), np.ones((1, 2, 24)))
+    expected = np.exp(reread(judge, params, batch, first).thought)[0, :, :, 0]
+    np.testing.assert_allclose(expected.sum(-1), 1, atol=1e-5)
+    for side in range(2):
+        counts = np.bincount(np.asarray(thoughts.thought)[0, side, :, 0], minlength=24)
+        spread = np.sqrt(expected[side] * (1 - expected[side]) * 4096)
+        assert (np.abs(counts - expected[side] * 4096) < 4.5 * spread + 1).all()
+
+
+def test_samples_do_not_depend_on_the_rest_of_the_batch():
+    judge, params = make_judge()
+    batch = make_batch(pairs=4)
+    whole, score, _ = draw(judge, params, batch)
+    order = np.array([2, 0])
+    part, part_score, _ = draw(judge, params, jax.tree.map(lambda x: x[order], batch))
+    assert (part.thought == whole.thought[order]).all()
+    np.testing.assert_allclose(part_score, score[order], atol=1e-5)
+    other, _, _ = draw(judge, params, batch, key=jax.random.key(6))
+    assert (other.thought != whole.thought).any()
+    assert (whole.thought[:, :, 0] != whole.thought[:, :, 1]).any()  # samples of a group differ
+
+
+def test_truncation_keeps_the_right_tokens():
+    scaled = jnp.log(jnp.asarray([0.5, 0.1, 0.3, 0.1 - 1e-3, 1e-3]))
+    kept = [np.isfinite(np.asarray(truncate(scaled, k, p))).tolist() for k, p in ((2, 1.0), (0, 0.79), (0, 0.81))]
+    assert kept == [[1, 0, 1, 0, 0], [1, 0, 1, 0, 0], [1, 1, 1, 0, 0]]
+    judge, params = make_judge()
+    batch = make_batch(pairs=2)
+    greedy, _, _ = draw(judge, params, batch, SamplerOptions(group_size=2, max_thought=5, top_k=1))
+    assert (greedy.thought[:, :, 0] == greedy.thought[:, :, 1]).all()
+    np.testing.assert_allclose(reread(judge, params, batch, greedy).thought, greedy.old_logp, atol=1e-4)
+
+
+def loss_and_gradient(judge, params, batch, thoughts, micro_batches=1, hyper=dwrl.Hyper()):  # noqa: B008, frozen
+    def loss_fn(found, group):
+        return dwrl.joint_loss(found, group, hyper)
+
+    return jax.jit(lambda p, b, t: gradient(judge, loss_fn, p, b, t, micro_batches))(params, batch, thoughts)
+
+
+@pytest.fixture(scope="module")
+def case():
+    judge, params = make_judge()
+    batch = make_batch(pairs=4)
+    thoughts, _, _ = draw(judge, params, batch)
+    shifted = thoughts.replace(old_logp=thoughts.old_logp * 1.05)  # ratios away from 1
+    return judge, params, batch, shifted, loss_and_gradient(judge, params, batch, shifted)
+
+
+def test_invariant_to_padding(case):
+    judge, params, batch, thoughts, expected = case
+    wide = batch.replace(prefix=jnp.pad(batch.prefix, ((0, 0), (0, 0), (0, 9)), constant_values=7))
+    longer = ((0, 0), (0, 0), (0, 0), (0, 4))
+    more = thoughts.replace(
+        thought=jnp.pad(thoughts.thought, longer, constant_values=9), old_logp=jnp.pad(thoughts.old_logp, longer)
+    )
+    found = loss_and_gradient(judge, params, wide, more)
+    assert_trees_close(found[0], expected[0], 1e-5)
+    assert_trees_close(found[1], expected[1], 1e-5)
+
+
+def test_invariant_to_what_stands_in_padding(case):
+    """Masks come from lengths: a pad position that holds an ordinary token, or the end token, changes nothing."""
+    judge, params, batch, thoughts, expected = case
+    beyond = jnp.arange(thoughts.thought.shape[-1]) >= thoughts.thought_len[..., None]
+    dirty = thoughts.replace(thought=jnp.where(beyond, judge.end, thoughts.thought))
+    padding = jnp.arange(batch.prefix.shape[-1]) >= batch.prefix_len[..., None]
+    found = loss_and_gradient(judge, params, batch.replace(prefix=jnp.where(padding, 5, batch.prefix)), dirty)
+    assert_trees_close(found[0], expected[0], 1e-5)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_invariant_to_micro_batches(case, micro_batches):
+    judge, params, batch, thoughts, expected = case
+    found = loss_and_gradient(judge, params, batch, thoughts, micro_batches)
+    assert_trees_close(found[0], expected[0], 1e-5)
+    assert_trees_close(found[1], expected[1], 1e-5)
+
+
+def test_invariant_to_the_order_of_pairs(case):
+    judge, params, batch, thoughts, expected = case
+    order = np.array([3, 1, 0, 2])
+    found = loss_and_gradient(judge, params, *(jax.tree.map(lambda x: x[order], tree) for tree in (batch, thoughts)))
+    assert_trees_close(found[0], expected[0], 1e-5)
+
+
+def test_rows_that_fill_up_a_batch_change_nothing(case):
+    judge, params, batch, thoughts, expected = case
+    more = jax.tree.map(lambda x: jnp.concatenate([x, x[:2]]), (batch, thoughts))
+    filled = more[0].replace(valid=jnp.arange(6) < 4)
+    found = loss_and_gradient(judge, params, filled, more[1], micro_batches=3)
+    assert_trees_close(found[0], expected[0], 1e-5)
+    assert_trees_close(found[1], expected[1], 1e-5)
+
+
+def test_gradient_equals_that_of_independent_sequences(case):
+    """The prefix shared by a group against every thought with a prefix of its own."""
+    judge, params, batch, thoughts, _ = case
+    B, S, G, T = thoughts.thought.shape
+    rng = np.random.default_rng(0)
+    on_thought, on_answer = jnp.asarray(rng.normal(size=(B, S, G, T))), jnp.asarray(rng.normal(size=(B, S, G)))
+
+    def shared(params):
+        found = logps(judge, params, batch, thoughts)
+        return (found.thought * on_thought).sum() + (found.answer * on_answer).sum()
+
+    def independent(params):
+        def rows(x):
+            return jnp.repeat(x.reshape(B * S, 1, *x.shape[2:]), G, 0)
+
+        single = PreferenceBatch(
+            *map(rows, (batch.prefix, batch.prefix_len, batch.answer)), jnp.ones(B * S * G, bool), jnp.arange(B * S * G)
+        )
+        flat = given_thoughts(
+            thoughts.thought.reshape(B * S * G, 1, 1, T), thoughts.thought_len.reshape(B * S * G, 1, 1)
+        )
+        found = logps(judge, params, single, flat)
+        weight = on_thought.reshape(found.thought.shape)
+        return (found.thought * weight).sum() + (found.answer * on_answer.reshape(found.answer.shape)).sum()
+
+    value, expected = jax.jit(jax.value_and_grad(independent))(params)
+    found_value, found = jax.jit(jax.value_and_grad(shared))(params)
+    assert float(found_value) == pytest.approx(float(value), rel=1e-5)
+    assert_trees_close(found, expected, 1e-5)
