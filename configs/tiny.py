@@ -31,10 +31,10 @@ def base_model():
     """The model that DWRL starts from: written chains first, then thoughts of mixed quality."""
     config = world_config()
     config.model.preset = "llama3.2-3b"
-    config.model.tokenizer = "world"
     config.data.train = "world:demonstrations"
     config.data.batch_size = 64
     config.objective.name = "sft"
+    config.objective.answer_weight = 3.0
     config.optim.steps = 1500
     config.optim.learning_rate = 3e-3
     config.optim.warmup = 50

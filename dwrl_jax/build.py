@@ -15,22 +15,24 @@ from dwrl_jax.errors import UserError
 from dwrl_jax.export import ARCHITECTURE
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
+from dwrl_jax.models.hf_config import model_config, read_config
 from dwrl_jax.models.transformer import Decoder, ModelConfig
+from dwrl_jax.pairs import Pair, read_pairs
 from dwrl_jax.sampler import SamplerOptions
 
 
 class Held(NamedTuple):
     """Held-out pairs in a fixed order, the beginning of them for the curve, and their world if they have one."""
 
-    pairs: list[data.Pair]
+    pairs: list[Pair]
     batches: data.Batches
     curve: data.Batches
     world: world.World | None
 
 
 def load_tokenizer(config: ConfigDict, folder: Path):
-    """The tokenizer named by the config, or else the one in the model's folder."""
-    if config.model.tokenizer == "world":
+    """The tokenizer named by the config, or the model's own: for a `preset` that is the built-in world's."""
+    if not config.model.tokenizer and not folder.exists():
         return dialogue.with_template(world.make_tokenizer())
     return dialogue.load_tokenizer(config.model.tokenizer or folder)
 
@@ -38,10 +40,10 @@ def load_tokenizer(config: ConfigDict, folder: Path):
 def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, Held | None, dict[str, str]]:
     """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
     tokenizer = load_tokenizer(config, folder)
-    hf_config = hf.read_config(folder)
+    hf_config = read_config(folder)
     keep_architecture(workdir / ARCHITECTURE, folder, hf_config, tokenizer)
     numerics = {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
-    shape = hf.model_config(hf_config, **numerics)
+    shape = model_config(hf_config, **numerics)
     talk = dialogue.make_dialogue(
         tokenizer,
         judge_question=config.dialogue.judge_question,
@@ -76,6 +78,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
         load_params=lambda: hf.load_params(folder, shape),
         batches=batches(config, source, talk, batch_size=config.data.batch_size),
         describe=lambda pair_id: find_pair(source, pair_id),
+        describe_held_out=lambda pair_id: find_pair(held.batches.source, pair_id),
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
         sampler=SamplerOptions(
             config.sampler.group_size, config.sampler.max_thought, config.sampler.top_k, config.sampler.top_p
@@ -185,12 +188,12 @@ def held_out(config: ConfigDict, talk: dialogue.Dialogue) -> tuple[Held, str]:
 
 
 def tokenised(config: ConfigDict, talk, name: str, split: str) -> tuple[data.Examples, str]:
-    pairs, skipped = data.read_pairs(name, split=split, strict=config.data.strict)
+    pairs, skipped = read_pairs(name, split=split, strict=config.data.strict)
     examples, fit = data.tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict)
     return examples, f"{name}: {len(pairs)} pairs read, {skipped.summary()}; {fit.summary()}"
 
 
-def find_pair(source, pair_id: int) -> data.Pair:
+def find_pair(source, pair_id: int) -> Pair:
     """The pair of an id, which in a finite source is not its row where other rows were left out."""
     if not hasattr(source, "__len__"):
         return source.examples(pair_id, pair_id + 1)[0].pair

@@ -14,15 +14,15 @@ def parse(arguments: list[str] | None = None) -> tuple[ConfigDict, Path]:
 
     UserError for a missing or unknown flag, an unknown key and a value of the wrong type.
     """
-    values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=values)
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     arguments = sys.argv if arguments is None else ["", *arguments]
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file(
+        "config", None, "Config file.", flag_values=values, sys_argv=arguments
+    )
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     _check_file(arguments)
     try:
         rest = values(arguments)
-    except UserError:
-        raise
     except Exception as error:  # absl and ml_collections raise a dozen kinds, some of them plain KeyErrors
         raise UserError(_reason(error)) from error
     if len(rest) > 1:

@@ -12,9 +12,9 @@ def base_config() -> ConfigDict:
     config.seed = 0
 
     config.model = ConfigDict()
-    config.model.path = ""  # Hugging Face folder or hub id; empty where `model.preset` or `base` makes the model
+    config.model.path = ""  # Hugging Face folder or hub id; empty where `base` or `model.preset` makes the model
     config.model.preset = ""  # random weights of this architecture in small (models/presets.py), for trying out
-    config.model.tokenizer = ""  # folder or hub id, if not the model's own; "world" for the built-in world's
+    config.model.tokenizer = ""  # folder or hub id, if not the model's own; a preset's own is the built-in world's
     config.model.dtype = "float32"  # computation; "bfloat16" on accelerators
     config.model.param_dtype = "float32"  # weights and optimizer
     config.model.remat = "none"  # recomputation in the backward pass: "none", "dots" or "full"
@@ -49,7 +49,7 @@ def base_config() -> ConfigDict:
 
     config.objective = ConfigDict()
     config.objective.name = "dwrl"  # a module of dwrl_jax/objectives
-    config.objective.update = "alternating"  # dwrl: "alternating" (the paper's) or "joint"
+    config.objective.updates = "alternating"  # dwrl: "alternating" (the paper's) or "joint"
     config.objective.baseline = "mean"  # dwrl: "none" (the paper's), "mean" or "leave_one_out"
     config.objective.clip = (0.2, 0.2)  # dwrl: distances of the ratio's clipping below and above 1
     config.objective.dual_clip = 3.0  # dwrl: bound of the loss of negative advantages, in advantages
@@ -88,16 +88,56 @@ def base_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 50  # steps
 
-    # A whole config of its own that first makes the model this run starts from; None where model.path names it
+    # A whole config of its own that first makes the model this run starts from; None for none
     config.base = placeholder(ConfigDict)
     return config.lock()
+
+
+def accelerator_run(hub_id: str) -> ConfigDict:
+    """Full fine-tuning of a published model on HH-RLHF with the paper's numbers of pairs (20,000 and 1,000).
+
+    Learning rate, group size and lengths are (ours): the paper's are not known.
+    """
+    config = base_config()
+    config.model.path = hub_id
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.data.train = config.data.eval = "Anthropic/hh-rlhf"
+    config.data.batch_size = 64
+    config.optim.steps = 312  # one pass over 20,000 pairs
+    config.optim.micro_batches = 16
+    config.eval.every = 52
+    return config
+
+
+def smoke(config: ConfigDict, preset: str) -> ConfigDict:
+    """The same run in under two minutes on two cores: a small random model, the built-in world, few steps.
+
+    model.path, model.tokenizer and the data may be named again on the command line.
+    """
+    config.model.path, config.model.preset = "", preset
+    config.model.dtype, config.model.remat = "float32", "none"
+    config.data.train = config.data.eval = "world"
+    config.data.buckets = (64, 128, 256)
+    config.data.batch_size = 4
+    config.sampler.group_size = 2
+    config.sampler.max_thought = 8
+    config.score.chunk = 128
+    config.optim.steps = 2
+    config.optim.micro_batches = 2
+    config.eval.votes = (1, 2)
+    config.eval.pairs = 16
+    config.eval.curve_pairs = 8
+    config.eval.batch_size = 4
+    config.eval.every = 2
+    return config
 
 
 CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
-    "objective.update": ("alternating", "joint"),
+    "objective.updates": ("alternating", "joint"),
     "objective.baseline": ("none", "mean", "leave_one_out"),
     "objective.token_aggregation": ("sum", "mean"),
     "score.readout": ("vocab", "choices"),
@@ -155,8 +195,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{key}={_get(config, key)!r}: give {size} values")
     if not config.eval.votes or min(config.eval.votes) < 1:
         raise UserError(f"eval.votes={config.eval.votes!r}: give numbers of thoughts, each at least 1")
-    if (config.model.path != "") + (config.model.preset != "") + (config.base is not None) != 1:
-        raise UserError("model.path is missing: give a Hugging Face folder or hub id (or else one model.preset)")
+    if not config.model.path and not config.model.preset and config.base is None:
+        raise UserError("model.path is missing: give a Hugging Face folder or hub id")
     if not config.data.train:
         raise UserError("data.train is missing: give a file of pairs, a `datasets` name, or 'world'")
     if config.eval.pairs and not config.data.eval:

@@ -13,6 +13,8 @@ from dwrl_jax import checkpoint
 from dwrl_jax.dialogue import load_tokenizer
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
+from dwrl_jax.models.hf_config import model_config, read_config
+from dwrl_jax.models.transformer import ModelConfig
 
 ARCHITECTURE = "architecture"  # the starting model's config and tokenizer, kept in the workdir
 
@@ -22,13 +24,9 @@ def export(workdir: Path, output: Path, which: str = "last", dtype: str | None =
 
     UserError where there is no such run or checkpoint, and where `output` is already taken.
     """
-    if not (workdir / "config.json").exists() or not (workdir / ARCHITECTURE).exists():
-        raise UserError(f"{workdir}: not the workdir of a training run")
     folder = workdir / ARCHITECTURE
-    hf_config = hf.read_config(folder)
-    numerics = json.loads((workdir / "config.json").read_text())["model"]
-    config = hf.model_config(hf_config, param_dtype=numerics["param_dtype"])
-    like = jax.eval_shape(lambda: hf.random_params(config, 0))
+    hf_config, config = read_architecture(workdir)
+    like = abstract_params(config)
     manager = checkpoint.open_manager(workdir)
     params = checkpoint.restore_params(manager, which, like)
     manager.close()
@@ -42,6 +40,20 @@ def export(workdir: Path, output: Path, which: str = "last", dtype: str | None =
         generation_config=json.loads(generation.read_text()) if generation.exists() else None,
         dtype=dtype or hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32",
     )
+
+
+def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:
+    """config.json of the model that a run started from, and the same as ModelConfig."""
+    if not (workdir / "config.json").exists() or not (workdir / ARCHITECTURE).exists():
+        raise UserError(f"{workdir}: not the workdir of a training run")
+    hf_config = read_config(workdir / ARCHITECTURE)
+    numerics = json.loads((workdir / "config.json").read_text())["model"]
+    return hf_config, model_config(hf_config, param_dtype=numerics["param_dtype"])
+
+
+def abstract_params(config: ModelConfig):
+    """Shapes and dtypes of the parameters."""
+    return jax.eval_shape(lambda: hf.random_params(config, 0))
 
 
 @exit_cleanly

@@ -16,9 +16,10 @@ import optax
 from tqdm import tqdm
 
 from dwrl_jax import checkpoint, evaluate, records
-from dwrl_jax.data import Batches, Pair, padding_share, prefetch
+from dwrl_jax.data import Batches, padding_share, prefetch
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge, logps
+from dwrl_jax.pairs import Pair
 from dwrl_jax.sampler import SamplerOptions, sample
 from dwrl_jax.train_step import make_train_step
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch, TrainState
@@ -37,6 +38,7 @@ class Run:
     load_params: Callable[[], Any]  # the starting model
     batches: Batches
     describe: Callable[[int], Pair]  # pair id -> training pair
+    describe_held_out: Callable[[int], Pair]
     decode: Callable[[np.ndarray], str]  # token ids -> text
     sampler: SamplerOptions
     samples_thoughts: bool
@@ -54,7 +56,11 @@ class Run:
 
 
 class Stopped(Exception):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop, by `signal`; its state is saved."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
 
 
 def sampling_key(seed: int, stream: int, step: int = 0):
@@ -98,14 +104,14 @@ def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
     reference = jax.tree.map(jnp.copy, params) if run.needs_reference else None
     scores = {}
     if run.eval_batches:
-        scores["base"] = _held_out(run, programs, "base", params)
+        scores["base"] = _held_out(run, programs, "base", params, 0)
     state = TrainState(jnp.int32(0), params, run.optimizer.init(params))
     state = checkpoint.restore(manager, state) or state
     records.rewind(run.workdir, int(state.step))
     if int(state.step) < run.steps:
         state = _steps(run, programs, manager, state, reference)
     if run.eval_batches:
-        scores["trained"] = _held_out(run, programs, "trained", state.params)
+        scores["trained"] = _held_out(run, programs, "trained", state.params, run.steps)
     manager.close()
     return state, scores
 
@@ -129,7 +135,8 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, reference) 
             bar.set_postfix(_postfix(metrics | curve), refresh=False)
             if stopping and step < run.steps:
                 manager.wait_until_finished()
-                raise Stopped(f"stopped after step {step} of {run.steps}: the same command goes on from there")
+                message = f"stopped after step {step} of {run.steps}: the same command goes on from there"
+                raise Stopped(message, stopping[0])
     manager.wait_until_finished()
     return state
 
@@ -156,18 +163,22 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, reference, board
     metrics["train/tokens_per_second"] = _tokens(run.judge, batch, thoughts) * len(run.phases) / (now - updating)
     metrics["time/step_seconds"] = now - began
     if log_scores is not None and (step == 0 or (step + 1) % run.thoughts_every == 0 or step + 1 == run.steps):
-        rows = records.thought_rows(
-            batch,
-            thoughts,
-            np.asarray(log_scores),
-            step=step + 1,
-            pairs=run.thought_pairs,
-            end=run.judge.end,
-            decode=run.decode,
-            describe=run.describe,
-        )
-        records.write_thoughts(run.workdir, board, step + 1, rows)
+        _write_thoughts(run, board, batch, thoughts, log_scores, step=step + 1, split="train")
     return state, metrics
+
+
+def _write_thoughts(run: Run, board, batch, thoughts, log_scores, *, step: int, split: str) -> None:
+    """The thoughts of the first pairs of a batch, to thoughts.jsonl and tensorboard."""
+    rows = records.thought_rows(
+        batch,
+        thoughts,
+        np.asarray(log_scores),
+        pairs=run.thought_pairs,
+        end=run.judge.end,
+        decode=run.decode,
+        describe=run.describe if split == "train" else run.describe_held_out,
+    )
+    records.write_thoughts(run.workdir, board, [{"step": step, "split": split} | row for row in rows], step)
 
 
 def _curve(run: Run, programs: Programs, state: TrainState) -> dict[str, float]:
@@ -182,12 +193,18 @@ def _curve(run: Run, programs: Programs, state: TrainState) -> dict[str, float]:
     return {f"eval/{name}": found[name] for name in ("accuracy", "nll", "ties", "brier", "ece")}
 
 
-def _held_out(run: Run, programs: Programs, name: str, params) -> np.ndarray:
-    """Log scores [N S K] of all held-out pairs; kept in a file, so that a finished part is not run again."""
+def _held_out(run: Run, programs: Programs, name: str, params, step: int) -> np.ndarray:
+    """Log scores [N S K] of all held-out pairs; kept in a file, so that a finished part is not run again.
+
+    The thoughts about the first of them are written down: those before and after training can be compared.
+    """
     path = run.workdir / "eval" / f"{name}.jsonl"
     if not path.exists():
-        title = f"evaluating {name}"
-        ids, log_scores = _score_pairs(run, programs, params, run.eval_batches, title)
+        ids, log_scores = _score_pairs(run, programs, params, run.eval_batches, f"evaluating {name}")
+        batch, _ = run.eval_batches(0)
+        thoughts, first, _ = programs.sample_votes(params, batch, sampling_key(run.seed, HELD_OUT))
+        with records.open_tensorboard(run.workdir, step) as board:
+            _write_thoughts(run, board, batch, thoughts, first, step=step, split="eval")
         records.write_scores(path, ids, log_scores)
     return records.read_scores(path)[1]
 

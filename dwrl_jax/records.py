@@ -13,8 +13,8 @@ import tensorboardX
 from jaxtyping import Float
 from scipy.special import softmax
 
-from dwrl_jax.data import Pair
 from dwrl_jax.objectives import dwrl
+from dwrl_jax.pairs import Pair
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 
 SIDES = ("chosen", "rejected")
@@ -51,7 +51,6 @@ def thought_rows(
     thoughts: ThoughtBatch,
     log_scores: Float[np.ndarray, "B S G"],
     *,
-    step: int,
     pairs: int,
     end: int,
     decode: Callable[[np.ndarray], str],
@@ -73,7 +72,6 @@ def thought_rows(
                 ended = ids[-1] == end
                 rows.append(
                     {
-                        "step": step,
                         "pair": int(batch.pair_id[b]),
                         "side": side,
                         "sample": g,
@@ -90,7 +88,7 @@ def thought_rows(
     return rows
 
 
-def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, step: int, rows: list[dict]) -> None:
+def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, rows: list[dict], step: int) -> None:
     """Lines of thoughts.jsonl, and the same as text for tensorboard."""
     with open(workdir / "thoughts.jsonl", "a") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

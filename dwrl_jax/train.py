@@ -4,6 +4,7 @@ Stopped anywhere, the same command goes on where the run was; finished, it shows
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from dwrl_jax.build import Held, build, load_tokenizer
 from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
+from dwrl_jax.models.hf_config import model_config
 from dwrl_jax.models.presets import PRESETS, shrink
 
 
@@ -24,7 +26,8 @@ def main() -> None:
     try:
         results = fit(config, workdir)
     except loop.Stopped as stopped:
-        raise SystemExit(str(stopped)) from None
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     print(table(results))
     print(f"{workdir / 'results.json'}  {workdir / 'report.html'}")
 
@@ -64,6 +67,8 @@ def remember(config: ConfigDict, workdir: Path) -> None:
 
 def starting_model(config: ConfigDict, workdir: Path) -> Path:
     """The Hugging Face folder that the run starts from, made first where the config says how."""
+    if config.model.path:
+        return hf.resolve(config.model.path)
     if config.base is not None:
         folder = workdir / "base" / "model"
         if not folder.exists():
@@ -71,15 +76,13 @@ def starting_model(config: ConfigDict, workdir: Path) -> Path:
             fit(config.base, workdir / "base")
             export.export(workdir / "base", folder)
         return folder
-    if config.model.preset:
-        folder = workdir / "random"
-        if not folder.exists():
-            tokenizer = load_tokenizer(config, folder)
-            hf_config = shrink(preset(config.model.preset), len(tokenizer))
-            shape = hf.model_config(hf_config)
-            hf.save_model(folder, hf.random_params(shape, config.seed), shape, hf_config, tokenizer=tokenizer)
-        return folder
-    return hf.resolve(config.model.path)
+    folder = workdir / "random"
+    if not folder.exists():
+        tokenizer = load_tokenizer(config, folder)
+        hf_config = shrink(preset(config.model.preset), len(tokenizer))
+        shape = model_config(hf_config)
+        hf.save_model(folder, hf.random_params(shape, config.seed), shape, hf_config, tokenizer=tokenizer)
+    return folder
 
 
 def preset(name: str) -> dict:

@@ -14,8 +14,9 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dwrl_jax.data import Example, Pair, tokenise
+from dwrl_jax.data import Example, tokenise
 from dwrl_jax.dialogue import Dialogue
+from dwrl_jax.pairs import Pair
 
 STATES, OPERATIONS, CHAIN = 8, 8, 5
 STYLES = {"curt": -1.0, "plain": 0.0, "warm": 1.0}
@@ -24,13 +25,14 @@ TRUE_CLAIMS = 0.3  # share of responses that claim the truth outright; the other
 SPLITS = {"train": 0, "demonstrations": 1, "eval": 2}
 GOOD, BAD = 0, 1
 JUDGE, ASK, ANSWERS = "judge", "good?", ("yes", "no")
+OTHER_ANSWERS = ("A", "B", "a", "I")  # of dialogues in other words, so that any config can be tried on the world
 TEMPLATE = (
     "{{ bos_token }} {% for message in messages %}<{{ message.role }}> {{ message.content }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 # Written thoughts of the mixed stage. A "chain" writes every state; "slips" does, and goes on from its errors;
 # "skipping" breaks off and guesses the end; "lazy" writes none; "rationalising" puts the claim at the end.
-KINDS = {"chain": 0.2, "slips": 0.2, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
+KINDS = {"chain": 0.15, "slips": 0.25, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
 SLIP = 0.25
 
 
@@ -169,7 +171,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, with a chat template of its own."""
     special = ["<pad>", "<bos>", "<end>", "<user>", "<assistant>", "<system>"]
     words = [*(f"s{i}" for i in range(STATES)), *(f"o{i}" for i in range(OPERATIONS)), *STYLES, "hm"]
-    words += [JUDGE, ASK, *ANSWERS, "<unk>"]
+    words += [JUDGE, ASK, *ANSWERS, *OTHER_ANSWERS, "<unk>"]
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

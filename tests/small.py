@@ -8,6 +8,7 @@ import numpy as np
 
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
+from dwrl_jax.models.hf_config import model_config
 from dwrl_jax.models.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
@@ -16,7 +17,7 @@ from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 @functools.cache
 def make_judge(vocab_size=24, preset="qwen2.5-3b", sharpness=2.0, **options):
     """A judge and random parameters; `sharpness` scales the embedding so that distributions are not flat."""
-    shape = hf.model_config(shrink(PRESETS[preset], vocab_size))
+    shape = model_config(shrink(PRESETS[preset], vocab_size))
     params = hf.random_params(shape, 1)
     params["params"]["embed"]["embedding"] *= sharpness
     judge = Judge(Decoder(shape), question=(3, 4, 5), answers=(1, 2), pad=0, **{"chunk": 64} | options)

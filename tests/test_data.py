@@ -1,11 +1,8 @@
-"""Pair files, real and broken, and the promise that a batch follows from (seed, step) alone."""
+"""Tokenised pairs, and the promise that a batch follows from (seed, step) alone."""
 
-import gzip
-import json
 import threading
 import types
 
-import datasets
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -14,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from dwrl_jax import data
 from dwrl_jax.dialogue import encode_thought, load_tokenizer, make_dialogue, prefix_ids
 from dwrl_jax.errors import UserError
+from dwrl_jax.pairs import Pair, read_pairs
 
 BUCKETS = (16, 24, 48)
 
@@ -37,21 +35,10 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
-GOOD_ROW = {"prompt": "x", "chosen": "y", "rejected": "z"}
-
-
-def write(path, rows):
-    """A .jsonl or .jsonl.gz of rows; a row that is a string is a line as it stands."""
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
-    return path
-
-
 def random_pairs(n, seed=0, **fields):
     rng = np.random.default_rng(seed)
     text = lambda: " ".join(rng.choice(["x", "y", "z"], size=rng.integers(1, 14)))  # noqa: E731
-    return [data.Pair((user(text()),), text(), text(), where=f"f:{i + 1}", **fields) for i in range(n)]
+    return [Pair((user(text()),), text(), text(), where=f"f:{i + 1}", **fields) for i in range(n)]
 
 
 def make(pairs, dialogue, **changes):
@@ -67,170 +54,12 @@ def seen(batches, epoch=0):
     return [int(i) for batch in found for i in batch.pair_id[batch.valid]]
 
 
-# --- exact: reading ---
-
-
-@pytest.mark.parametrize(
-    "name, count",
-    [
-        ("hh_rlhf/train", 3598),
-        ("hh_rlhf/train_extra", 1500),
-        ("hh_rlhf/validation", 500),
-        ("llmbar/llmbar", 418),
-        ("pandalm/pandalm", 700),
-        ("gsm8k_pairs/gsm8k_pairs", 731),
-    ],
-)
-def test_converted_files_have_no_malformed_row(shared_data, name, count):
-    pairs, skipped = data.read_pairs(shared_data / f"{name}.jsonl.gz", strict=True)
-    assert len(pairs) == count and not skipped.rows
-    assert all(pair.source for pair in pairs)
-
-
-def test_raw_hh_rlhf(shared_data):
-    path = shared_data / "hh_rlhf" / "raw_helpful-base_test_first200.jsonl.gz"
-    pairs, skipped = data.read_pairs(path)
-    assert skipped.rows == [(f"{path}:121", "empty final turn"), (f"{path}:169", "prompts differ")]
-    assert skipped.counts == {"empty final turn": 1, "prompts differ": 1}
-    assert len(pairs) == 198 and pairs[120].where == f"{path}:122"
-    with pytest.raises(UserError, match=r"\.gz:121: empty final turn"):
-        data.read_pairs(path, strict=True)
-
-
-def test_raw_rows_are_the_converted_ones(shared_data):
-    folder = shared_data / "hh_rlhf"
-    raw, _ = data.read_pairs(folder / "raw_helpful-base_test_first200.jsonl.gz")
-    by_line = {int(pair.where.rpartition(":")[2]) - 1: pair for pair in raw}
-    converted, _ = data.read_pairs(folder / "train.jsonl.gz")
-    lines = json.loads((folder / "index.json").read_text())["train"]
-    compared = 0
-    for line, pair in zip(lines, converted):
-        source, _, number = line.partition(":")
-        if source == "helpful-base" and int(number) in by_line:
-            other = by_line[int(number)]
-            assert (pair.prompt, pair.chosen, pair.rejected) == (other.prompt, other.chosen, other.rejected)
-            compared += 1
-    assert compared > 100
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        GOOD_ROW,
-        {"prompt": [user("x")], "chosen": "y", "rejected": "z"},
-        {"prompt": "x", "chosen": [assistant("y")], "rejected": [assistant("z")]},
-        {"chosen": [user("x"), assistant("y")], "rejected": [user("x"), assistant("z")]},
-        {"prompt": "x", "chosen": [user("x"), assistant("y")], "rejected": [user("x"), assistant("z")]},
-        {"chosen": "\n\nHuman: x\n\nAssistant: y", "rejected": "\n\nHuman: x\n\nAssistant: z"},
-        {"prompt": "\n\nHuman: x\n\nAssistant:", "chosen": "y", "rejected": "z"},
-    ],
-)
-def test_every_format_gives_the_same_pair(tmp_path, row):
-    (pair,), _ = data.read_pairs(write(tmp_path / "set.jsonl", [row]), strict=True)
-    assert (pair.prompt, pair.chosen, pair.rejected, pair.source) == ((user("x"),), "y", "z", "set")
-    assert (pair.margin, pair.thoughts, pair.verdicts) == (None, None, None)
-
-
-def test_system_turn_and_optional_columns(tmp_path):
-    system = {"role": "system", "content": "s"}
-    row = {
-        "prompt": "x",
-        "chosen": [system, user("x"), assistant("y")],
-        "rejected": [system, user("x"), assistant("z")],
-        "margin": 2,
-        "source": "here",
-        "thoughts": [" good ", "bad"],
-        "verdicts": [0, 1],
-    }
-    (pair,), _ = data.read_pairs(write(tmp_path / "set.jsonl.gz", [row]), strict=True)
-    assert pair.prompt == (system, user("x"))
-    assert (pair.margin, pair.source, pair.thoughts, pair.verdicts) == (2.0, "here", ("good", "bad"), (0, 1))
-
-
-MALFORMED = [
-    ('{"prompt": "x", ', "not json"),
-    ("[1, 2]", "not json"),
-    ({"prompt": "x", "rejected": "z"}, "missing column: chosen"),
-    ({"prompt": "x", "chosen": "y", "rejected": None}, "missing column: rejected"),
-    ({"chosen": "y", "rejected": "z"}, "missing column: prompt"),
-    (GOOD_ROW | {"chosen": 3}, "not a string or message list"),
-    (GOOD_ROW | {"prompt": []}, "not a string or message list"),
-    (GOOD_ROW | {"prompt": [{"role": "user", "content": None}]}, "not a string or message list"),
-    (GOOD_ROW | {"rejected": " \n"}, "empty final turn"),
-    (GOOD_ROW | {"prompt": " "}, "empty prompt turn"),
-    (GOOD_ROW | {"prompt": "u", "chosen": [user("x"), assistant("y")]}, "prompts differ"),
-    ({"chosen": [user("x"), assistant("y")], "rejected": [user("u"), assistant("z")]}, "prompts differ"),
-    (GOOD_ROW | {"prompt": [user("x"), user("u")]}, "consecutive same role"),
-    (GOOD_ROW | {"prompt": [user("x"), assistant("u")]}, "consecutive same role"),
-    (GOOD_ROW | {"prompt": [assistant("u"), user("x")]}, "first turn not user"),
-    (GOOD_ROW | {"prompt": [user("u"), {"role": "system", "content": "s"}]}, "system turn not first"),
-    (GOOD_ROW | {"prompt": [{"role": "tool", "content": "s"}]}, "unknown role: tool"),
-    ({"chosen": [user("x"), user("y")], "rejected": [user("x"), user("z")]}, "last turn not assistant"),
-    (GOOD_ROW | {"rejected": "y "}, "chosen equals rejected"),
-    (GOOD_ROW | {"margin": "big"}, "bad margin"),
-    ('{"prompt": "x", "chosen": "y", "rejected": "z", "margin": NaN}', "bad margin"),
-    (GOOD_ROW | {"thoughts": ["one"]}, "bad thoughts"),
-    (GOOD_ROW | {"verdicts": [0, 2]}, "bad verdicts"),
-]
-
-
-def test_every_malformed_row_is_listed_with_its_line(tmp_path):
-    path = write(tmp_path / "bad.jsonl", [GOOD_ROW, "", *(row for row, _ in MALFORMED)])
-    pairs, skipped = data.read_pairs(path)
-    assert [pair.where for pair in pairs] == [f"{path}:1"]
-    assert skipped.rows == [(f"{path}:{i}", reason) for i, (_, reason) in enumerate(MALFORMED, 3)]
-    assert skipped.counts["not json"] == 2 and "bad margin 2" in skipped.summary()
-
-
-@pytest.mark.parametrize("row, reason", MALFORMED)
-def test_strict_names_line_and_reason(tmp_path, row, reason):
-    with pytest.raises(UserError, match=f"bad.jsonl:2: {reason}") as error:
-        data.read_pairs(write(tmp_path / "bad.jsonl", [GOOD_ROW, row]), strict=True)
-    assert "\n" not in str(error.value)
-
-
-def test_bytes_that_are_not_utf8(tmp_path):
-    path = tmp_path / "bytes.jsonl"
-    path.write_bytes(json.dumps(GOOD_ROW).encode() + b'\n{"prompt": "\xff"}\n')
-    assert data.read_pairs(path)[1].rows == [(f"{path}:2", "not json")]
-
-
-def test_files_that_cannot_be_used(tmp_path):
-    cut = write(tmp_path / "cut.jsonl.gz", [GOOD_ROW] * 500)
-    cut.write_bytes(cut.read_bytes()[:-12])
-    plain = tmp_path / "plain.jsonl.gz"
-    plain.write_text("not gzip")
-    for path in (cut, plain, tmp_path / "absent.jsonl", tmp_path / "absent.parquet", tmp_path / "absent"):
-        with pytest.raises(UserError, match="cannot be read") as error:
-            data.read_pairs(path)
-        assert "\n" not in str(error.value) and str(path) in str(error.value)
-    with pytest.raises(UserError, match="no usable row, 1 left out .not json 1."):
-        data.read_pairs(write(tmp_path / "none.jsonl", ["oops"]))
-
-
-def test_parquet_and_saved_data_sets(tmp_path, shared_data):
-    path = shared_data / "llmbar" / "llmbar.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][:40]
-    expected = [(p.prompt, p.chosen, p.rejected, p.source) for p in data.read_pairs(path)[0][:40]]
-    saved = datasets.Dataset.from_list(rows)
-    saved.to_parquet(tmp_path / "set.parquet")
-    saved.save_to_disk(tmp_path / "alone")
-    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "splits")
-    for name, split in (("set.parquet", "train"), ("alone", "train"), ("splits", "test")):
-        pairs, skipped = data.read_pairs(tmp_path / name, split=split)
-        assert [(p.prompt, p.chosen, p.rejected, p.source) for p in pairs] == expected and not skipped.rows
-        assert pairs[2].where == f"{tmp_path / name}:3"
-    with pytest.raises(UserError, match="split 'train'"):
-        data.read_pairs(tmp_path / "splits")
-
-
 # --- exact: tokenising ---
 
 
 def test_sides_answers_and_thoughts(dialogue):
-    plain = data.Pair((user("x"),), "y", "z z", where="f:1")
-    written = data.Pair((user("x"),), "y", "z z", thoughts=("x x", "y"), verdicts=(0, 1), where="f:2")
+    plain = Pair((user("x"),), "y", "z z", where="f:1")
+    written = Pair((user("x"),), "y", "z z", thoughts=("x x", "y"), verdicts=(0, 1), where="f:2")
     examples, report = data.tokenise([plain, written], dialogue, 48)
     for example in examples.rows:
         assert example.prefix[0].tolist() == prefix_ids(dialogue, plain.prompt, "y")
@@ -245,10 +74,10 @@ def test_sides_answers_and_thoughts(dialogue):
 def test_what_does_not_fit_is_counted(dialogue):
     prompt = (user("x x"), assistant("y y y"), user("z"))
     pairs = [
-        data.Pair(prompt, "y", "z", where="f:1"),
-        data.Pair(prompt, "y</s>", "z", where="f:2"),
-        data.Pair(prompt, "y", "z " * 30, where="f:3"),
-        data.Pair((user("x"),), "y", "z", where="f:4", thoughts=("<pad>", "x")),
+        Pair(prompt, "y", "z", where="f:1"),
+        Pair(prompt, "y</s>", "z", where="f:2"),
+        Pair(prompt, "y", "z " * 30, where="f:3"),
+        Pair((user("x"),), "y", "z", where="f:4", thoughts=("<pad>", "x")),
     ]
     short = len(prefix_ids(dialogue, prompt[2:], "y"))
     examples, report = data.tokenise(pairs, dialogue, short)
@@ -289,7 +118,7 @@ def test_a_batch_holds_its_pairs(dialogue):
 
 
 def test_a_prefix_as_long_as_a_bucket_stays_in_it(dialogue):
-    pair = data.Pair((user("x"),), "y", "z z")
+    pair = Pair((user("x"),), "y", "z z")
     length = len(prefix_ids(dialogue, pair.prompt, "z z"))
     for buckets, chosen in (((length, 40), length), ((length - 1, 40), 40)):
         batches = make([pair], dialogue, batch_size=1, buckets=buckets)
@@ -314,7 +143,7 @@ def test_written_thoughts(dialogue):
 
 
 def test_padding_share_counts_valid_tokens_only(dialogue):
-    pair = data.Pair((user("x"),), "y", "z z")
+    pair = Pair((user("x"),), "y", "z z")
     lengths = [len(prefix_ids(dialogue, pair.prompt, y)) for y in ("y", "z z")]
     batch, _ = make([pair], dialogue, batch_size=2, shuffle=False)(0)
     assert batch.valid.tolist() == [True, False]
@@ -422,7 +251,7 @@ def test_real_pairs_to_batches(shared_data):
     dialogue = make_dialogue(
         tokenizer, judge_question="Judge the response.", answer_question="Good? A or B", answers=("A", "B")
     )
-    pairs, _ = data.read_pairs(shared_data / "hh_rlhf" / "validation.jsonl.gz")
+    pairs, _ = read_pairs(shared_data / "hh_rlhf" / "validation.jsonl.gz")
     examples, report = data.tokenise(pairs, dialogue, 512)
     assert report.kept + len(report.skipped.rows) == 500 and report.shortened > 0
     batches = data.make_batches(examples, batch_size=16, buckets=(128, 256, 512), pad_id=dialogue.pad_id)

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from dwrl_jax.errors import UserError
 from dwrl_jax.models import hf
 from dwrl_jax.models.attention import Region
+from dwrl_jax.models.hf_config import model_config, read_config
 from dwrl_jax.models.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 
@@ -43,7 +44,7 @@ def lively(params):
 def tiny():
     """Config.json, config and parameters of a small Qwen3: the one with q/k norms and wide heads."""
     hf_config = shrink(PRESETS["qwen3-4b"], VOCAB)
-    config = hf.model_config(hf_config)
+    config = model_config(hf_config)
     return hf_config, config, lively(hf.random_params(config, 0))
 
 
@@ -52,7 +53,7 @@ def tiny():
 
 def test_parity_stories_logits(shared_data):
     folder = shared_data / "models/stories260K"
-    config = hf.model_config(hf.read_config(folder))
+    config = model_config(read_config(folder))
     reference = np.load(folder / "reference_logits.npz")
     ours = full_logits(Decoder(config), hf.load_params(folder, config), reference["input_ids"])
     np.testing.assert_allclose(ours, reference["logits"], atol=1e-4, rtol=0)
@@ -61,7 +62,7 @@ def test_parity_stories_logits(shared_data):
 def test_parity_stories_greedy(shared_data):
     """200 greedy tokens, one at a time over two regions: the prefilled prefix and the written tokens."""
     folder = shared_data / "models/stories260K"
-    config = hf.model_config(hf.read_config(folder))
+    config = model_config(read_config(folder))
     params, model = hf.load_params(folder, config), Decoder(config)
     expected = json.loads((folder / "expected_greedy.json").read_text())["ids"]
     prefill, steps = 5, len(expected) - 5
@@ -114,8 +115,8 @@ def test_parity_with_transformers(torch_model):
     """Both ways of writing the config, sharded files, positions three times past the original window."""
     folder, hf_config, ids, expected = torch_model
     assert (folder / hf.INDEX).exists()
-    config = hf.model_config(hf.read_config(folder))
-    assert config == hf.model_config(hf_config)
+    config = model_config(read_config(folder))
+    assert config == model_config(hf_config)
     ours = full_logits(Decoder(config), hf.load_params(folder, config), ids)
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
 
@@ -125,7 +126,7 @@ def test_parity_of_exports(torch_model, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     folder, hf_config, ids, expected = torch_model
-    config = hf.model_config(hf_config)
+    config = model_config(hf_config)
     params = hf.load_params(folder, config)
     hf.save_model(tmp_path / "out", params, config, hf_config, max_shard_bytes=100_000)
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -144,7 +145,7 @@ def test_parity_of_exports(torch_model, tmp_path):
 def test_exact_round_trip(dtype, tmp_path):
     """save -> load gives the same bits and the same tree as initialisation, also from several files."""
     hf_config = shrink(PRESETS["qwen2.5-7b"], VOCAB)
-    config = hf.model_config(hf_config, param_dtype=dtype)
+    config = model_config(hf_config, param_dtype=dtype)
     params = lively(hf.random_params(config, 3))
     for name, limit, files in (("one", 2**30, 1), ("many", 50_000, 5)):
         hf.save_model(tmp_path / name, params, config, hf_config, dtype=dtype, max_shard_bytes=limit)
@@ -154,7 +155,7 @@ def test_exact_round_trip(dtype, tmp_path):
         assert jax.tree.structure(again) == jax.tree.structure(params)
         jax.tree.map(np.testing.assert_array_equal, again, params)
         assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {jnp.dtype(dtype)}
-    assert hf.read_config(tmp_path / "one")["torch_dtype"] == dtype
+    assert read_config(tmp_path / "one")["torch_dtype"] == dtype
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "one"]
 
 
@@ -190,7 +191,7 @@ def test_exact_presets():
         "qwen3-4b": 4_022_468_096,
     }
     for name, hf_config in PRESETS.items():
-        tensors = hf.hf_tensors(hf.model_config(hf_config))
+        tensors = hf.hf_tensors(model_config(hf_config))
         assert sum(int(np.prod(weight.hf_shape)) for _, weight, _ in tensors) == published[name]
     with pytest.raises(UserError, match="num_layers"):
         shrink(PRESETS["qwen3-4b"], VOCAB, num_layers=3)
@@ -276,7 +277,7 @@ def test_invariance_gradient(tiny, texts):
         return jax.jit(jax.grad(lambda params: (run(model, params, texts) * weights).mean()))(params)
 
     expected = gradient(whole, Decoder(config))
-    ours = gradient(shared, Decoder(hf.model_config(hf_config, remat="full")))
+    ours = gradient(shared, Decoder(model_config(hf_config, remat="full")))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6, rtol=1e-4), ours, expected)
 
 
@@ -338,9 +339,9 @@ def test_exact_errors_of_files(saved, tiny, tmp_path):
         hf.load_params(folder, config)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not JSON"):
-        hf.read_config(folder)
+        read_config(folder)
     with pytest.raises(UserError, match=r"nowhere/config\.json: cannot be read"):
-        hf.read_config(tmp_path / "nowhere")
+        read_config(tmp_path / "nowhere")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
@@ -371,7 +372,7 @@ def test_exact_no_half_written_export(tiny, tmp_path, monkeypatch):
 )
 def test_exact_errors_of_configs(change, message):
     with pytest.raises(UserError, match=message):
-        hf.model_config(PRESETS["qwen3-4b"] | change)
+        model_config(PRESETS["qwen3-4b"] | change)
 
 
 def test_exact_resolve(saved, monkeypatch):
@@ -386,8 +387,8 @@ def test_exact_tokenizer_travels(shared_data, tmp_path):
     """The exported folder of a real model is a whole one: its tokenizer and end tokens come along."""
     transformers = pytest.importorskip("transformers")
     folder = shared_data / "models/stories260K"
-    hf_config = hf.read_config(folder)
-    config = hf.model_config(hf_config)
+    hf_config = read_config(folder)
+    config = model_config(hf_config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     params = hf.load_params(folder, config)
     hf.save_model(tmp_path / "out", params, config, hf_config, tokenizer=tokenizer)

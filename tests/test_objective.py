@@ -50,8 +50,8 @@ def toy_params(thoughts, seed=0):
     return {"policy": jnp.asarray(policy, jnp.float32), "score": jnp.asarray(score, jnp.float32)}
 
 
-@pytest.mark.parametrize("update", ["joint", "alternating"])
-def test_exact_when_the_group_is_the_whole_thought_space(update):
+@pytest.mark.parametrize("updates", ["joint", "alternating"])
+def test_exact_when_the_group_is_the_whole_thought_space(updates):
     counts = np.array([4, 2, 1, 1])  # each thought as often as its probability says
     params = toy_params(4) | {"policy": jnp.log(jnp.asarray([counts, counts], jnp.float32))}
     group = jnp.asarray(np.repeat(np.arange(4), counts))
@@ -60,7 +60,7 @@ def test_exact_when_the_group_is_the_whole_thought_space(update):
 
     def loss(params):
         found = toy_logps(params, groups)
-        phases = dwrl.phases(dwrl.Hyper(update=update, baseline="none"))
+        phases = dwrl.phases(dwrl.Hyper(updates=updates, baseline="none"))
         return sum(f(found, toy_thoughts(found))[0].sum() for f in phases.values())
 
     assert_trees_close(jax.grad(loss)(params), expected, 1e-6)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dwrl_jax.errors import UserError
-from dwrl_jax.report import headline, read_series, thinned, write_report
+from dwrl_jax.report import headline, read_series, write_report
+from dwrl_jax.report_curves import thinned
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 ATTACK = "<script>alert(1)</script> & so \ud83d on"

@@ -6,7 +6,7 @@ self-normalised score of each thought; both weights are constants to the gradien
 could not be read there, is marked (ours):
 
 1. the baseline b in the thought step: "none" is the paper's, "mean" and "leave_one_out" are (ours);
-2. `update="joint"`, one backward pass for both terms (ours);
+2. `updates="joint"`, one backward pass for both terms (ours);
 3. the dual clip of negative advantages (from arXiv 1912.09729) and the KL term to the starting model (ours).
 
 Everything is float32 and in log space.
@@ -32,7 +32,7 @@ class Hyper:
     """`clip` are the distances below and above 1 at which the ratio is clipped; `dual_clip` (> 1) bounds the
     loss of negative advantages; `kl` is the coefficient of the KL term in nats, 0 for none."""
 
-    update: Literal["alternating", "joint"] = "alternating"
+    updates: Literal["alternating", "joint"] = "alternating"
     baseline: Literal["none", "mean", "leave_one_out"] = "mean"
     clip: tuple[float, float] = (0.2, 0.2)
     dual_clip: float = 3.0
@@ -42,7 +42,7 @@ class Hyper:
 
 def phases(hyper: Hyper):
     """{"score": Eq. 14, "thought": Eq. 15}: the second sees the parameters that the first one left."""
-    if hyper.update == "joint":
+    if hyper.updates == "joint":
         return {"joint": functools.partial(joint_loss, hyper=hyper)}
     return {"score": score_loss, "thought": functools.partial(thought_loss, hyper=hyper)}
 

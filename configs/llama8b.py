@@ -1,0 +1,14 @@
+"""Llama-3.1-8B on HH-RLHF, full fine-tuning.
+
+python -m dwrl_jax.train --config=configs/llama8b.py --workdir=runs/llama8b --config.model.path=FOLDER_OR_HUB_ID
+
+The paper's accuracy for DWRL here is 72.2 % (read off its chart); this config has not been run on the full
+model. `:smoke` runs the same architecture in small with random weights.
+"""
+
+from dwrl_jax.config import accelerator_run, smoke
+
+
+def get_config(variant=""):
+    config = accelerator_run("meta-llama/Llama-3.1-8B-Instruct")
+    return smoke(config, "llama3.1-8b") if variant == "smoke" else config

@@ -1,0 +1,14 @@
+"""Qwen2.5-3B on HH-RLHF, full fine-tuning.
+
+python -m dwrl_jax.train --config=configs/qwen3b.py --workdir=runs/qwen3b --config.model.path=FOLDER_OR_HUB_ID
+
+The paper's accuracy for DWRL here is 68.5 % (read off its chart); this config has not been run on the full
+model. `:smoke` runs the same architecture in small with random weights.
+"""
+
+from dwrl_jax.config import accelerator_run, smoke
+
+
+def get_config(variant=""):
+    config = accelerator_run("Qwen/Qwen2.5-3B-Instruct")
+    return smoke(config, "qwen2.5-3b") if variant == "smoke" else config

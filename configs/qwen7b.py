@@ -1,0 +1,14 @@
+"""Qwen2.5-7B on HH-RLHF, full fine-tuning.
+
+python -m dwrl_jax.train --config=configs/qwen7b.py --workdir=runs/qwen7b --config.model.path=FOLDER_OR_HUB_ID
+
+The paper's accuracy for DWRL here is 70.4 % (read off its chart); this config has not been run on the full
+model. `:smoke` runs the same architecture in small with random weights.
+"""
+
+from dwrl_jax.config import accelerator_run, smoke
+
+
+def get_config(variant=""):
+    config = accelerator_run("Qwen/Qwen2.5-7B-Instruct")
+    return smoke(config, "qwen2.5-7b") if variant == "smoke" else config

@@ -1,0 +1,27 @@
+"""stories260K, a pretrained Llama of 260,000 parameters, on real dialogues: minutes on two cores.
+
+python -m dwrl_jax.train --config=configs/stories_hh.py --workdir=runs/stories --config.model.path=FOLDER \\
+    --config.data.train=PAIRS.jsonl.gz --config.data.eval=HELD_OUT.jsonl.gz
+
+It knows only children's stories, so expect an accuracy near 50 %: this is the whole path of a real checkpoint and
+real pairs. Its 512 tokens have no "A" or "B" of one piece, hence the other answers.
+"""
+
+from dwrl_jax.config import base_config, smoke
+
+
+def get_config(variant=""):
+    config = base_config()
+    config.dialogue.answer_question = "Is this good? a: yes, I: no"
+    config.dialogue.answers = ("a", "I")
+    config.data.buckets = (128, 256, 384)
+    config.data.batch_size = 8
+    config.sampler.group_size = 4
+    config.sampler.max_thought = 48
+    config.optim.steps = 60
+    config.optim.learning_rate = 3e-4
+    config.eval.votes = (1, 4)
+    config.eval.pairs = 200
+    config.eval.curve_pairs = 64
+    config.eval.every = 20
+    return smoke(config, "llama3.2-3b") if variant == "smoke" else config

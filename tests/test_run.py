@@ -1,0 +1,269 @@
+"""Smoke and restart: whole runs from their command lines, on the built-in world and on real data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dwrl_jax import checkpoint, export, train
+from dwrl_jax.commandline import parse
+from dwrl_jax.errors import UserError
+
+REPO = Path(__file__).parents[1]
+TINY = [
+    "--config=configs/tiny.py:smoke",
+    "--config.base.optim.steps=3",
+    "--config.eval.pairs=8",
+    "--config.eval.batch_size=4",
+    "--config.eval.curve_pairs=4",
+    "--config.data.batch_size=2",
+]
+
+
+def command(module, *arguments):
+    return [sys.executable, "-m", f"dwrl_jax.{module}", *map(str, arguments)]
+
+
+def call(module, *arguments, **options):
+    return subprocess.run(command(module, *arguments), cwd=REPO, capture_output=True, text=True, **options)
+
+
+def fit(workdir, *arguments):
+    config, workdir = parse([*TINY, f"--workdir={workdir}", *arguments])
+    return train.fit(config, workdir)
+
+
+def params_of(workdir):
+    hf_config, shape = export.read_architecture(workdir)
+    with checkpoint.open_manager(workdir) as manager:
+        return checkpoint.restore_params(manager, "last", export.abstract_params(shape))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_the_root():
+    before = Path.cwd()
+    os.chdir(REPO)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A base model of the built-in world, made once."""
+    folder = tmp_path_factory.mktemp("base")
+    fit(folder, "--config.optim.steps=1", "--config.eval.pairs=0")
+    return folder / "base" / "model"
+
+
+@pytest.fixture(scope="module")
+def four_steps(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("four")
+    return folder, fit(folder, f"--config.model.path={base}")
+
+
+def test_a_run_leaves_what_it_promises(four_steps):
+    workdir, results = four_steps
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
+    for name in ("base", "trained"):
+        for votes in ("k1", "k8"):
+            found = results[name][votes]
+            assert found["pairs"] == 8 and 0 <= found["accuracy"] <= 1 and found["nll"] > 0
+            assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
+    assert results["steps"] == 4 and results["seconds"] > 0
+    assert results["config"]["objective"]["name"] == "dwrl"
+    assert results["reference"]["no_thought"]["pairs"] == results["reference"]["ceiling"]["pairs"] == 8
+    assert [row["step"] for row in lines(workdir / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert {"train/pair_nll", "train/log_preference_score_chosen", "data/padding", "sample/tokens_per_second"} <= set(
+        lines(workdir / "metrics.jsonl")[0]
+    )
+    assert "<html" in (workdir / "report.html").read_text()
+    assert list((workdir / "tensorboard").iterdir())
+    with checkpoint.open_manager(workdir) as manager:
+        assert manager.latest_step() == 4
+
+
+def test_thoughts_are_written_with_their_weights(four_steps):
+    rows = lines(four_steps[0] / "thoughts.jsonl")
+    assert {row["split"] for row in rows} == {"train", "eval"}
+    group = [row for row in rows if (row["step"], row["split"], row["pair"]) == (1, "train", rows[-1]["pair"] * 0)]
+    by_side = {side: [row for row in group if row["side"] == side] for side in ("chosen", "rejected")}
+    for side, sign in (("chosen", 1), ("rejected", -1)):
+        weights = np.array([row["thought_weight"] for row in by_side[side]])
+        scores = np.array([row["score"] for row in by_side[side]])
+        np.testing.assert_allclose(weights, scores / scores.sum(), rtol=1e-4)
+        dual = [row["dual_weight"] for row in by_side[side]]
+        np.testing.assert_allclose(dual, sign * weights * group[0]["misalignment_weight"], rtol=1e-4)
+    means = [np.mean([row["score"] for row in by_side[side]]) for side in ("chosen", "rejected")]
+    assert group[0]["misalignment_weight"] == pytest.approx(means[1] / sum(means), rel=1e-4)
+    assert group[0]["prompt"][0]["role"] == "user" and group[0]["response"]
+
+
+def assert_same_run(found, expected):
+    """Bit for bit: parameters, thoughts, held-out scores, and every metric that is not a time."""
+    jax.tree.map(np.testing.assert_array_equal, params_of(found), params_of(expected))
+    for name in ("base", "trained"):
+        assert (found / "eval" / f"{name}.jsonl").read_text() == (expected / "eval" / f"{name}.jsonl").read_text()
+    assert (found / "thoughts.jsonl").read_text() == (expected / "thoughts.jsonl").read_text()
+
+    def timeless(row):
+        return {k: v for k, v in row.items() if "second" not in k}
+
+    pairs = zip(lines(found / "metrics.jsonl"), lines(expected / "metrics.jsonl"), strict=True)
+    assert all(timeless(a) == timeless(b) for a, b in pairs)
+
+
+def test_killed_run_goes_on_bit_for_bit(base, four_steps, tmp_path):
+    """Killed in the middle of its third step, after a checkpoint at the second."""
+    arguments = [*TINY, f"--config.model.path={base}", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command("train", *arguments), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "checkpoints" / "2").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "results.json").exists()
+    fit(tmp_path, f"--config.model.path={base}")
+    assert_same_run(tmp_path, four_steps[0])
+
+
+def test_terminated_run_saves_and_goes_on(base, four_steps, tmp_path):
+    arguments = [*TINY, f"--config.model.path={base}", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command("train", *arguments), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 143, errors.decode()
+    assert b"the same command goes on" in errors
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert 1 <= manager.latest_step() < 4
+    fit(tmp_path, f"--config.model.path={base}")
+    assert_same_run(tmp_path, four_steps[0])
+
+
+def test_finished_run_is_shown_again(base, four_steps):
+    workdir, results = four_steps
+    before = (workdir / "metrics.jsonl").read_text()
+    again = fit(workdir, f"--config.model.path={base}")
+    assert again == results and (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_does_not_go_on(base, four_steps):
+    with pytest.raises(UserError, match="optim.learning_rate=0.0005, not 0.001"):
+        fit(four_steps[0], f"--config.model.path={base}", "--config.optim.learning_rate=0.001")
+
+
+@pytest.mark.parametrize("change", ["objective.updates='joint'", "objective.kl=0.1", "score.readout='choices'"])
+def test_options_run(base, tmp_path, change):
+    name, value = change.split("=")
+    value = value.strip("'")
+    results = fit(tmp_path, f"--config.model.path={base}", "--config.optim.steps=1", f"--config.{name}={value}")
+    metrics = lines(tmp_path / "metrics.jsonl")[0]
+    assert results["steps"] == 1 and ("train/kl" in metrics) == (name == "objective.kl")
+    assert metrics["train/logp_gap_max"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (["--config=configs/tiny.py", "--config.optim.stepz=3"], "stepz"),
+        (["--config=configs/tiny.py", "--config.optim.steps=many"], "many"),
+        (["--config=configs/tiny.py", "--config.optim.steps=0"], "optim.steps=0"),
+        (["--config=configs/tiny.py", "--config.objective.baseline=median"], "none, mean, leave_one_out"),
+        (["--config=configs/tiny.py", "--config.objective.name=ppo2"], "choose one of"),
+        (["--config=configs/tiny.py:smoke", "--config.model.path=no/such/folder"], "no/such/folder"),
+        (["--config=configs/stories_hh.py"], "model.path is missing"),
+        (["--config=configs/llama8b.py:smoke", "--config.data.train=missing.jsonl"], "missing.jsonl"),
+        (["--config=configs/llama8b.py:smoke", "--config.optim.micro_batches=3"], "does not divide"),
+        (["--config=configs/llama8b.py:smoke", "--config.dialogue.answers=('A', 'B C')"], "must be one token"),
+        (["--config=configs/llama8b.py:smoke", "--config.data.buckets=(4096,)"], "more than the model's 2048"),
+        (["--config=configs/tiny.py", "extra"], "extra"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = call("train", *arguments, f"--workdir={tmp_path / 'run'}", env=env, timeout=300)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr
+
+
+def test_vocabulary_mismatch_is_named(base, shared_data, tmp_path):
+    tokenizer = shared_data / "tokenizers" / "qwen2.5"
+    with pytest.raises(UserError, match="token ids up to 151664.*vocabulary ends at"):
+        fit(tmp_path, f"--config.model.path={base}", f"--config.model.tokenizer={tokenizer}")
+
+
+def test_exports_load_in_transformers(four_steps, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    workdir = four_steps[0]
+    done = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}")
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    chat = [{"role": "user", "content": "s1 o2 o3 o4 o5 o6"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    assert torch.isfinite(model(ids).logits).all()
+    again = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}")
+    assert again.returncode == 2 and "already there" in again.stderr
+    wrong = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'm'}", "--checkpoint=77")
+    assert wrong.returncode == 2 and "77" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", ["qwen3b", "qwen7b", "llama3b", "llama8b", "stories_hh"])
+def test_every_config_has_a_smoke_run(name, tmp_path):
+    done = call("train", f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "results.json").read_text())["trained"]["k2"]["pairs"] == 16
+
+
+def real_pairs(shared_data):
+    folder = shared_data / "hh_rlhf"
+    return [f"--config.data.train={folder / 'train.jsonl.gz'}", f"--config.data.eval={folder / 'validation.jsonl.gz'}"]
+
+
+def test_real_tokenizer_and_pairs(shared_data, tmp_path):
+    """Qwen2.5's tokenizer and chat template, real dialogues, the architecture in small."""
+    done = call(
+        "train",
+        "--config=configs/qwen7b.py:smoke",
+        f"--config.model.tokenizer={shared_data / 'tokenizers' / 'qwen2.5'}",
+        *real_pairs(shared_data),
+        f"--workdir={tmp_path}",
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3598 pairs read, 0 left out" in done.stdout and "too long" in done.stdout
+    row = lines(tmp_path / "thoughts.jsonl")[0]
+    assert row["prompt"][-1]["role"] == "user"
+
+
+def test_real_checkpoint_and_pairs(shared_data, tmp_path):
+    done = call(
+        "train",
+        "--config=configs/stories_hh.py:smoke",
+        f"--config.model.path={shared_data / 'models' / 'stories260K'}",
+        *real_pairs(shared_data),
+        f"--workdir={tmp_path}",
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "500 pairs read" in done.stdout and "too long" in done.stdout
+    assert json.loads((tmp_path / "architecture" / "config.json").read_text())["hidden_size"] == 64
