@@ -32,7 +32,7 @@ class Held(NamedTuple):
 
 def load_tokenizer(config: ConfigDict, folder: Path):
     """The tokenizer named by the config, or the model's own: for a `preset` that is the built-in world's."""
-    if not config.model.tokenizer and not folder.exists():
+    if config.model.preset and not (config.model.path or config.model.tokenizer):
         return dialogue.with_template(world.make_tokenizer())
     return dialogue.load_tokenizer(config.model.tokenizer or folder)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dwrl_jax import config as configuration
 from dwrl_jax import evaluate, export, loop, records, report, world
-from dwrl_jax.build import Held, build, load_tokenizer
+from dwrl_jax.build import Held, build, load_objective, load_tokenizer
 from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
@@ -35,6 +35,7 @@ def main() -> None:
 def fit(config: ConfigDict, workdir: Path) -> dict | None:
     """One run from its config to results.json and report.html in `workdir`; None without held-out pairs."""
     configuration.check(config)
+    load_objective(config)  # a name that does not exist is said before a base model is made
     remember(config, workdir)
     model = starting_model(config, workdir)
     run, held, notes = build(config, workdir, model)
@@ -79,7 +80,7 @@ def starting_model(config: ConfigDict, workdir: Path) -> Path:
     folder = workdir / "random"
     if not folder.exists():
         tokenizer = load_tokenizer(config, folder)
-        hf_config = shrink(preset(config.model.preset), len(tokenizer))
+        hf_config = shrink(preset(config.model.preset), 1 + max(tokenizer.get_vocab().values()))
         shape = model_config(hf_config)
         hf.save_model(folder, hf.random_params(shape, config.seed), shape, hf_config, tokenizer=tokenizer)
     return folder

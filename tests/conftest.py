@@ -3,7 +3,18 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Programs that several tests or their subprocesses compile alike are compiled once per session."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.5}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax import checkpoint, export, train
+from dwrl_jax import checkpoint, export, train, world
 from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError
+from dwrl_jax.models.transformer import Decoder, logits, output_table
 
 REPO = Path(__file__).parents[1]
 TINY = [
@@ -195,12 +198,20 @@ def test_options_run(base, tmp_path, change):
         (["--config=configs/tiny.py", "extra"], "extra"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
-    env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = call("train", *arguments, f"--workdir={tmp_path / 'run'}", env=env, timeout=300)
-    assert done.returncode == 2, done.stderr
-    errors = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments, f"--workdir={tmp_path / 'run'}"])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2
+    assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
+
+
+def test_bad_input_from_the_shell(tmp_path):
+    done = call("train", "--config=configs/tiny.py", "--config.optim.stepz=3", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "stepz" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_vocabulary_mismatch_is_named(base, shared_data, tmp_path):
@@ -210,7 +221,7 @@ def test_vocabulary_mismatch_is_named(base, shared_data, tmp_path):
 
 
 def test_exports_load_in_transformers(four_steps, tmp_path):
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     workdir = four_steps[0]
@@ -220,7 +231,14 @@ def test_exports_load_in_transformers(four_steps, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     chat = [{"role": "user", "content": "s1 o2 o3 o4 o5 o6"}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-    assert torch.isfinite(model(ids).logits).all()
+    ours = world.make_tokenizer().apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    assert ids[0].tolist() == ours
+    _, shape = export.read_architecture(workdir)
+    tokens = jnp.asarray(ids.numpy())[None]
+    params = params_of(workdir)
+    hidden, _ = Decoder(shape).apply(params, tokens, jnp.arange(len(ours))[None, None])
+    expected = logits(hidden, output_table(params))[0]
+    np.testing.assert_allclose(model(ids).logits.detach().numpy(), expected, atol=1e-4)
     again = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}")
     assert again.returncode == 2 and "already there" in again.stderr
     wrong = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'm'}", "--checkpoint=77")
