@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from dwrl_jax import data, dialogue, loop, train_step, world
@@ -26,7 +27,7 @@ class Held(NamedTuple):
 
     pairs: list[Pair]
     batches: data.Batches
-    curve: data.Batches
+    curve: data.Batches | None
     world: world.World | None
 
 
@@ -54,10 +55,11 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     )
     check_lengths(config, shape, talk)
     objective, hyper = load_objective(config)
-    source, train_note = training_source(config, talk)
-    if source.examples(0, 1)[0].thoughts is None and not objective.SAMPLES_THOUGHTS:
+    supervised = not objective.SAMPLES_THOUGHTS
+    source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
+    if source.examples(0, 1)[0].thoughts is None and supervised:
         raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
-    held, eval_note = held_out(config, talk) if config.eval.pairs else (None, "none")
+    held, eval_note = held_out(config, talk, workdir / "skipped_eval.txt") if config.eval.pairs else (None, "none")
     phases = objective.phases(hyper)
     optim = train_step.OptimizerOptions(
         **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
@@ -155,21 +157,21 @@ def batches(config: ConfigDict, source, talk, *, batch_size: int, shuffle: bool 
     )
 
 
-def training_source(config: ConfigDict, talk: dialogue.Dialogue):
+def training_source(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path, supervised: bool):
     """Examples to train on, and a note about them. "world" and "world:demonstrations" have no end."""
     name = config.data.train
     if name in ("world", "world:demonstrations"):
         made = world.make_world(config.world.seed)
-        pairs = config.optim.steps * config.data.batch_size
+        count = config.optim.steps * config.data.batch_size
         split = "demonstrations" if name.endswith("demonstrations") else "train"
-        clean = round(config.world.clean_share * pairs)
+        clean = round(config.world.clean_share * count)
         source = world.WorldSource(made, split, talk, config.data.buckets[-1], clean)
-        return source, f"{pairs} pairs of the built-in world, {split}"
-    return tokenised(config, talk, name, config.data.train_split)
+        return source, f"{count} pairs of the built-in world, {split}"
+    return tokenised(config, talk, name, config.data.train_split, skipped, supervised)
 
 
-def held_out(config: ConfigDict, talk: dialogue.Dialogue) -> tuple[Held, str]:
-    """Held-out pairs, at most eval.pairs of them, and a note about them."""
+def held_out(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path) -> tuple[Held, str]:
+    """Held-out pairs, and a note about them. Of more than eval.pairs a fixed random part is taken."""
     made = None
     if config.data.eval == "world":
         made = world.make_world(config.world.seed)
@@ -177,20 +179,39 @@ def held_out(config: ConfigDict, talk: dialogue.Dialogue) -> tuple[Held, str]:
         examples, _ = data.tokenise(pairs, talk, config.data.buckets[-1], strict=True)
         note = f"{len(examples)} pairs of the built-in world, eval"
     else:
-        examples, note = tokenised(config, talk, config.data.eval, config.data.eval_split)
-        examples = data.Examples(examples.rows[: config.eval.pairs])
-    curve = data.Examples(examples.rows[: config.eval.curve_pairs])
+        examples, note = tokenised(config, talk, config.data.eval, config.data.eval_split, skipped, False)
+        if len(examples) > config.eval.pairs:
+            examples = some(examples, config.eval.pairs)
+            note += f"; {len(examples)} of them drawn"
+    curve = some(examples, config.eval.curve_pairs) if config.eval.curve_pairs else None
 
     def in_order(source):
         return batches(config, source, talk, batch_size=config.eval.batch_size, shuffle=False)
 
-    return Held([row.pair for row in examples.rows], in_order(examples), in_order(curve), made), note
+    curve_batches = in_order(curve) if curve else None
+    return Held([row.pair for row in examples.rows], in_order(examples), curve_batches, made), note
 
 
-def tokenised(config: ConfigDict, talk, name: str, split: str) -> tuple[data.Examples, str]:
-    pairs, skipped = read_pairs(name, split=split, strict=config.data.strict)
+def some(examples: data.Examples, count: int) -> data.Examples:
+    """At most `count` examples, drawn at random but always the same, in their old order: files are often sorted."""
+    drawn = np.random.default_rng(0).permutation(len(examples))[:count]
+    return data.Examples(tuple(examples.rows[i] for i in sorted(drawn)))
+
+
+def tokenised(
+    config: ConfigDict, talk: dialogue.Dialogue, name: str, split: str, skipped: Path, supervised: bool
+) -> tuple[data.Examples, str]:
+    """Examples of a file or data set, and a note about them; rows that were left out are listed in `skipped`.
+
+    Written thoughts and verdicts are for supervised training: elsewhere the target is the good answer.
+    """
+    pairs, malformed = read_pairs(name, split=split, strict=config.data.strict)
+    if not supervised:
+        pairs = [dataclasses.replace(pair, thoughts=None, verdicts=None) for pair in pairs]
     examples, fit = data.tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict)
-    return examples, f"{name}: {len(pairs)} pairs read, {skipped.summary()}; {fit.summary()}"
+    left_out = malformed.rows + fit.skipped.rows
+    skipped.write_text("".join(f"{where}: {reason}\n" for where, reason in left_out))
+    return examples, f"{name}: {len(pairs)} pairs read, {malformed.summary()}; {fit.summary()}"
 
 
 def find_pair(source, pair_id: int) -> Pair:

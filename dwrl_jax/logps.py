@@ -32,9 +32,9 @@ def token_logps(
     def one_chunk(pair):
         h, t = pair
         scaled = logits(h, table) / temperature
-        log_total = jax.nn.logsumexp(scaled, -1, keepdims=True)
-        logp = jnp.take_along_axis(scaled, t, -1) - log_total
-        entropy = log_total[:, 0] - (jnp.exp(scaled - log_total) * scaled).sum(-1)
+        all_logps = jax.nn.log_softmax(scaled, -1)
+        logp = jnp.take_along_axis(all_logps, t, -1)
+        entropy = -(jnp.exp(all_logps) * all_logps).sum(-1)
         return logp, entropy
 
     logp, entropy = jax.lax.map(one_chunk, (flat_hidden, flat_targets))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from dwrl_jax import config as configuration
@@ -22,6 +23,7 @@ from dwrl_jax.models.presets import PRESETS, shrink
 
 @exit_cleanly
 def main() -> None:
+    logging.set_verbosity(logging.ERROR)  # the checkpoint library's remarks are not for the person at the keyboard
     config, workdir = parse()
     try:
         results = fit(config, workdir)
@@ -39,6 +41,8 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     remember(config, workdir)
     model = starting_model(config, workdir)
     run, held, notes = build(config, workdir, model)
+    if run.samples_thoughts and (config.sampler.top_k or config.sampler.top_p < 1):
+        print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
     for name, note in notes.items():
         print(f"{name} data: {note}", flush=True)
     state, scores = loop.train(run)
@@ -100,10 +104,22 @@ def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> 
         for name in ("base", "trained"):
             results[name][f"k{votes}"] = evaluate.summary(margin[name])
         results["gain"][f"k{votes}"] = evaluate.gain(margin["base"], margin["trained"])
+    results["sources"] = by_source(config, [pair.source for pair in held.pairs], scores)
     if held.world is not None:
         for name, margin in world.references(held.world, held.pairs).items():
             results["reference"][name] = evaluate.summary(margin[:, None])
     return results | {"config": json.loads(config.to_json_best_effort())}
+
+
+def by_source(config: ConfigDict, names: list[str], scores: dict[str, np.ndarray]) -> dict:
+    """The same by the pairs' source, where there is more than one, for the largest number of votes."""
+    sources = sorted(set(names)) if len(set(names)) > 1 else []
+    votes = max(config.eval.votes)
+
+    def part(found, source):
+        return evaluate.summary(evaluate.margins(found[np.array(names) == source], votes))
+
+    return {source: {name: {f"k{votes}": part(found, source)} for name, found in scores.items()} for source in sources}
 
 
 def table(results: dict) -> str:
