@@ -30,8 +30,9 @@ TEMPLATE = (
     "{{ bos_token }} {% for message in messages %}<{{ message.role }}> {{ message.content }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-# Written thoughts of the mixed stage. A "chain" writes every state; "slips" does, and goes on from its errors;
-# "skipping" breaks off and guesses the end; "lazy" writes none; "rationalising" puts the claim at the end.
+# Written thoughts of the mixed stage: states and how far the claim is off. A "chain" writes every state; "slips"
+# does, and goes on from its errors; "skipping" breaks off and guesses the end; "rationalising" puts the claim at
+# the end; "lazy" writes nothing of it.
 KINDS = {"chain": 0.15, "slips": 0.25, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
 SLIP = 0.25
 
@@ -64,8 +65,12 @@ def make_world(seed: int) -> World:
 
 
 def _quality(claim: int, truth: int, style: str) -> float:
-    distance = min(abs(claim - truth), STATES - abs(claim - truth))
-    return -DISTANCE_WEIGHT * distance + STYLE_WEIGHT * STYLES[style]
+    return -DISTANCE_WEIGHT * _distance(claim, truth) + STYLE_WEIGHT * STYLES[style]
+
+
+def _distance(a: int, b: int) -> int:
+    """Steps between two states on their circle."""
+    return min(abs(a - b), STATES - abs(a - b))
 
 
 def _sigmoid(x: float) -> float:
@@ -135,7 +140,7 @@ def _demonstration(rng, world: World, start, operations, response, mixed: bool) 
         states[-1] = claim
     believed = truth[-1] if kind == "lazy" else states[-1]
     good = rng.random() < _sigmoid(2.0 * (_quality(claim, believed, style) + 1.2))
-    words = ["hm"] if kind == "lazy" else [f"s{s}" for s in states]
+    words = ["hm"] if kind == "lazy" else [*(f"s{s}" for s in states), f"off{_distance(claim, believed)}"]
     return " ".join(words), GOOD if good else BAD
 
 
@@ -170,7 +175,8 @@ def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, with a chat template of its own."""
     special = ["<pad>", "<bos>", "<end>", "<user>", "<assistant>", "<system>"]
-    words = [*(f"s{i}" for i in range(STATES)), *(f"o{i}" for i in range(OPERATIONS)), *STYLES, "hm"]
+    words = [*(f"s{i}" for i in range(STATES)), *(f"o{i}" for i in range(OPERATIONS)), *STYLES]
+    words += [*(f"off{i}" for i in range(STATES // 2 + 1)), "hm"]
     words += [JUDGE, ASK, *ANSWERS, *OTHER_ANSWERS, "<unk>"]
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
