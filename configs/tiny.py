@@ -11,13 +11,13 @@ def get_config(variant=""):
     config.base = base_model()
     config.data.train = "world"
     config.data.eval = "world"
-    config.optim.steps = 150
-    config.optim.learning_rate = 5e-4
+    config.optim.steps = 250
+    config.optim.learning_rate = 3e-4
     config.eval.pairs = 1000
     config.eval.batch_size = 50
-    config.eval.every = 25
+    config.eval.every = 50
     config.eval.curve_pairs = 200
-    config.log.thoughts_every = 25
+    config.log.thoughts_every = 50
     if variant == "smoke":
         config.optim.steps = 4
         config.base.optim.steps = 20
@@ -35,7 +35,7 @@ def base_model():
     config.data.batch_size = 64
     config.objective.name = "sft"
     config.objective.answer_weight = 3.0
-    config.optim.steps = 1500
+    config.optim.steps = 2500
     config.optim.learning_rate = 3e-3
     config.optim.warmup = 50
     config.optim.final_share = 0.01

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax import checkpoint, export, train, world
+from dwrl_jax import build, checkpoint, data, export, train, world
 from dwrl_jax.commandline import parse
+from dwrl_jax.dialogue import make_dialogue
 from dwrl_jax.errors import UserError
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 
@@ -166,7 +167,7 @@ def test_finished_run_is_shown_again(base, four_steps):
 
 
 def test_another_config_does_not_go_on(base, four_steps):
-    with pytest.raises(UserError, match="optim.learning_rate=0.0005, not 0.001"):
+    with pytest.raises(UserError, match="optim.learning_rate=0.0003, not 0.001"):
         fit(four_steps[0], f"--config.model.path={base}", "--config.optim.learning_rate=0.001")
 
 
@@ -250,6 +251,37 @@ def test_every_config_has_a_smoke_run(name, tmp_path):
     done = call("train", f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}", timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "results.json").read_text())["trained"]["k2"]["pairs"] == 16
+
+
+def test_written_verdicts_are_for_supervised_training_alone(tmp_path):
+    """Elsewhere a score is the probability of the good answer, on both sides."""
+    rows = [{"prompt": "s1 o1", "chosen": "s2 warm", "rejected": "s3 warm"} | extra for extra in WRITTEN]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config, _ = parse(["--config=configs/tiny.py", "--workdir=unused"])
+    words = {"judge_question": world.JUDGE, "answer_question": world.ASK, "answers": world.ANSWERS}
+    talk = make_dialogue(world.make_tokenizer(), **words)
+    good, bad = talk.answer_ids
+    for supervised, answers in ((True, [(good, bad), (bad, bad)]), (False, [(good, good)] * 2)):
+        arguments = (str(tmp_path / "pairs.jsonl"), "train", tmp_path / "skipped.txt", supervised)
+        examples, note = build.tokenised(config, talk, *arguments)
+        assert [row.answer for row in examples.rows] == answers
+        assert (examples.rows[0].thoughts is not None) == supervised
+    assert "3 pairs read" not in note and "2 pairs read, 1 left out (missing column: chosen 1)" in note
+    assert (tmp_path / "skipped.txt").read_text() == f"{tmp_path / 'pairs.jsonl'}:3: missing column: chosen\n"
+
+
+WRITTEN = (
+    {"thoughts": ["hm", "s1 off2"], "verdicts": [0, 1]},
+    {"thoughts": ["hm", "hm"], "verdicts": [1, 1]},
+    {"chosen": None},
+)
+
+
+def test_a_part_of_the_held_out_pairs_is_drawn_from_all_of_them():
+    examples = data.Examples(tuple(range(1000)))
+    drawn = build.some(examples, 100).rows
+    assert len(set(drawn)) == 100 and list(drawn) == sorted(drawn)
+    assert 30 < sum(row < 500 for row in drawn) < 70 and drawn == build.some(examples, 100).rows
 
 
 def real_pairs(shared_data):
