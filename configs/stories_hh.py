@@ -7,7 +7,7 @@ It knows only children's stories, so expect an accuracy near 50 %: this is the w
 real pairs. Its 512 tokens have no "A" or "B" of one piece, hence the other answers.
 """
 
-from dwrl_jax.config import base_config, smoke
+from dwrl_jax.config import base_config, is_smoke, smoke
 
 
 def get_config(variant=""):
@@ -24,4 +24,4 @@ def get_config(variant=""):
     config.eval.pairs = 200
     config.eval.curve_pairs = 64
     config.eval.every = 20
-    return smoke(config, "llama3.2-3b") if variant == "smoke" else config
+    return smoke(config, "llama3.2-3b") if is_smoke(variant) else config

@@ -3,7 +3,7 @@
 python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
 """
 
-from dwrl_jax.config import base_config
+from dwrl_jax.config import base_config, is_smoke
 
 
 def get_config(variant=""):
@@ -18,7 +18,7 @@ def get_config(variant=""):
     config.eval.every = 50
     config.eval.curve_pairs = 200
     config.log.thoughts_every = 50
-    if variant == "smoke":
+    if is_smoke(variant):
         config.optim.steps = 4
         config.base.optim.steps = 20
         config.eval.pairs = 100
@@ -35,7 +35,7 @@ def base_model():
     config.data.batch_size = 64
     config.objective.name = "sft"
     config.objective.answer_weight = 3.0
-    config.optim.steps = 2500
+    config.optim.steps = 1500
     config.optim.learning_rate = 3e-3
     config.optim.warmup = 50
     config.optim.final_share = 0.01

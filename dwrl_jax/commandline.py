@@ -23,6 +23,8 @@ def parse(arguments: list[str] | None = None) -> tuple[ConfigDict, Path]:
     _check_file(arguments)
     try:
         rest = values(arguments)
+    except UserError:
+        raise
     except Exception as error:  # absl and ml_collections raise a dozen kinds, some of them plain KeyErrors
         raise UserError(_reason(error)) from error
     if len(rest) > 1:

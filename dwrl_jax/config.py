@@ -110,6 +110,13 @@ def accelerator_run(hub_id: str) -> ConfigDict:
     return config
 
 
+def is_smoke(variant: str) -> bool:
+    """Whether --config=FILE:VARIANT asks for the quick trial; UserError for a variant that does not exist."""
+    if variant not in ("", "smoke"):
+        raise UserError(f"--config=...:{variant}: no such variant; there is :smoke, or none")
+    return variant == "smoke"
+
+
 def smoke(config: ConfigDict, preset: str) -> ConfigDict:
     """The same run in under two minutes on two cores: a small random model, the built-in world, few steps.
 

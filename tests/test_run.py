@@ -197,6 +197,8 @@ def test_options_run(base, tmp_path, change):
         (["--config=configs/llama8b.py:smoke", "--config.dialogue.answers=('A', 'B C')"], "must be one token"),
         (["--config=configs/llama8b.py:smoke", "--config.data.buckets=(4096,)"], "more than the model's 2048"),
         (["--config=configs/tiny.py", "extra"], "extra"),
+        (["--config=configs/tiny.py:smokey"], ":smokey: no such variant"),
+        (["--config=configs/qwen7b.py:large"], ":large: no such variant"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
