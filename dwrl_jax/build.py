@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,6 @@ from ml_collections import ConfigDict
 
 from dwrl_jax import data, dialogue, loop, train_step, world
 from dwrl_jax.errors import UserError
-from dwrl_jax.export import ARCHITECTURE
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config, read_config
@@ -42,7 +40,6 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
     tokenizer = load_tokenizer(config, folder)
     hf_config = read_config(folder)
-    keep_architecture(workdir / ARCHITECTURE, folder, hf_config, tokenizer)
     numerics = {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
     shape = model_config(hf_config, **numerics)
     talk = dialogue.make_dialogue(
@@ -101,17 +98,16 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     return run, held, {"train": train_note, "eval": eval_note}
 
 
-def keep_architecture(kept: Path, folder: Path, hf_config: dict, tokenizer) -> None:
+def keep_architecture(kept: Path, folder: Path, tokenizer) -> None:
     """The small files of the starting model, so that an export needs nothing but the workdir."""
-    if kept.exists():
-        return
     partial = kept.with_name(f".{kept.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    (partial / "config.json").write_text(json.dumps(hf_config, indent=2))
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            shutil.copy(folder / name, partial)
     tokenizer.save_pretrained(partial)
-    if (folder / "generation_config.json").exists():
-        shutil.copy(folder / "generation_config.json", partial)
+    shutil.rmtree(kept, ignore_errors=True)
     os.replace(partial, kept)
 
 

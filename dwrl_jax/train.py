@@ -4,6 +4,7 @@ Stopped anywhere, the same command goes on where the run was; finished, it shows
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dwrl_jax import config as configuration
 from dwrl_jax import evaluate, export, loop, records, report, world
-from dwrl_jax.build import Held, build, load_objective, load_tokenizer
+from dwrl_jax.build import Held, build, keep_architecture, load_objective, load_tokenizer
 from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
@@ -30,6 +31,9 @@ def main() -> None:
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
+    if results is None:
+        print(f"trained without held-out pairs: checkpoints are in {workdir}")
+        return
     print(table(results))
     print(f"{workdir / 'results.json'}  {workdir / 'report.html'}")
 
@@ -38,9 +42,12 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     """One run from its config to results.json and report.html in `workdir`; None without held-out pairs."""
     configuration.check(config)
     load_objective(config)  # a name that does not exist is said before a base model is made
-    remember(config, workdir)
-    model = starting_model(config, workdir)
-    run, held, notes = build(config, workdir, model)
+    begun = is_begun(config, workdir)
+    folder = starting_model(config, workdir, begun)
+    run, held, notes = build(config, workdir, folder)
+    if not begun:
+        keep_architecture(workdir / export.ARCHITECTURE, folder, load_tokenizer(config, folder))
+        records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     if run.samples_thoughts and (config.sampler.top_k or config.sampler.top_p < 1):
         print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
     for name, note in notes.items():
@@ -55,34 +62,36 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     return results
 
 
-def remember(config: ConfigDict, workdir: Path) -> None:
-    """Keep the config beside the run; a run is not gone on with under another one."""
+def is_begun(config: ConfigDict, workdir: Path) -> bool:
+    """Whether the workdir has a run with this config; UserError where it has one with another."""
     workdir.mkdir(parents=True, exist_ok=True)
-    path, wanted = workdir / "config.json", json.loads(config.to_json_best_effort())
+    path = workdir / "config.json"
     if not path.exists():
-        records.write_json(path, wanted)
-        return
+        return False
+    wanted = json.loads(config.to_json_best_effort())
     kept, wanted = configuration.flat(json.loads(path.read_text())), configuration.flat(wanted)
     for key in sorted(kept.keys() | wanted.keys()):
         if kept.get(key) != wanted.get(key):
             raise UserError(
                 f"{path}: this run has {key}={kept.get(key)!r}, not {wanted.get(key)!r}; choose another --workdir"
             )
+    return True
 
 
-def starting_model(config: ConfigDict, workdir: Path) -> Path:
+def starting_model(config: ConfigDict, workdir: Path, begun: bool) -> Path:
     """The Hugging Face folder that the run starts from, made first where the config says how."""
     if config.model.path:
         return hf.resolve(config.model.path)
     if config.base is not None:
         folder = workdir / "base" / "model"
-        if not folder.exists():
+        if not is_begun(config.base, workdir / "base") or not folder.exists():
             print("making the base model", flush=True)
             fit(config.base, workdir / "base")
             export.export(workdir / "base", folder)
         return folder
     folder = workdir / "random"
-    if not folder.exists():
+    if not begun:
+        shutil.rmtree(folder, ignore_errors=True)
         tokenizer = load_tokenizer(config, folder)
         hf_config = shrink(preset(config.model.preset), 1 + max(tokenizer.get_vocab().values()))
         shape = model_config(hf_config)

@@ -171,6 +171,21 @@ def test_another_config_does_not_go_on(base, four_steps):
         fit(four_steps[0], f"--config.model.path={base}", "--config.optim.learning_rate=0.001")
 
 
+def test_a_command_that_failed_can_be_mended(base, tmp_path):
+    """A run that never began binds nobody to its config, nor to its model."""
+    with pytest.raises(UserError, match="no-such"):
+        fit(tmp_path, f"--config.model.path={base}", "--config.data.train=no-such.jsonl")
+    results = fit(tmp_path, f"--config.model.path={base}", "--config.optim.steps=1")
+    assert results["steps"] == 1
+
+
+def test_a_run_without_held_out_pairs_ends_well(base, tmp_path, monkeypatch, capsys):
+    arguments = [f"--config.model.path={base}", "--config.eval.pairs=0", "--config.optim.steps=1"]
+    monkeypatch.setattr(sys, "argv", ["train", *TINY, *arguments, f"--workdir={tmp_path}"])
+    train.main()
+    assert "without held-out pairs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("change", ["objective.updates='joint'", "objective.kl=0.1", "score.readout='choices'"])
 def test_options_run(base, tmp_path, change):
     name, value = change.split("=")
