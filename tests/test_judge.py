@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from dwrl_jax.gpm import logps
+from dwrl_jax.loop import HELD_OUT, TRAINING, sampling_key
+from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.sampler import SamplerOptions, sample, truncate
 from dwrl_jax.train_step import gradient
@@ -39,6 +41,43 @@ def test_sampler_and_teacher_forcing_agree(preset, readout):
     ended = final[..., 0] == judge.end
     kinds = {"at once": thoughts.thought_len == 1, "late": (thoughts.thought_len > 3) & ended, "cut off": ~ended}
     assert all(np.asarray(kind).any() for kind in kinds.values()), "the case is not in the sample"
+
+
+@pytest.mark.parametrize("readout", ["vocab", "choices"])
+def test_judge_is_the_plain_model_on_the_written_out_dialogue(readout):
+    """Every log-probability against one pass of the decoder over prefix, thought, end and question in a row."""
+    judge, params = make_judge(readout=readout, temperature=0.7, sharpness=1.5)
+    batch = make_batch(pairs=2)
+    thoughts, _, _ = draw(judge, params, batch, SamplerOptions(group_size=3, max_thought=5))
+    found = reread(judge, params, batch, thoughts)
+    plain = jax.jit(lambda ids, at: logits(judge.model.apply(params, ids, at)[0], output_table(params)))
+    for b, s, g in np.ndindex(2, 2, 3):
+        prefix = np.asarray(batch.prefix)[b, s, : int(batch.prefix_len[b, s])].tolist()
+        thought = np.asarray(thoughts.thought)[b, s, g, : int(thoughts.thought_len[b, s, g])].tolist()
+        closing = judge.question[1:] if thought[-1] == judge.end else judge.question
+        ids = [*prefix, *thought, *closing]
+        padded = jnp.asarray([[ids + [9] * (24 - len(ids))]])
+        out = np.asarray(plain(padded, jnp.arange(24)[None, None]))[0, 0]
+        by_token = jax.nn.log_softmax(out[len(prefix) - 1 : len(prefix) + len(thought) - 1] / 0.7)
+        expected = by_token[np.arange(len(thought)), np.array(thought)]
+        np.testing.assert_allclose(found.thought[b, s, g, : len(thought)], expected, atol=1e-4)
+        assert not found.thought[b, s, g, len(thought) :].any()
+        answer = jax.nn.log_softmax(out[len(ids) - 1])
+        mass = jnp.logaddexp(answer[1], answer[2])
+        expected = answer[1] - mass if readout == "choices" else answer[1]
+        np.testing.assert_allclose(found.answer[b, s, g], expected, atol=1e-4)
+        np.testing.assert_allclose(found.answer_mass[b, s, g], jnp.exp(mass), atol=1e-4)
+
+
+def test_sides_steps_and_seeds_have_keys_of_their_own():
+    judge, params = make_judge(sharpness=0.1)
+    batch = make_batch(pairs=2)
+    same = jax.tree.map(lambda x: x[:1], batch)
+    same = same.replace(prefix=same.prefix.at[:, 1].set(same.prefix[:, 0]), prefix_len=jnp.full((1, 2), 4))
+    keys = [sampling_key(0, TRAINING, 0), sampling_key(0, TRAINING, 1), sampling_key(1, TRAINING, 0)]
+    keys.append(sampling_key(0, HELD_OUT, 0))
+    drawn = [np.asarray(draw(judge, params, same, key=key)[0].thought)[0, side] for key in keys for side in (0, 1)]
+    assert len({thought.tobytes() for thought in drawn}) == len(drawn)
 
 
 def test_sampled_frequencies_are_the_density():

@@ -171,6 +171,19 @@ def test_another_config_does_not_go_on(base, four_steps):
         fit(four_steps[0], f"--config.model.path={base}", "--config.optim.learning_rate=0.001")
 
 
+def test_every_step_draws_thoughts_of_its_own(base, tmp_path):
+    """The same two pairs at every step, nothing learnt: only the keys change."""
+    rows = [{"prompt": "s1 o1 o2", "chosen": f"s{i} warm", "rejected": "s5 curt"} for i in (2, 3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["optim.learning_rate=0.0", "log.thoughts_every=1", "eval.pairs=0", "optim.steps=2"]
+    arguments = [f"--config.{option}" for option in [*options, f"data.train={tmp_path / 'pairs.jsonl'}"]]
+    fit(tmp_path / "run", f"--config.model.path={base}", *arguments)
+    thoughts = {1: [], 2: []}
+    for row in sorted(lines(tmp_path / "run" / "thoughts.jsonl"), key=lambda row: (row["pair"], row["side"])):
+        thoughts[row["step"]].append(row["thought"])
+    assert len(thoughts[1]) == len(thoughts[2]) and thoughts[1] != thoughts[2]
+
+
 def test_a_command_that_failed_can_be_mended(base, tmp_path):
     """A run that never began binds nobody to its config, nor to its model."""
     with pytest.raises(UserError, match="no-such"):
