@@ -102,23 +102,28 @@ class Layer(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x, keys_values, lengths, rope):
+    def __call__(self, x: Float[Array, "P G T D"], keys_values, lengths, rope):
         c = self.config
-        h = self.norm("attention_norm")(x)
-        q = self.dense("q", (c.heads, c.head_dim), ("embed", "heads", "head_dim"), bias=c.qkv_bias)(h)
-        k = self.dense("k", (c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), bias=c.qkv_bias)(h)
-        v = self.dense("v", (c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), bias=c.qkv_bias)(h)
+        rows, tokens = x.shape[:3], x.reshape(-1, c.hidden_size)  # XLA's products are fastest over one token axis
+
+        def heads(name, count, tokens):
+            projected = self.dense(name, (count, c.head_dim), ("embed", name_of[name], "head_dim"), bias=c.qkv_bias)
+            return projected(tokens).reshape(*rows, count, c.head_dim)
+
+        name_of = {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
+        h = self.norm("attention_norm")(tokens)
+        q, k, v = heads("q", c.heads, h), heads("k", c.kv_heads, h), heads("v", c.kv_heads, h)
         if c.qk_norm:
             q, k = self.norm("q_norm", "head_dim")(q), self.norm("k_norm", "head_dim")(k)
         q, k = rotate(q, rope), rotate(k, rope)
         regions = tuple(Region(*kv, length) for kv, length in zip(keys_values, lengths))
-        mixed = attend(q, k, v, regions)
-        x = x + self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2)(mixed)
-        h = self.norm("mlp_norm")(x)
+        mixed = attend(q, k, v, regions).reshape(-1, c.heads, c.head_dim)
+        tokens = tokens + self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2)(mixed)
+        h = self.norm("mlp_norm")(tokens)
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"))(h)
         up = self.dense("up", c.mlp_size, ("embed", "mlp"))(h)
-        x = x + self.dense("down", c.hidden_size, ("mlp", "embed"))(nn.silu(gate) * up)
-        return x, (k, v)
+        tokens = tokens + self.dense("down", c.hidden_size, ("mlp", "embed"))(nn.silu(gate) * up)
+        return tokens.reshape(x.shape), (k, v)
 
 
 class Decoder(nn.Module):
