@@ -1,0 +1,61 @@
+"""Invariance: attention in blocks against all scores at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dwrl_jax.models.attention import Region, attend, attend_at_once, attend_in_blocks
+from tests.small import assert_trees_close
+
+
+def inputs(P=2, G=3, T=11, N=4, K=2, H=8, S=6):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    shared = Region(normal(P, 1, S, K, H), normal(P, 1, S, K, H), jnp.asarray([[S], [0]]))
+    own = Region(normal(P, G, S, K, H), normal(P, G, S, K, H), jnp.asarray(rng.integers(0, S + 1, (P, G))))
+    alike = Region(normal(P, G, S, K, H), normal(P, G, S, K, H), jnp.asarray([[2], [5]]))
+    return normal(P, G, T, N, H), normal(P, G, T, K, H), normal(P, G, T, K, H), (shared, own, alike)
+
+
+def value_and_gradient(attention, q, k, v, regions):
+    target = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
+
+    def total(floats):
+        q, k, v, keys_values = floats
+        out = attention(q, k, v, tuple(Region(*kv, r.length) for kv, r in zip(keys_values, regions)))
+        return (out * target).sum(), out
+
+    floats = (q, k, v, [(r.k, r.v) for r in regions])
+    (_, out), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(floats)
+    return out, gradient
+
+
+@pytest.mark.parametrize("size", [1, 4, 11])
+def test_blocks_change_nothing(size):
+    expected = value_and_gradient(attend_at_once, *inputs())
+    found = value_and_gradient(lambda *a: attend_in_blocks(*a, size=size), *inputs())
+    assert_trees_close(found, expected, 1e-5)
+
+
+def test_attention_by_hand():
+    """One query at a time with an ordinary softmax over all that it may see."""
+    q, k, v, regions = inputs()
+    found = attend(q, k, v, regions)
+    for p, g, t, n in np.ndindex(*found.shape[:4]):
+        kinds = [(r.k[p, min(g, r.k.shape[1] - 1)], r.v[p, min(g, r.v.shape[1] - 1)], r.length) for r in regions]
+        seen = [(x[: int(jnp.broadcast_to(n_, (2, 3))[p, g])], y) for x, y, n_ in kinds]
+        keys = jnp.concatenate([k[p, g, : t + 1], *(x for x, _ in seen)])[:, n // 2]
+        values = jnp.concatenate([v[p, g, : t + 1], *(y[: len(x)] for x, y in seen)])[:, n // 2]
+        weights = jax.nn.softmax(keys @ q[p, g, t, n] / np.sqrt(8))
+        np.testing.assert_allclose(found[p, g, t, n], weights @ values, atol=1e-5)
+
+
+def test_blocks_are_for_the_cpu_alone():
+    shapes = jax.eval_shape(lambda: inputs(T=256, S=512))
+    for platform, loops in (("cpu", True), ("tpu", False)):
+        exported = jax.export.export(jax.jit(attend), platforms=[platform])(*shapes)
+        assert ("stablehlo.while" in exported.mlir_module()) == loops
