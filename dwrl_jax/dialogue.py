@@ -232,7 +232,7 @@ def _texts(dialogue, conversations, prompt) -> list[str]:
 
 
 def _encode(dialogue, texts) -> list[list[int]]:
-    # verbose=False: lengths are judged by data.max_length, not by the tokenizer's model_max_length
+    # verbose=False: lengths are judged by data.buckets, not by the tokenizer's model_max_length
     batch = dialogue.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
     begin = list(dialogue.begin_ids)
     return [begin + ids for ids in batch["input_ids"]] if begin else batch["input_ids"]

@@ -17,6 +17,7 @@ import jinja2
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from dwrl_jax.config import flat
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.report_curves import Series, curves
 
@@ -193,14 +194,6 @@ def points(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "−")
 
 
-def flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    leaves = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
-
-
 def write_report(workdir: Path) -> Path:
     """Write workdir/report.html from what the run left there, in one rename, and return its path.
 
@@ -213,7 +206,7 @@ def write_report(workdir: Path) -> Path:
     # the shallowest: the config may hold that of the run which made the base model
     sizes = sorted((key.count("."), value) for key, value in config.items() if key.endswith("group_size"))
     group_size = int(sizes[0][1]) if sizes else None
-    known = ("base", "trained", "gain", "reference", "config", "steps", "seconds")
+    known = ("base", "trained", "gain", "reference", "sources", "config", "steps", "seconds")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -19,6 +19,7 @@ from dwrl_jax.commandline import parse
 from dwrl_jax.dialogue import make_dialogue
 from dwrl_jax.errors import UserError
 from dwrl_jax.models.transformer import Decoder, logits, output_table
+from dwrl_jax.pairs import Pair
 
 REPO = Path(__file__).parents[1]
 TINY = [
@@ -100,7 +101,7 @@ def test_a_run_leaves_what_it_promises(four_steps):
 def test_thoughts_are_written_with_their_weights(four_steps):
     rows = lines(four_steps[0] / "thoughts.jsonl")
     assert {row["split"] for row in rows} == {"train", "eval"}
-    group = [row for row in rows if (row["step"], row["split"], row["pair"]) == (1, "train", rows[-1]["pair"] * 0)]
+    group = [row for row in rows if (row["step"], row["split"], row["pair"]) == (1, "train", 0)]
     by_side = {side: [row for row in group if row["side"] == side] for side in ("chosen", "rejected")}
     for side, sign in (("chosen", 1), ("rejected", -1)):
         weights = np.array([row["thought_weight"] for row in by_side[side]])
@@ -314,36 +315,46 @@ def test_a_part_of_the_held_out_pairs_is_drawn_from_all_of_them():
     assert 30 < sum(row < 500 for row in drawn) < 70 and drawn == build.some(examples, 100).rows
 
 
-def real_pairs(shared_data):
-    folder = shared_data / "hh_rlhf"
-    return [f"--config.data.train={folder / 'train.jsonl.gz'}", f"--config.data.eval={folder / 'validation.jsonl.gz'}"]
+def test_results_say_which_way_and_whose():
+    """Four pairs: the base is right on source b alone, the trained model on all."""
+    config, _ = parse(["--config=configs/tiny.py", "--workdir=unused"])
+    pairs = [Pair((), "y", "z", source=source) for source in "abaa"]
+    right, wrong = np.log([[0.8] * 8, [0.1] * 8]), np.log([[0.1] * 8, [0.8] * 8])
+    scores = {"base": np.array([wrong, right, wrong, wrong]), "trained": np.array([right] * 4)}
+    results = train.summarise(config, build.Held(pairs, None, None, None), scores)
+    assert (results["base"]["k8"]["accuracy"], results["trained"]["k8"]["accuracy"]) == (0.25, 1)
+    assert results["gain"]["k1"]["accuracy"] == 0.75
+    by_source = {name: found["base"]["k8"] for name, found in results["sources"].items()}
+    assert {name: (found["accuracy"], found["pairs"]) for name, found in by_source.items()} == {
+        "a": (0, 3),
+        "b": (1, 1),
+    }
+
+
+def train_on_real_pairs(shared_data, workdir, *arguments):
+    """What a run on HH-RLHF prints."""
+    pairs = {"train": "train.jsonl.gz", "eval": "validation.jsonl.gz"}
+    files = [f"--config.data.{key}={shared_data / 'hh_rlhf' / name}" for key, name in pairs.items()]
+    done = call("train", *arguments, *files, f"--workdir={workdir}", timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "3598 pairs read, 0 left out" in done.stdout and "500 pairs read" in done.stdout
+    assert "too long" in done.stdout and ": too long" in (workdir / "skipped_train.txt").read_text()
+    return done.stdout
 
 
 def test_real_tokenizer_and_pairs(shared_data, tmp_path):
     """Qwen2.5's tokenizer and chat template, real dialogues, the architecture in small."""
-    done = call(
-        "train",
-        "--config=configs/qwen7b.py:smoke",
-        f"--config.model.tokenizer={shared_data / 'tokenizers' / 'qwen2.5'}",
-        *real_pairs(shared_data),
-        f"--workdir={tmp_path}",
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "3598 pairs read, 0 left out" in done.stdout and "too long" in done.stdout
-    row = lines(tmp_path / "thoughts.jsonl")[0]
-    assert row["prompt"][-1]["role"] == "user"
+    tokenizer = f"--config.model.tokenizer={shared_data / 'tokenizers' / 'qwen2.5'}"
+    train_on_real_pairs(shared_data, tmp_path, "--config=configs/qwen7b.py:smoke", tokenizer)
+    assert lines(tmp_path / "thoughts.jsonl")[0]["prompt"][-1]["role"] == "user"
+    sources = json.loads((tmp_path / "results.json").read_text())["sources"]
+    assert sources.keys() == {"hh-rlhf/helpful-base", "hh-rlhf/harmless-base"}
+    assert sum(found["trained"]["k2"]["pairs"] for found in sources.values()) == 16
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>hh-rlhf/helpful-base</td>" in page and "sources.hh-rlhf" not in page
 
 
 def test_real_checkpoint_and_pairs(shared_data, tmp_path):
-    done = call(
-        "train",
-        "--config=configs/stories_hh.py:smoke",
-        f"--config.model.path={shared_data / 'models' / 'stories260K'}",
-        *real_pairs(shared_data),
-        f"--workdir={tmp_path}",
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "500 pairs read" in done.stdout and "too long" in done.stdout
+    model = f"--config.model.path={shared_data / 'models' / 'stories260K'}"
+    train_on_real_pairs(shared_data, tmp_path, "--config=configs/stories_hh.py:smoke", model)
     assert json.loads((tmp_path / "architecture" / "config.json").read_text())["hidden_size"] == 64
