@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dwrl_jax.logps import token_logps
-from dwrl_jax.models.attention import Region
-from dwrl_jax.models.transformer import Decoder, output_table
+from dwrl_jax.models.transformer import Decoder, Prefix, output_table
 from dwrl_jax.types import Logps, PreferenceBatch, ThoughtBatch
 
 
@@ -42,14 +41,8 @@ class Judge:
         return self.question[0]
 
 
-def prefix_region(
-    judge: Judge, params, prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]
-) -> tuple[Region, Int[Array, " P"]]:
-    """Keys and values of all prefix tokens but the last of each row, and that last token."""
-    positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)
-    _, (k, v) = judge.model.apply(params, prefix[:, None], positions[:, None])
-    last = jnp.take_along_axis(prefix, prefix_len[:, None] - 1, 1)[:, 0]
-    return Region(k, v, prefix_len[:, None] - 1), last
+def last_token(prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Int[Array, " P"]:
+    return jnp.take_along_axis(prefix, prefix_len[:, None] - 1, 1)[:, 0]
 
 
 def content_length(judge: Judge, thought: Int[Array, "*rows T"], thought_len: Int[Array, "*rows"]):
@@ -78,7 +71,8 @@ def logps(judge: Judge, params, batch: PreferenceBatch, thoughts: ThoughtBatch) 
     B, S, G, T = thoughts.thought.shape
     rows = B * S
     prefix_len = batch.prefix_len.reshape(rows)
-    region, last = prefix_region(judge, params, batch.prefix.reshape(rows, -1), prefix_len)
+    prefix = batch.prefix.reshape(rows, -1)
+    last = last_token(prefix, prefix_len)
     thought = thoughts.thought.reshape(rows, G, T)
     thought_len = thoughts.thought_len.reshape(rows, G)
     content = content_length(judge, thought, thought_len)
@@ -91,7 +85,7 @@ def logps(judge: Judge, params, batch: PreferenceBatch, thoughts: ThoughtBatch) 
     tail = jnp.where(asked < len(question), question[jnp.clip(asked, 0, len(question) - 1)], judge.pad)
     tokens = jnp.where(asked < 0, body, tail)
     positions = jnp.broadcast_to((prefix_len - 1)[:, None, None] + index, tokens.shape)
-    hidden, _ = judge.model.apply(params, tokens, positions, (region,))
+    hidden, _ = judge.model.apply(params, tokens, positions, prefix=Prefix(prefix, prefix_len - 1))
 
     logp, entropy = token_logps(
         hidden[:, :, :T],

@@ -1,16 +1,19 @@
 """Sampling of thoughts and their scores: one jitted program, the prefix computed once per response."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dwrl_jax.gpm import Judge, answer_logps, content_length, prefix_region
+from dwrl_jax.gpm import Judge, answer_logps, content_length, last_token
 from dwrl_jax.models.attention import Region
-from dwrl_jax.models.transformer import logits, output_table
+from dwrl_jax.models.transformer import Decoder, logits, output_table, unstack
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
+
+GROWTHS, SMALLEST = 4, 32  # how the thoughts' region grows: each chunk is one more loop to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,8 @@ class SamplingState(NamedTuple):
     done: Bool[Array, "P G"]  # the thought has its end token
     thought: Int[Array, "P G T"]
     logp: Float[Array, "P G T"]
-    k: Float[Array, "layers P G T K H"]  # keys of the tokens that were fed
-    v: Float[Array, "layers P G T K H"]
+    k: tuple[Float[Array, "P G K H C"], ...]  # by layer: keys of the tokens that were fed in this chunk
+    v: tuple[Float[Array, "P G K C H"], ...]
 
 
 def thought_keys(key, batch: PreferenceBatch, group_size: int):
@@ -75,14 +78,18 @@ def sample(
     """
     B, S, L = batch.prefix.shape
     G, T = options.group_size, options.max_thought
-    prefix_len = batch.prefix_len.reshape(-1)
-    prefix, last = prefix_region(judge, params, batch.prefix.reshape(B * S, L), prefix_len)
-    state = _write(judge, options, params, prefix, last, prefix_len, thought_keys(key, batch, G))
+    rows, prefix_len = batch.prefix.reshape(B * S, L), batch.prefix_len.reshape(-1)
+    last = last_token(rows, prefix_len)
+    prefix = _prefix_region(judge, params, rows, prefix_len)
+    unstacked = dataclasses.replace(judge.model.config, scanned=False)
+    params = unstack(params, unstacked)
+    judge = dataclasses.replace(judge, model=Decoder(unstacked))
+    state, written = _write(judge, options, params, prefix, last, prefix_len, thought_keys(key, batch, G))
 
     is_end = state.thought == judge.end
     ended = is_end.any(-1)
     thought_len = jnp.where(ended, is_end.argmax(-1) + 1, T)
-    written = Region(state.k, state.v, content_length(judge, state.thought, thought_len))
+    written = written._replace(length=content_length(judge, state.thought, thought_len))
     answer = jnp.broadcast_to(batch.answer.reshape(-1, 1), (B * S, G))
     opened = jnp.concatenate([jnp.broadcast_to(last[:, None, None], (B * S, G, 1)), state.thought], -1)
     score, mass = _score(judge, params, prefix, written, opened, prefix_len, answer)
@@ -94,12 +101,29 @@ def sample(
     return thoughts, score.reshape(B, S, G), mass.reshape(B, S, G)
 
 
-def _write(judge, options, params, prefix, last, prefix_len, keys) -> SamplingState:
-    """The loop: feed a token, draw the next, until every thought has ended or is full."""
+def _prefix_region(judge, params, prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Region:
+    """Keys and values of all prefix tokens but the last of each row, by layer."""
+    positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)
+    _, k_v = judge.model.apply(params, prefix[:, None], positions[:, None])
+    return Region(*map(tuple, k_v), prefix_len[:, None] - 1)
+
+
+def chunks(max_thought: int) -> list[int]:
+    """Sizes of the parts in which the thoughts' region grows: at most GROWTHS, hardly below SMALLEST tokens."""
+    count = min(max(max_thought // SMALLEST, 1), GROWTHS)
+    ends = [max_thought * i // count for i in range(count + 1)]
+    return [end - start for start, end in zip(ends, ends[1:])]
+
+
+def _write(judge, options, params, prefix, last, prefix_len, keys) -> tuple[SamplingState, Region]:
+    """Feed a token, draw the next, until every thought has ended or is full; the state and what was written.
+
+    There is a loop for each chunk: it fills the chunk and reads in front of it only what is written already.
+    """
     G, T = options.group_size, options.max_thought
     rows = last.shape[0]
     table = output_table(params)
-    layers, _, _, _, kv_heads, head_dim = prefix.k.shape
+    kv_heads, head_dim, _ = prefix.k[0].shape[2:]
 
     def draw(state, hidden):
         scaled = logits(hidden, table) / judge.temperature
@@ -109,32 +133,56 @@ def _write(judge, options, params, prefix, last, prefix_len, keys) -> SamplingSt
         logp = jnp.take_along_axis(jax.nn.log_softmax(scaled, -1), token[..., None], -1)[..., 0]
         return jnp.where(state.done, judge.pad, token), jnp.where(state.done, 0.0, logp)
 
-    def step(state: SamplingState) -> SamplingState:
+    def step(state: SamplingState, start: int, written: tuple[Region, ...]) -> SamplingState:
         t = state.position
-        written = Region(state.k, state.v, jnp.full((rows, 1), t))
+        chunk = Region(state.k, state.v, jnp.full((rows, 1), t - start))
         positions = jnp.broadcast_to((prefix_len - 1 + t)[:, None, None], (rows, G, 1))
-        hidden, (k, v) = judge.model.apply(params, state.token[..., None], positions, (prefix, written))
+        hidden, (k, v) = judge.model.apply(params, state.token[..., None], positions, (prefix, *written, chunk))
         token, logp = draw(state, hidden[:, :, 0])
+        put = jax.lax.dynamic_update_slice_in_dim
         return SamplingState(
             position=t + 1,
             token=token,
             done=state.done | (token == judge.end),
-            thought=jax.lax.dynamic_update_slice(state.thought, token[..., None], (0, 0, t)),
-            logp=jax.lax.dynamic_update_slice(state.logp, logp[..., None], (0, 0, t)),
-            k=jax.lax.dynamic_update_slice_in_dim(state.k, k, t, 3),
-            v=jax.lax.dynamic_update_slice_in_dim(state.v, v, t, 3),
+            thought=put(state.thought, token[..., None], t, 2),
+            logp=put(state.logp, logp[..., None], t, 2),
+            k=tuple(put(old, new, t - start, 4) for old, new in zip(state.k, k)),
+            v=tuple(put(old, new, t - start, 3) for old, new in zip(state.v, v)),
         )
 
-    start = SamplingState(
+    state = SamplingState(
         position=jnp.int32(0),
         token=jnp.broadcast_to(last[:, None], (rows, G)),
         done=jnp.zeros((rows, G), bool),
         thought=jnp.full((rows, G, T), judge.pad, jnp.int32),
         logp=jnp.zeros((rows, G, T), jnp.float32),
-        k=jnp.zeros((layers, rows, G, T, kv_heads, head_dim), prefix.k.dtype),
-        v=jnp.zeros((layers, rows, G, T, kv_heads, head_dim), prefix.v.dtype),
+        k=(),
+        v=(),
     )
-    return jax.lax.while_loop(lambda s: (s.position < T) & ~s.done.all(), step, start)
+    start, written = 0, None
+    for size in chunks(T):
+        state = state._replace(
+            k=tuple(jnp.zeros((rows, G, kv_heads, head_dim, size), k.dtype) for k in prefix.k),
+            v=tuple(jnp.zeros((rows, G, kv_heads, size, head_dim), v.dtype) for v in prefix.v),
+        )
+        regions = (written,) if written else ()
+        state = jax.lax.while_loop(
+            lambda s, end=start + size: (s.position < end) & ~s.done.all(),
+            functools.partial(step, start=start, written=regions),
+            state,
+        )
+        written = _joined(written, Region(state.k, state.v))
+        start += size
+    return state, written
+
+
+def _joined(written: Region | None, chunk: Region) -> Region:
+    if written is None:
+        return chunk
+    return Region(
+        tuple(jnp.concatenate(pair, 4) for pair in zip(written.k, chunk.k)),
+        tuple(jnp.concatenate(pair, 3) for pair in zip(written.v, chunk.v)),
+    )
 
 
 def _score(judge, params, prefix, written, opened, prefix_len, answer):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax.models.attention import Region, attend, attend_at_once, attend_in_blocks
+from dwrl_jax.models.attention import Region, as_region, attend, attend_at_once, attend_in_blocks
 from tests.small import assert_trees_close
 
 
@@ -15,10 +15,14 @@ def inputs(P=2, G=3, T=11, N=4, K=2, H=8, S=6):
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    shared = Region(normal(P, 1, S, K, H), normal(P, 1, S, K, H), jnp.asarray([[S], [0]]))
-    own = Region(normal(P, G, S, K, H), normal(P, G, S, K, H), jnp.asarray(rng.integers(0, S + 1, (P, G))))
-    alike = Region(normal(P, G, S, K, H), normal(P, G, S, K, H), jnp.asarray([[2], [5]]))
-    return normal(P, G, T, N, H), normal(P, G, T, K, H), normal(P, G, T, K, H), (shared, own, alike)
+    def region(rows, length):
+        return as_region(normal(P, rows, S, K, H), normal(P, rows, S, K, H), length)
+
+    shared = region(1, jnp.asarray([[S], [0]]))
+    own = region(G, jnp.asarray(rng.integers(0, S + 1, (P, G))))
+    alike = region(G, jnp.asarray([[2], [5]]))
+    full = region(G, None)
+    return normal(P, G, T, N, H), normal(P, G, T, K, H), normal(P, G, T, K, H), (shared, own, alike, full)
 
 
 def value_and_gradient(attention, q, k, v, regions):
@@ -46,8 +50,9 @@ def test_attention_by_hand():
     q, k, v, regions = inputs()
     found = attend(q, k, v, regions)
     for p, g, t, n in np.ndindex(*found.shape[:4]):
-        kinds = [(r.k[p, min(g, r.k.shape[1] - 1)], r.v[p, min(g, r.v.shape[1] - 1)], r.length) for r in regions]
-        seen = [(x[: int(jnp.broadcast_to(n_, (2, 3))[p, g])], y) for x, y, n_ in kinds]
+        rows = [(r.k[p, g % r.k.shape[1]], r.v[p, g % r.v.shape[1]], r.length) for r in regions]
+        rows = [(k.transpose(2, 0, 1), v.transpose(1, 0, 2), length) for k, v, length in rows]
+        seen = [(x if n_ is None else x[: int(jnp.broadcast_to(n_, (2, 3))[p, g])], y) for x, y, n_ in rows]
         keys = jnp.concatenate([k[p, g, : t + 1], *(x for x, _ in seen)])[:, n // 2]
         values = jnp.concatenate([v[p, g, : t + 1], *(y[: len(x)] for x, y in seen)])[:, n // 2]
         weights = jax.nn.softmax(keys @ q[p, g, t, n] / np.sqrt(8))

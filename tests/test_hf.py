@@ -1,5 +1,6 @@
 """The decoder and its Hugging Face files against transformers; regions against whole sequences; errors."""
 
+import dataclasses
 import functools
 import json
 
@@ -14,7 +15,7 @@ from dwrl_jax.models import hf
 from dwrl_jax.models.attention import Region
 from dwrl_jax.models.hf_config import model_config, read_config
 from dwrl_jax.models.presets import PRESETS, shrink
-from dwrl_jax.models.transformer import Decoder, logits, output_table
+from dwrl_jax.models.transformer import Decoder, Prefix, logits, output_table, unstack
 
 VOCAB = 192
 CASES = [(name, tied) for name in ("llama3.1-8b", "qwen2.5-3b", "qwen3-4b") for tied in (True, False)]
@@ -71,18 +72,20 @@ def test_parity_stories_greedy(shared_data):
     def generate(params, prefix):
         _, (k, v) = model.apply(params, prefix[:, :, :-1], jnp.arange(prefill - 1)[None, None])
         shared = Region(k, v, jnp.full((1, 1), prefill - 1))
-        empty = jnp.zeros((config.layers, 1, 1, steps, config.kv_heads, config.head_dim))
+        rows = (config.layers, 1, 1, config.kv_heads)
+        empty = jnp.zeros((*rows, config.head_dim, steps)), jnp.zeros((*rows, steps, config.head_dim))
 
         def one(carry, t):
             token, k, v = carry
             position = (prefill - 1 + t)[None, None, None]
             own = Region(k, v, jnp.full((1, 1), t))
             hidden, (new_k, new_v) = model.apply(params, token, position, (shared, own))
-            k, v = (jax.lax.dynamic_update_slice_in_dim(a, b, t, 3) for a, b in ((k, new_k), (v, new_v)))
+            k = jax.lax.dynamic_update_slice_in_dim(k, new_k, t, 5)
+            v = jax.lax.dynamic_update_slice_in_dim(v, new_v, t, 4)
             token = logits(hidden, output_table(params)).argmax(-1)
             return (token, k, v), token[0, 0, 0]
 
-        return jax.lax.scan(one, (prefix[:, :, -1:], empty, empty), jnp.arange(steps))[1]
+        return jax.lax.scan(one, (prefix[:, :, -1:], *empty), jnp.arange(steps))[1]
 
     assert expected[prefill:] == generate(params, jnp.array(expected[:prefill])[None, None]).tolist()
 
@@ -230,16 +233,24 @@ def prefix_region(model, params, prefix):
     return Region(k, v, jnp.asarray(LENGTHS)[:, None])
 
 
-def shared(model, params, texts):
-    """The same hidden states with one prefix pass per row, shared by its branches."""
+def beside(model, params, texts):
+    """The same hidden states with one prefix per row, computed beside its branches."""
+    positions = jnp.broadcast_to(LENGTHS[:, None, None] + np.arange(WRITTEN), texts[1].shape)
+    return model.apply(params, texts[1], positions, prefix=Prefix(texts[0], jnp.asarray(LENGTHS)))[0]
+
+
+def before(model, params, texts):
+    """The same with the prefix in a pass of its own, and every layer's weights apart."""
     region = prefix_region(model, params, texts[0])
-    positions = np.broadcast_to(LENGTHS[:, None, None] + np.arange(WRITTEN), texts[1].shape)
-    return model.apply(params, texts[1], positions, (region,))[0]
+    apart = dataclasses.replace(model.config, scanned=False)
+    positions = jnp.broadcast_to(LENGTHS[:, None, None] + np.arange(WRITTEN), texts[1].shape)
+    return Decoder(apart).apply(unstack(params, apart), texts[1], positions, (region,))[0]
 
 
-def test_invariance_shared_prefix(tiny, texts):
+@pytest.mark.parametrize("run", [beside, before])
+def test_invariance_shared_prefix(tiny, texts, run):
     _, config, params = tiny
-    ours = jax.jit(shared, static_argnums=0)(Decoder(config), params, texts)
+    ours = jax.jit(run, static_argnums=0)(Decoder(config), params, texts)
     np.testing.assert_allclose(ours, whole(Decoder(config), params, texts), atol=1e-5, rtol=0)
 
 
@@ -251,7 +262,8 @@ def test_invariance_one_token_at_a_time(tiny, texts):
     @jax.jit
     def decode(params, prefix, branches):
         region = prefix_region(model, params, prefix)
-        junk = jnp.full((config.layers, 3, BRANCHES, WRITTEN, config.kv_heads, config.head_dim), 9.0)
+        rows = (config.layers, 3, BRANCHES, config.kv_heads)
+        junk = jnp.full((*rows, config.head_dim, WRITTEN), 9.0), jnp.full((*rows, WRITTEN, config.head_dim), 9.0)
 
         def one(carry, t):
             k, v = carry
@@ -259,10 +271,10 @@ def test_invariance_one_token_at_a_time(tiny, texts):
             token = jax.lax.dynamic_slice_in_dim(branches, t, 1, 2)
             regions = (region, Region(k, v, jnp.full((3, BRANCHES), t)))
             hidden, new = model.apply(params, token, positions, regions)
-            carry = tuple(jax.lax.dynamic_update_slice_in_dim(a, b, t, 3) for a, b in zip((k, v), new))
+            carry = tuple(jax.lax.dynamic_update_slice_in_dim(a, b, t, axis) for a, b, axis in zip((k, v), new, (5, 4)))
             return carry, hidden[:, :, 0]
 
-        return jax.lax.scan(one, (junk, junk), jnp.arange(WRITTEN))[1].transpose(1, 2, 0, 3)
+        return jax.lax.scan(one, junk, jnp.arange(WRITTEN))[1].transpose(1, 2, 0, 3)
 
     expected = whole(model, params, texts)
     np.testing.assert_allclose(decode(params, *texts), expected, atol=1e-5, rtol=0)
@@ -277,7 +289,7 @@ def test_invariance_gradient(tiny, texts):
         return jax.jit(jax.grad(lambda params: (run(model, params, texts) * weights).mean()))(params)
 
     expected = gradient(whole, Decoder(config))
-    ours = gradient(shared, Decoder(model_config(hf_config, remat="full")))
+    ours = gradient(beside, Decoder(model_config(hf_config, remat="full")))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6, rtol=1e-4), ours, expected)
 
 

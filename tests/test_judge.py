@@ -9,7 +9,7 @@ from dwrl_jax.gpm import logps
 from dwrl_jax.loop import HELD_OUT, TRAINING, sampling_key
 from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import dwrl
-from dwrl_jax.sampler import SamplerOptions, sample, truncate
+from dwrl_jax.sampler import SamplerOptions, chunks, sample, truncate
 from dwrl_jax.train_step import gradient
 from dwrl_jax.types import PreferenceBatch
 from tests.small import assert_trees_close, given_thoughts, make_batch, make_judge
@@ -41,6 +41,19 @@ def test_sampler_and_teacher_forcing_agree(preset, readout):
     ended = final[..., 0] == judge.end
     kinds = {"at once": thoughts.thought_len == 1, "late": (thoughts.thought_len > 3) & ended, "cut off": ~ended}
     assert all(np.asarray(kind).any() for kind in kinds.values()), "the case is not in the sample"
+
+
+def test_thoughts_that_outgrow_their_chunk():
+    """As above where the region grows twice: thoughts that end in each of the three chunks, and some cut off."""
+    judge, params = make_judge(sharpness=0.3)
+    T = 100
+    assert chunks(T) == [33, 33, 34]
+    batch = make_batch(pairs=4)
+    thoughts, score, _ = draw(judge, params, batch, SamplerOptions(group_size=6, max_thought=T))
+    found = reread(judge, params, batch, thoughts)
+    np.testing.assert_allclose(found.thought, thoughts.old_logp, atol=1e-4)
+    np.testing.assert_allclose(found.answer, score, atol=1e-4)
+    assert np.histogram(thoughts.thought_len, [0, 33, 66, T, T + 1])[0].all(), "the case is not in the sample"
 
 
 @pytest.mark.parametrize("readout", ["vocab", "choices"])

@@ -16,15 +16,21 @@ MASKED = -1e30  # finite, so that a fully masked region has a zero gradient inst
 
 
 class Region(NamedTuple):
-    """Keys and values of earlier tokens; a branch sees the first `length` of them.
+    """Keys and values of earlier tokens; a branch sees the first `length` of them, all where it is None.
 
     With one branch (`Gr = 1`) the region is shared by all G branches of its row and never copied per branch.
-    A leading layer axis stands in front of `k` and `v` outside the layer stack.
+    Keys lie with their tokens last, as the product with queries reads them: a decoding loop copies nothing.
+    Outside the layer stack the layers of `k` and `v` are one more leading axis, or the items of a tuple.
     """
 
-    k: Float[Array, "*layers P Gr S K H"]
-    v: Float[Array, "*layers P Gr S K H"]
-    length: Int[Array, "P Gr"]
+    k: Float[Array, "*layers P Gr K H S"]
+    v: Float[Array, "*layers P Gr K S H"]
+    length: Int[Array, "P Gr"] | None = None
+
+
+def as_region(k: Float[Array, "P G T K H"], v: Float[Array, "P G T K H"], length=None) -> Region:
+    """New tokens' keys and values as a region for later ones."""
+    return Region(k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4), length)
 
 
 def attend(
@@ -39,7 +45,7 @@ def attend(
     key or value is concatenated or repeated. On a CPU, scores that its cache cannot hold are made in blocks.
     """
     P, G, T, N, _ = q.shape
-    per_query = 4 * N * (T + sum(region.k.shape[2] for region in regions))  # bytes of scores
+    per_query = 4 * N * (T + sum(region.v.shape[3] for region in regions))  # bytes of scores
     if P * G * T * per_query <= BLOCK_BYTES:
         return attend_at_once(q, k, v, regions)
     blocked = functools.partial(attend_in_blocks, size=max(min(T, BLOCK_BYTES // per_query), 1))
@@ -50,11 +56,12 @@ def attend_in_blocks(q, k, v, regions, size) -> Float[Array, "P G T N H"]:
     """`attend`, one row, one branch and at most `size` queries at a time; the gradient makes the scores again."""
     P, G, T, N, H = q.shape
     shared = [region.k.shape[1] == 1 for region in regions]
-    regions = tuple(region._replace(length=jnp.broadcast_to(region.length, region.k.shape[:2])) for region in regions)
     blocks = -(-T // size)
     size = -(-T // blocks)
     padded = jnp.pad(q, ((0, 0), (0, 0), (0, blocks * size - T), (0, 0), (0, 0)))
     starts = jnp.arange(blocks) * size
+    lengths = [r.length if r.length is None else jnp.broadcast_to(r.length, r.k.shape[:2]) for r in regions]
+    regions = tuple(region._replace(length=length) for region, length in zip(regions, lengths))
 
     def one_row(row):
         queries, keys, values, seen = row
@@ -78,41 +85,51 @@ def attend_in_blocks(q, k, v, regions, size) -> Float[Array, "P G T N H"]:
 
 
 def attend_at_once(q, k, v, regions, start=0) -> Float[Array, "P G T N H"]:
-    """`attend` for queries that are the new tokens from number `start` on, all scores at a time."""
+    """`attend` for queries that are the new tokens from number `start` on, all scores at a time.
+
+    A region's scores stand as its one matrix product makes them, [P Gr K G/Gr T R S]: a shared one meets all
+    its branches at once. What is joined, maxima, sums and mixed values, is brought to the common [P G T K R].
+    """
     P, G, T, N, H = q.shape
-    K = k.shape[-2]
-    q = q.reshape(P, G, T, K, N // K, H) * H**-0.5
-    causal = jnp.arange(k.shape[2]) <= start + jnp.arange(T)[:, None]
-    scores = [jnp.where(causal[:, None, :], _scores(q, k), MASKED)]
-    values = [v]
+    K = k.shape[3]
+    q = (q * H**-0.5).reshape(P, G, T, K, N // K, H)
+    seen = jnp.arange(k.shape[2]) <= start + jnp.arange(T)[:, None]  # [T, S]
+    new = as_region(k, v)
+    scores = [jnp.where(seen[:, None], _scores(q, new), MASKED)]
     for region in regions:
-        seen = jnp.arange(region.k.shape[2]) < region.length[..., None]  # [P, Gr, S]
-        scores.append(jnp.where(seen[:, None, :, None, None, :], _scores(q, region.k), MASKED))
-        values.append(region.v)
-    top = jax.lax.stop_gradient(_maximum([s.max(-1, keepdims=True) for s in scores]))
-    weights = [jnp.exp(s - top) for s in scores]
-    total = sum(w.sum(-1) for w in weights)  # [P, K, G, T, R]
-    out = sum(_mix(w.astype(q.dtype), value) for w, value in zip(weights, values))
-    out = out / total[..., None]
-    return out.transpose(0, 2, 3, 1, 4, 5).reshape(P, G, T, N, H).astype(q.dtype)
+        score = _scores(q, region)
+        if region.length is not None:
+            seen = jnp.arange(region.v.shape[3]) < region.length[..., None]  # [P, Gr, S]
+            score = jnp.where(seen[:, :, None, None, None, None], score, MASKED)
+        scores.append(score)
+    regions = (new, *regions)
+    tops = [_common(score.max(-1)) for score in scores]
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
+    weights = [jnp.exp(score - _native(top, score.shape[1])[..., None]) for score in scores]
+    total = sum(_common(weight.sum(-1)) for weight in weights)
+    out = sum(_common(_mix(weight.astype(q.dtype), region)) for weight, region in zip(weights, regions))
+    return (out / total[..., None]).reshape(P, G, T, N, H).astype(q.dtype)
 
 
-def _maximum(arrays):
-    top = arrays[0]
-    for array in arrays[1:]:
-        top = jnp.maximum(top, array)
-    return top
+def _scores(q: Float[Array, "P G T K R H"], region: Region) -> Float[Array, "P Gr K g T R S"]:
+    """Scaled dot products of queries with a region's keys; g = G / Gr branches share a key."""
+    P, G, T, K, R, H = q.shape
+    rows = region.k.shape[1]
+    q = q.reshape(P, rows, G // rows, T, K, R, H)
+    return jnp.einsum("pugtkrh,pukhs->pukgtrs", q, region.k, preferred_element_type=jnp.float32)
 
 
-def _scores(q, k) -> Float[Array, "P K G T R S"]:
-    """Scaled dot products; a shared region (one branch) meets all branches in one matrix product."""
-    subscripts = "pgtkrh,pskh->pkgtrs" if k.shape[1] == 1 else "pgtkrh,pgskh->pkgtrs"
-    k = k[:, 0] if k.shape[1] == 1 else k
-    return jnp.einsum(subscripts, q, k, preferred_element_type=jnp.float32)
+def _mix(weights: Float[Array, "P Gr K g T R S"], region: Region) -> Float[Array, "P Gr K g T R H"]:
+    """Weighted sums of a region's values."""
+    return jnp.einsum("pukgtrs,puksh->pukgtrh", weights, region.v, preferred_element_type=jnp.float32)
 
 
-def _mix(weights, v) -> Float[Array, "P K G T R H"]:
-    """Weighted sums of values, the counterpart of `_scores`."""
-    subscripts = "pkgtrs,pskh->pkgtrh" if v.shape[1] == 1 else "pkgtrs,pgskh->pkgtrh"
-    v = v[:, 0] if v.shape[1] == 1 else v
-    return jnp.einsum(subscripts, weights, v, preferred_element_type=jnp.float32)
+def _common(x: Float[Array, "P Gr K g T R *H"]) -> Float[Array, "P G T K R *H"]:
+    P, rows, K, g, T, R, *H = x.shape
+    x = x.transpose(0, 1, 3, 4, 2, 5, *range(6, x.ndim))
+    return x.reshape(P, rows * g, T, K, R, *H)
+
+
+def _native(x: Float[Array, "P G T K R"], rows: int) -> Float[Array, "P Gr K g T R"]:
+    P, G, T, K, R = x.shape
+    return x.reshape(P, rows, G // rows, T, K, R).transpose(0, 1, 4, 2, 3, 5)

@@ -3,17 +3,20 @@
 Letters: P prefixes (rows), G branches per prefix, T new tokens, D width, N query heads, K key/value heads,
 H head size, F feed-forward width, V vocabulary. The one entry is `Decoder.__call__`: new tokens, their
 positions and the regions of earlier keys and values go in; hidden states and the new tokens' own region come
-out. A prefix pass, a teacher-forced pass over branches and one step of decoding are the same call.
+out. A prefix pass, a teacher-forced pass over branches with their prefix beside them and one step of decoding
+are the same call.
 """
 
 import dataclasses
+import operator
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dwrl_jax.models.attention import Region, attend
+from dwrl_jax.models.attention import Region, as_region, attend
 
 REMAT_POLICIES = {
     "none": None,
@@ -53,6 +56,14 @@ class ModelConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    scanned: bool = True  # one layer's program over stacked weights; False: as many as layers (`unstack`)
+
+
+class Prefix(NamedTuple):
+    """Tokens that stand before all branches of their row; the branches see the first `length`."""
+
+    tokens: Int[Array, "P L"]
+    length: Int[Array, " P"]
 
 
 def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
@@ -69,7 +80,10 @@ def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
 
 
 def rotate(x: Float[Array, "*rows T heads H"], rope: tuple[Array, Array]) -> Float[Array, "*rows T heads H"]:
-    """Rotary embedding, half-split layout (as Hugging Face's weights have it)."""
+    """Rotary embedding, half-split layout (as Hugging Face's weights have it).
+
+    The halves are an axis that is reversed: unlike a concatenation this fuses with the products around it.
+    """
     cos, sin = (r[..., None, :] for r in rope)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
@@ -80,9 +94,14 @@ def _partitioned(*axes, init=None):
 
 
 class Layer(nn.Module):
-    """One pre-norm block: attention over regions and new tokens, then the gated feed-forward."""
+    """One pre-norm block: attention over regions and new tokens, then the gated feed-forward.
+
+    A row's tokens are its prefix of `prefix_size` tokens, if any, and behind it those of its G branches.
+    """
 
     config: ModelConfig
+    prefix_size: int
+    branches: int
 
     def norm(self, name, axis="embed"):
         scale = _partitioned(axis, init=nn.initializers.ones)
@@ -102,28 +121,45 @@ class Layer(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P G T D"], keys_values, lengths, rope):
+    def __call__(self, x: Float[Array, "P M D"], keys_values, lengths, prefix_length, rope):
         c = self.config
-        rows, tokens = x.shape[:3], x.reshape(-1, c.hidden_size)  # XLA's products are fastest over one token axis
+        P, M = x.shape[:2]
+        tokens = x.reshape(-1, c.hidden_size)  # XLA's products are fastest over one token axis
 
         def heads(name, count, tokens):
-            projected = self.dense(name, (count, c.head_dim), ("embed", name_of[name], "head_dim"), bias=c.qkv_bias)
-            return projected(tokens).reshape(*rows, count, c.head_dim)
+            axis = "heads" if name == "q" else "kv_heads"
+            projected = self.dense(name, (count, c.head_dim), ("embed", axis, "head_dim"), bias=c.qkv_bias)
+            return projected(tokens).reshape(P, M, count, c.head_dim)
 
-        name_of = {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
         h = self.norm("attention_norm")(tokens)
         q, k, v = heads("q", c.heads, h), heads("k", c.kv_heads, h), heads("v", c.kv_heads, h)
         if c.qk_norm:
             q, k = self.norm("q_norm", "head_dim")(q), self.norm("k_norm", "head_dim")(k)
         q, k = rotate(q, rope), rotate(k, rope)
         regions = tuple(Region(*kv, length) for kv, length in zip(keys_values, lengths))
-        mixed = attend(q, k, v, regions).reshape(-1, c.heads, c.head_dim)
+        mixed, own = self.attend(q, k, v, regions, prefix_length)
         tokens = tokens + self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2)(mixed)
         h = self.norm("mlp_norm")(tokens)
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"))(h)
         up = self.dense("up", c.mlp_size, ("embed", "mlp"))(h)
         tokens = tokens + self.dense("down", c.hidden_size, ("mlp", "embed"))(nn.silu(gate) * up)
-        return tokens.reshape(x.shape), (k, v)
+        return tokens.reshape(x.shape), own
+
+    def attend(self, q, k, v, regions, prefix_length):
+        """Mixed values [P * M, N, H], and the keys and values of the branches' tokens."""
+        size, P, N, H = self.prefix_size, *q.shape[:1], *q.shape[2:]
+
+        def of_branches(x):
+            return x[:, size:].reshape(P, self.branches, -1, *x.shape[2:])
+
+        mixed = []
+        if size:
+            before = [x[:, :size][:, None] for x in (q, k, v)]
+            mixed.append(attend(*before, ()).reshape(P, size, N, H))
+            regions = (as_region(*before[1:], prefix_length[:, None]), *regions)
+        k, v = of_branches(k), of_branches(v)
+        mixed.append(attend(of_branches(q), k, v, regions).reshape(P, -1, N, H))
+        return jnp.concatenate(mixed, 1).reshape(-1, N, H), as_region(k, v)[:2]
 
 
 class Decoder(nn.Module):
@@ -137,9 +173,21 @@ class Decoder(nn.Module):
         tokens: Int[Array, "P G T"],
         positions: Int[Array, "P G T"],
         regions: tuple[Region, ...] = (),
+        prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "P G T D"], tuple[Array, Array]]:
-        """Hidden states of the new tokens and their keys and values, each [layers, P, G, T, K, H]."""
+        """Hidden states of the new tokens and their keys and values, laid out as a Region's.
+
+        `regions` were computed by earlier calls; `prefix` is computed here, each layer beside the new tokens,
+        from position 0 on.
+        """
         c = self.config
+        P, G, T = tokens.shape
+        ids, positions = tokens.reshape(P, -1), positions.reshape(P, -1)
+        size, prefix_length = 0, None
+        if prefix is not None:
+            size, prefix_length = prefix.tokens.shape[1], prefix.length
+            ids = jnp.concatenate([prefix.tokens, ids], 1)
+            positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(size), (P, size)), positions], 1)
         embed = nn.Embed(
             c.vocab_size,
             c.hidden_size,
@@ -152,22 +200,49 @@ class Decoder(nn.Module):
             shape = (c.vocab_size, c.hidden_size)
             self.param("lm_head", _partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
-        policy = REMAT_POLICIES[c.remat]
+        shared = tuple(r.length for r in regions), prefix_length, (jnp.cos(angles), jnp.sin(angles))
+        if c.scanned:
+            x, own = self.stack(size, G)(embed(ids), tuple((r.k, r.v) for r in regions), *shared)
+        else:
+            x, own = embed(ids), []
+            for i in range(c.layers):
+                layer = Layer(c, size, G, name=f"layer_{i}")
+                x, k_v = layer(x, tuple((r.k[i], r.v[i]) for r in regions), *shared)
+                own.append(k_v)
+            own = tuple(zip(*own))
+        scale = _partitioned("embed", init=nn.initializers.ones)
+        norm = nn.RMSNorm(c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype, scale_init=scale, name="norm")
+        return norm(x[:, size:]).reshape(P, G, T, -1), own
+
+    def stack(self, prefix_size: int, branches: int):
+        """All layers as one program over stacked weights."""
+        policy = REMAT_POLICIES[self.config.remat]
         layer = Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False)
-        stack = nn.scan(
+        scan = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=c.layers,
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, name="layers")
-        keys_values = tuple((r.k, r.v) for r in regions)
-        lengths = tuple(r.length for r in regions)
-        x, own = stack(embed(tokens), keys_values, lengths, (jnp.cos(angles), jnp.sin(angles)))
-        scale = _partitioned("embed", init=nn.initializers.ones)
-        norm = nn.RMSNorm(c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype, scale_init=scale, name="norm")
-        return norm(x), own
+        )
+        return scan(self.config, prefix_size, branches, name="layers")
+
+
+def unstack(params, config: ModelConfig):
+    """Parameters with matrices in the computation's dtype and every layer's apart, for `scanned=False`.
+
+    A loop over tokens then reads each weight where it lies, instead of cutting it from the stack at every turn.
+    """
+
+    def cast(path, x):
+        return x if path[-1].key == "scale" else x.astype(config.dtype)
+
+    tree = dict(jax.tree_util.tree_map_with_path(cast, params["params"]))
+    stacked = tree.pop("layers")
+    return {
+        "params": tree | {f"layer_{i}": jax.tree.map(operator.itemgetter(i), stacked) for i in range(config.layers)}
+    }
 
 
 def output_table(params) -> Float[Array, "V D"]:
