@@ -88,6 +88,8 @@ def base_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 50  # steps
 
+    config.profile = False  # a trace of a few steps, in workdir/profile; may be changed in a run that has begun
+
     # A whole config of its own that first makes the model this run starts from; None for none
     config.base = placeholder(ConfigDict)
     return config.lock()
@@ -195,6 +197,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"optim.micro_batches={config.optim.micro_batches} does not divide data.batch_size={config.data.batch_size}"
         )
+    if config.profile and config.optim.steps < 2:
+        raise UserError("profile=True: the first step compiles and is not traced; give optim.steps at least 2")
     if config.objective.dual_clip <= 1:
         raise UserError(f"objective.dual_clip={config.objective.dual_clip}: must be above 1")
     for key, size in (("dialogue.answers", 2), ("objective.clip", 2)):

@@ -14,18 +14,17 @@ CALIBRATION_BINS = 10
 
 
 def vote_scores(
-    sample: Callable, params, batches: Iterable[PreferenceBatch], key
+    scores_of: Callable, batches: Iterable[PreferenceBatch]
 ) -> tuple[np.ndarray, Float[np.ndarray, "N S K"]]:
     """Pair ids [N], ascending, and log scores of K sampled thoughts for both sides of every pair.
 
-    `sample(params, batch, key)` is the jitted sampler. Keys depend on the pair alone, so neither the order nor
+    `scores_of(batch)` samples them, Float[B S K]. Its keys depend on the pair alone, so neither the order nor
     the packing of batches matters.
     """
     scores, ids = [], []
     for batch in batches:
-        _, log_scores, _ = sample(params, batch, key)
         valid = np.asarray(batch.valid)
-        scores.append(np.asarray(jax.device_get(log_scores))[valid])
+        scores.append(np.asarray(jax.device_get(scores_of(batch)))[valid])
         ids.append(np.asarray(batch.pair_id)[valid])
     order = np.argsort(np.concatenate(ids))
     return np.concatenate(ids)[order], np.concatenate(scores)[order]

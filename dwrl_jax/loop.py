@@ -25,6 +25,7 @@ from dwrl_jax.train_step import make_train_step
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch, TrainState
 
 TRAINING, HELD_OUT = 0, 1  # streams of sampling keys
+PROFILED = 3  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Run:
     thoughts_every: int
     thought_pairs: int
     checkpoint_every: int
+    profile: bool  # trace the steps after the first, which compiles
 
 
 class Stopped(Exception):
@@ -63,29 +65,40 @@ class Stopped(Exception):
         self.signal = signal
 
 
-def sampling_key(seed: int, stream: int, step: int = 0):
+def sampling_key(seed: int, stream: int, step: int):
     """Keys for (seed, step); pair, side, sample and position are folded in by the sampler."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The jitted programs of a run; each compiles once per bucket."""
+    """The jitted programs of a run, one for each shape of their arguments; nothing else is compiled."""
 
-    sample: Callable  # (params, batch, key) -> thoughts, log scores, answer mass
+    begin: Callable  # params -> TrainState; the parameters are donated
+    sample: Callable  # (params, batch, stream, step) -> thoughts, log scores, their weights
     sample_votes: Callable  # the same with as many thoughts as there are votes
     reference_logp: Callable  # (reference, batch, thoughts) -> log-probs under the starting model
     train_step: Callable
 
 
 def make_programs(run: Run) -> Programs:
+    def begin(params):
+        return TrainState(jnp.int32(0), params, run.optimizer.init(params))
+
     def sampler(group_size):
         options = dataclasses.replace(run.sampler, group_size=group_size)
-        return jax.jit(lambda params, batch, key: sample(run.judge, options, params, batch, key))
+
+        def sample_and_weigh(params, batch, stream, step):
+            key = sampling_key(run.seed, stream, step)
+            thoughts, log_scores, _ = sample(run.judge, options, params, batch, key)
+            return thoughts, log_scores, records.weigh(log_scores)
+
+        return jax.jit(sample_and_weigh)
 
     own, votes = run.sampler.group_size, max(run.votes)
     sample_own = sampler(own)
     return Programs(
+        begin=jax.jit(begin, donate_argnums=0),
         sample=sample_own,
         sample_votes=sample_own if votes == own else sampler(votes),
         reference_logp=jax.jit(lambda params, batch, group: logps(run.judge, params, batch, group).thought),
@@ -101,11 +114,11 @@ def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
     programs = make_programs(run)
     manager = checkpoint.open_manager(run.workdir)
     params = run.load_params()
-    reference = jax.tree.map(jnp.copy, params) if run.needs_reference else None
+    reference = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params) if run.needs_reference else None
     scores = {}
     if run.eval_batches:
         scores["base"] = _held_out(run, programs, "base", params, 0)
-    state = TrainState(jnp.int32(0), params, run.optimizer.init(params))
+    state = programs.begin(params)
     state = checkpoint.restore(manager, state) or state
     records.rewind(run.workdir, int(state.step))
     if int(state.step) < run.steps:
@@ -124,7 +137,8 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, reference) 
     bar = tqdm(total=run.steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
     with _stop_signal() as stopping, board, bar, contextlib.closing(batches):
         for batch, thoughts in batches:
-            state, metrics = _step(run, programs, state, batch, thoughts, reference, board)
+            with _profile(run, start, int(state.step) - start):
+                state, metrics = _step(run, programs, state, batch, thoughts, reference, board)
             step = int(state.step)
             curve = _curve(run, programs, state)
             records.write_metrics(run.workdir, board, step, metrics | curve)
@@ -141,15 +155,22 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, reference) 
     return state
 
 
+def _profile(run: Run, start: int, step: int):
+    """A trace of the `step`-th step since the start, where one is wanted; number 0 compiles."""
+    if not (run.profile and 1 <= step <= PROFILED):
+        return contextlib.nullcontext()
+    return jax.profiler.trace(str(run.workdir / "profile" / f"step_{start + step + 1}"), create_perfetto_trace=True)
+
+
 def _step(run: Run, programs: Programs, state, batch, thoughts, reference, board):
     """Sample, update, write thoughts down. Returns the new state and the step's metrics."""
     began = time.perf_counter()
     step = int(state.step)
     metrics = {"data/padding": padding_share(batch)}
-    log_scores = None
+    sampled = None
     if run.samples_thoughts:
-        key = sampling_key(run.seed, TRAINING, step)
-        thoughts, log_scores, _ = jax.block_until_ready(programs.sample(state.params, batch, key))
+        sampled = jax.block_until_ready(programs.sample(state.params, batch, TRAINING, step))
+        thoughts = sampled[0]
         metrics |= _sampling_metrics(run.judge, batch, thoughts, time.perf_counter() - began)
         if reference is not None:
             thoughts = thoughts.replace(ref_logp=programs.reference_logp(reference, batch, thoughts))
@@ -162,17 +183,16 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, reference, board
     now = time.perf_counter()
     metrics["train/tokens_per_second"] = _tokens(run.judge, batch, thoughts) * len(run.phases) / (now - updating)
     metrics["time/step_seconds"] = now - began
-    if log_scores is not None and (step == 0 or (step + 1) % run.thoughts_every == 0 or step + 1 == run.steps):
-        _write_thoughts(run, board, batch, thoughts, log_scores, step=step + 1, split="train")
+    if sampled is not None and (step == 0 or (step + 1) % run.thoughts_every == 0 or step + 1 == run.steps):
+        _write_thoughts(run, board, batch, *sampled, step=step + 1, split="train")
     return state, metrics
 
 
-def _write_thoughts(run: Run, board, batch, thoughts, log_scores, *, step: int, split: str) -> None:
+def _write_thoughts(run: Run, board, batch, thoughts, log_scores, weights, *, step: int, split: str) -> None:
     """The thoughts of the first pairs of a batch, to thoughts.jsonl and tensorboard."""
     rows = records.thought_rows(
         batch,
-        thoughts,
-        np.asarray(log_scores),
+        *jax.device_get((thoughts, log_scores, weights)),
         pairs=run.thought_pairs,
         end=run.judge.end,
         decode=run.decode,
@@ -202,9 +222,9 @@ def _held_out(run: Run, programs: Programs, name: str, params, step: int) -> np.
     if not path.exists():
         ids, log_scores = _score_pairs(run, programs, params, run.eval_batches, f"evaluating {name}")
         batch, _ = run.eval_batches(0)
-        thoughts, first, _ = programs.sample_votes(params, batch, sampling_key(run.seed, HELD_OUT))
+        sampled = programs.sample_votes(params, batch, HELD_OUT, 0)
         with records.open_tensorboard(run.workdir, step) as board:
-            _write_thoughts(run, board, batch, thoughts, first, step=step, split="eval")
+            _write_thoughts(run, board, batch, *sampled, step=step, split="eval")
         records.write_scores(path, ids, log_scores)
     return records.read_scores(path)[1]
 
@@ -212,7 +232,6 @@ def _held_out(run: Run, programs: Programs, name: str, params, step: int) -> np.
 def _score_pairs(run: Run, programs: Programs, params, batches: Batches, title: str = ""):
     """Pair ids [N] and log scores [N S K] of held-out pairs."""
     made = prefetch(batches, 0, batches.steps_per_epoch)
-    key = sampling_key(run.seed, HELD_OUT)
     bar = tqdm(
         made,
         desc=title,
@@ -220,7 +239,9 @@ def _score_pairs(run: Run, programs: Programs, params, batches: Batches, title: 
         disable=not (title and sys.stderr.isatty()),
         dynamic_ncols=True,
     )
-    return evaluate.vote_scores(programs.sample_votes, params, (pairs for pairs, _ in bar), key)
+    return evaluate.vote_scores(
+        lambda pairs: programs.sample_votes(params, pairs, HELD_OUT, 0)[1], (pairs for pairs, _ in bar)
+    )
 
 
 def _sampling_metrics(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch, seconds: float):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorboardX
-from jaxtyping import Float
-from scipy.special import softmax
+from jaxtyping import Array, Float
 
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.pairs import Pair
@@ -46,29 +45,35 @@ def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, m
         board.add_scalar(name, value, step)
 
 
+def weigh(log_scores: Float[Array, "B S G"]) -> dict[str, Array]:
+    """The weights of thoughts [B S G] and of pairs [B] that `thought_rows` writes down, made where scores are."""
+    return {
+        "thought_weight": dwrl.thought_weight(log_scores),
+        "dual_weight": dwrl.dual_weight(log_scores),
+        "misalignment_weight": dwrl.misalignment_weight(dwrl.log_preference_score(log_scores)),
+    }
+
+
 def thought_rows(
     batch: PreferenceBatch,
     thoughts: ThoughtBatch,
     log_scores: Float[np.ndarray, "B S G"],
+    weights: dict[str, np.ndarray],
     *,
     pairs: int,
     end: int,
     decode: Callable[[np.ndarray], str],
     describe: Callable[[int], Pair],
 ) -> list[dict]:
-    """Rows of thoughts.jsonl for the first pairs of a batch; `describe` finds the pair of an id.
-
-    Scores and weights are those under the policy that sampled.
+    """Rows of thoughts.jsonl for the first pairs of a batch, from arrays on the host; `describe` finds the pair
+    of an id. Scores and weights are those under the policy that sampled.
     """
-    weight = softmax(log_scores, -1)
-    dual = np.asarray(dwrl.dual_weight(log_scores))
-    misaligned = np.asarray(dwrl.misalignment_weight(dwrl.log_preference_score(log_scores)))
     rows = []
     for b in np.flatnonzero(batch.valid)[:pairs]:
         pair = describe(int(batch.pair_id[b]))
         for s, side in enumerate(SIDES):
             for g in range(log_scores.shape[2]):
-                ids = np.asarray(thoughts.thought[b, s, g, : thoughts.thought_len[b, s, g]])
+                ids = thoughts.thought[b, s, g, : thoughts.thought_len[b, s, g]]
                 ended = ids[-1] == end
                 rows.append(
                     {
@@ -80,9 +85,9 @@ def thought_rows(
                         "thought": decode(ids[:-1] if ended else ids),
                         "cut_off": bool(not ended),
                         "score": float(np.exp(log_scores[b, s, g])),
-                        "thought_weight": float(weight[b, s, g]),
-                        "dual_weight": float(dual[b, s, g]),
-                        "misalignment_weight": float(misaligned[b]),
+                        "thought_weight": float(weights["thought_weight"][b, s, g]),
+                        "dual_weight": float(weights["dual_weight"][b, s, g]),
+                        "misalignment_weight": float(weights["misalignment_weight"][b]),
                     }
                 )
     return rows

@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -26,6 +27,8 @@ from dwrl_jax.models.presets import PRESETS, shrink
 def main() -> None:
     logging.set_verbosity(logging.ERROR)  # the checkpoint library's remarks are not for the person at the keyboard
     config, workdir = parse()
+    if jax.config.jax_compilation_cache_dir is None:  # else it was chosen by JAX_COMPILATION_CACHE_DIR
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     try:
         results = fit(config, workdir)
     except loop.Stopped as stopped:
@@ -70,7 +73,7 @@ def is_begun(config: ConfigDict, workdir: Path) -> bool:
         return False
     wanted = json.loads(config.to_json_best_effort())
     kept, wanted = configuration.flat(json.loads(path.read_text())), configuration.flat(wanted)
-    for key in sorted(kept.keys() | wanted.keys()):
+    for key in sorted((kept.keys() | wanted.keys()) - {"profile"}):
         if kept.get(key) != wanted.get(key):
             raise UserError(
                 f"{path}: this run has {key}={kept.get(key)!r}, not {wanted.get(key)!r}; choose another --workdir"

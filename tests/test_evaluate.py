@@ -1,6 +1,5 @@
 """Exact: votes, ties, intervals and calibration against their definitions."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,11 +57,10 @@ def test_scores_come_back_in_the_order_of_pairs():
             np.zeros((n, 2, 1), int), np.ones((n, 2), int), np.ones((n, 2), int), np.array(valid), np.array(ids)
         )
 
-    def sample(params, batch, key):
-        score = jnp.broadcast_to(jnp.asarray(batch.pair_id)[:, None, None] * params, (len(batch.pair_id), 2, 3))
-        return None, score, None
+    def scores_of(batch):
+        return jnp.broadcast_to(jnp.asarray(batch.pair_id)[:, None, None] * 2.0, (len(batch.pair_id), 2, 3))
 
     batches = [batch([7, 2], [True, True]), batch([5, 5], [True, False])]
-    ids, scores = evaluate.vote_scores(sample, 2.0, batches, jax.random.key(0))
+    ids, scores = evaluate.vote_scores(scores_of, batches)
     assert ids.tolist() == [2, 5, 7] and scores.shape == (3, 2, 3)
     assert scores[:, 0, 0].tolist() == [4, 10, 14]
