@@ -38,6 +38,14 @@ class SamplingState(NamedTuple):
     v: tuple[Float[Array, "P G K C H"], ...]
 
 
+class Group(NamedTuple):
+    """What a thought is drawn from, beside the parameters."""
+
+    prefix: Region
+    prefix_len: Int[Array, " P"]
+    keys: Array  # [P G]
+
+
 def thought_keys(key, batch: PreferenceBatch, group_size: int):
     """One key per thought [P, G], from (pair, side, sample): whatever else is in the batch does not matter.
 
@@ -84,7 +92,8 @@ def sample(
     unstacked = dataclasses.replace(judge.model.config, scanned=False)
     params = unstack(params, unstacked)
     judge = dataclasses.replace(judge, model=Decoder(unstacked))
-    state, written = _write(judge, options, params, prefix, last, prefix_len, thought_keys(key, batch, G))
+    group = Group(prefix, prefix_len, thought_keys(key, batch, G))
+    state, written = _write(judge, options, params, group, last)
 
     is_end = state.thought == judge.end
     ended = is_end.any(-1)
@@ -115,41 +124,15 @@ def chunks(max_thought: int) -> list[int]:
     return [end - start for start, end in zip(ends, ends[1:])]
 
 
-def _write(judge, options, params, prefix, last, prefix_len, keys) -> tuple[SamplingState, Region]:
+def _write(judge, options, params, group: Group, last) -> tuple[SamplingState, Region]:
     """Feed a token, draw the next, until every thought has ended or is full; the state and what was written.
 
     There is a loop for each chunk: it fills the chunk and reads in front of it only what is written already.
+    Once no more than one thought per row is left, these few go on alone.
     """
-    G, T = options.group_size, options.max_thought
-    rows = last.shape[0]
-    table = output_table(params)
-    kv_heads, head_dim, _ = prefix.k[0].shape[2:]
-
-    def draw(state, hidden):
-        scaled = logits(hidden, table) / judge.temperature
-        step_keys = jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, state.position)))(keys)
-        allowed = truncate(scaled, options.top_k, options.top_p)
-        token = jax.vmap(jax.vmap(jax.random.categorical))(step_keys, allowed)
-        logp = jnp.take_along_axis(jax.nn.log_softmax(scaled, -1), token[..., None], -1)[..., 0]
-        return jnp.where(state.done, judge.pad, token), jnp.where(state.done, 0.0, logp)
-
-    def step(state: SamplingState, start: int, written: tuple[Region, ...]) -> SamplingState:
-        t = state.position
-        chunk = Region(state.k, state.v, jnp.full((rows, 1), t - start))
-        positions = jnp.broadcast_to((prefix_len - 1 + t)[:, None, None], (rows, G, 1))
-        hidden, (k, v) = judge.model.apply(params, state.token[..., None], positions, (prefix, *written, chunk))
-        token, logp = draw(state, hidden[:, :, 0])
-        put = jax.lax.dynamic_update_slice_in_dim
-        return SamplingState(
-            position=t + 1,
-            token=token,
-            done=state.done | (token == judge.end),
-            thought=put(state.thought, token[..., None], t, 2),
-            logp=put(state.logp, logp[..., None], t, 2),
-            k=tuple(put(old, new, t - start, 4) for old, new in zip(state.k, k)),
-            v=tuple(put(old, new, t - start, 3) for old, new in zip(state.v, v)),
-        )
-
+    rows, G, T = *group.keys.shape, options.max_thought
+    few = rows if G > 1 else 0
+    kv_heads, head_dim, _ = group.prefix.k[0].shape[2:]
     state = SamplingState(
         position=jnp.int32(0),
         token=jnp.broadcast_to(last[:, None], (rows, G)),
@@ -162,18 +145,75 @@ def _write(judge, options, params, prefix, last, prefix_len, keys) -> tuple[Samp
     start, written = 0, None
     for size in chunks(T):
         state = state._replace(
-            k=tuple(jnp.zeros((rows, G, kv_heads, head_dim, size), k.dtype) for k in prefix.k),
-            v=tuple(jnp.zeros((rows, G, kv_heads, size, head_dim), v.dtype) for v in prefix.v),
+            k=tuple(jnp.zeros((rows, G, kv_heads, head_dim, size), k.dtype) for k in group.prefix.k),
+            v=tuple(jnp.zeros((rows, G, kv_heads, size, head_dim), v.dtype) for v in group.prefix.v),
         )
-        regions = (written,) if written else ()
         state = jax.lax.while_loop(
-            lambda s, end=start + size: (s.position < end) & ~s.done.all(),
-            functools.partial(step, start=start, written=regions),
+            lambda s, end=start + size: (s.position < end) & ((~s.done).sum() > few),
+            functools.partial(_step, judge, options, params, group, start, (written,) if written else ()),
             state,
         )
         written = _joined(written, Region(state.k, state.v))
         start += size
-    return state, written
+    state = state._replace(k=written.k, v=written.v)
+    if few:
+        finish = functools.partial(_finish, judge, options, params, group)
+        state = jax.lax.cond(state.done.all() | (state.position == T), lambda s: s, finish, state)
+    return state, Region(state.k, state.v)
+
+
+def _step(judge, options, params, group: Group, start: int, written: tuple[Region, ...], state) -> SamplingState:
+    """One more token of every thought. The state's keys and values begin at thought token `start`."""
+    t = state.position
+    own = Region(state.k, state.v, jnp.full((len(group.prefix_len), 1), t - start))
+    positions = jnp.broadcast_to((group.prefix_len - 1 + t)[:, None, None], (*state.token.shape, 1))
+    hidden, (k, v) = judge.model.apply(params, state.token[..., None], positions, (group.prefix, *written, own))
+    scaled = logits(hidden[:, :, 0], output_table(params)) / judge.temperature
+    keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, t)))(group.keys)
+    token = jax.vmap(jax.vmap(jax.random.categorical))(keys, truncate(scaled, options.top_k, options.top_p))
+    logp = jnp.take_along_axis(jax.nn.log_softmax(scaled, -1), token[..., None], -1)[..., 0]
+    token, logp = jnp.where(state.done, judge.pad, token), jnp.where(state.done, 0.0, logp)
+    put = jax.lax.dynamic_update_slice_in_dim
+    return SamplingState(
+        position=t + 1,
+        token=token,
+        done=state.done | (token == judge.end),
+        thought=put(state.thought, token[..., None], t, 2),
+        logp=put(state.logp, logp[..., None], t, 2),
+        k=tuple(put(old, new, t - start, 4) for old, new in zip(state.k, k)),
+        v=tuple(put(old, new, t - start, 3) for old, new in zip(state.v, v)),
+    )
+
+
+def _finish(judge, options, params, group: Group, state: SamplingState) -> SamplingState:
+    """The last thoughts, at most one per row on average, each as a row of its own with a copy of its prefix.
+
+    As many prefixes as there are already are enough for all of them, and a step costs a G-th.
+    """
+    rows, G = group.keys.shape
+    order = jnp.argsort(state.done.reshape(-1), stable=True)[:rows]  # those still writing stand in front
+    row = order // G
+
+    def take(x):
+        return x.reshape(-1, 1, *x.shape[2:])[order]
+
+    def of_row(x):
+        return x[row]
+
+    prefix = Region(*(tuple(map(of_row, x)) for x in group.prefix[:2]), of_row(group.prefix.length))
+    alone = Group(prefix, of_row(group.prefix_len), take(group.keys))
+    left = SamplingState(state.position, *jax.tree.map(take, state[1:]))
+    left = jax.lax.while_loop(
+        lambda s: (s.position < options.max_thought) & ~s.done.all(),
+        functools.partial(_step, judge, options, params, alone, 0, ()),
+        left,
+    )
+
+    def give_back(whole, part):
+        flat = whole.reshape(-1, *whole.shape[2:])
+        return flat.at[order].set(part[:, 0]).reshape(whole.shape)
+
+    return SamplingState(left.position, *jax.tree.map(give_back, state[1:], left[1:]))
 
 
 def _joined(written: Region | None, chunk: Region) -> Region:

@@ -119,6 +119,20 @@ def test_samples_do_not_depend_on_the_rest_of_the_batch():
     assert (whole.thought[:, :, 0] != whole.thought[:, :, 1]).any()  # samples of a group differ
 
 
+def test_a_thought_does_not_depend_on_its_group():
+    """The last thoughts of a batch of groups go on in rows of their own; a group of one never moves."""
+    judge, params = make_judge(sharpness=0.3)
+    batch = make_batch(pairs=4)
+    whole, score, _ = draw(judge, params, batch, SamplerOptions(group_size=6, max_thought=80), jax.random.key(2))
+    alone, alone_score, _ = draw(judge, params, batch, SamplerOptions(group_size=1, max_thought=80), jax.random.key(2))
+    longest = np.sort(np.asarray(whole.thought_len).reshape(-1))[::-1]
+    assert longest[0] > longest[8] + 5, "no thought is left when the others have moved"
+    assert np.asarray(whole.thought_len)[:, :, 0].max() > longest[8] + 5, "and it is one of those compared"
+    assert (whole.thought[:, :, :1] == alone.thought).all()
+    np.testing.assert_allclose(whole.old_logp[:, :, :1], alone.old_logp, atol=1e-5)
+    np.testing.assert_allclose(score[:, :, :1], alone_score, atol=1e-5)
+
+
 def test_truncation_keeps_the_right_tokens():
     scaled = jnp.log(jnp.asarray([0.5, 0.1, 0.3, 0.1 - 1e-3, 1e-3]))
     kept = [np.isfinite(np.asarray(truncate(scaled, k, p))).tolist() for k, p in ((2, 1.0), (0, 0.79), (0, 0.81))]
