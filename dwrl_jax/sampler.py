@@ -14,6 +14,7 @@ from dwrl_jax.models.transformer import Decoder, logits, output_table, unstack
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 
 GROWTHS, SMALLEST = 4, 32  # how the thoughts' region grows: each chunk is one more loop to compile
+BLOCK = 128  # of the vocabulary, in drawing a token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,26 @@ def truncate(scaled: Float[Array, "*rows V"], top_k: int, top_p: float) -> Float
         threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
         scaled = jnp.where(scaled < threshold, -jnp.inf, scaled)
     return scaled
+
+
+def categorical(keys: Array, scaled: Float[Array, "P G V"]) -> Int[Array, "P G"]:
+    """A token from softmax(scaled) for each key: first its block of the vocabulary, then its place in the block.
+
+    Two uniform numbers instead of one per token of the vocabulary, which on a CPU took a fifth of a step.
+    """
+    weights = jnp.exp(scaled - scaled.max(-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, 0), (0, -weights.shape[-1] % BLOCK)))
+    weights = weights.reshape(*keys.shape, -1, BLOCK)
+    uniform = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys)
+
+    def invert(weights, uniform):
+        """The first index at which the cumulative weight is above its share; one of weight zero never is."""
+        cumulative = jnp.cumsum(weights, -1)
+        return (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1)
+
+    block = invert(weights.sum(-1), uniform[..., 0])
+    inside = jnp.take_along_axis(weights, block[..., None, None], -2)[..., 0, :]
+    return block * BLOCK + invert(inside, uniform[..., 1])
 
 
 def sample(
@@ -170,8 +191,8 @@ def _step(judge, options, params, group: Group, start: int, written: tuple[Regio
     hidden, (k, v) = judge.model.apply(params, state.token[..., None], positions, (group.prefix, *written, own))
     scaled = logits(hidden[:, :, 0], output_table(params)) / judge.temperature
     keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, t)))(group.keys)
-    token = jax.vmap(jax.vmap(jax.random.categorical))(keys, truncate(scaled, options.top_k, options.top_p))
-    logp = jnp.take_along_axis(jax.nn.log_softmax(scaled, -1), token[..., None], -1)[..., 0]
+    token = categorical(keys, truncate(scaled, options.top_k, options.top_p))
+    logp = jnp.take_along_axis(scaled, token[..., None], -1)[..., 0] - jax.nn.logsumexp(scaled, -1)
     token, logp = jnp.where(state.done, judge.pad, token), jnp.where(state.done, 0.0, logp)
     put = jax.lax.dynamic_update_slice_in_dim
     return SamplingState(
