@@ -9,7 +9,7 @@ from dwrl_jax.gpm import logps
 from dwrl_jax.loop import HELD_OUT, TRAINING, sampling_key
 from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import dwrl
-from dwrl_jax.sampler import SamplerOptions, chunks, sample, truncate
+from dwrl_jax.sampler import SamplerOptions, categorical, chunks, sample, truncate
 from dwrl_jax.train_step import gradient
 from dwrl_jax.types import PreferenceBatch
 from tests.small import assert_trees_close, given_thoughts, make_batch, make_judge
@@ -104,6 +104,17 @@ def test_sampled_frequencies_are_the_density():
         counts = np.bincount(np.asarray(thoughts.thought)[0, side, :, 0], minlength=24)
         spread = np.sqrt(expected[side] * (1 - expected[side]) * 4096)
         assert (np.abs(counts - expected[side] * 4096) < 4.5 * spread + 1).all()
+
+
+def test_drawn_tokens_are_the_softmax():
+    """A vocabulary of more than one block, the last one not full, with tokens and a whole block that never come."""
+    scaled = np.random.default_rng(0).normal(size=300) * 2
+    scaled[:128], scaled[130], scaled[-1] = -np.inf, -np.inf, 3.0
+    keys = jax.random.split(KEY, (20_000, 1))
+    drawn = jax.jit(lambda x: categorical(keys, jnp.broadcast_to(x, (20_000, 1, 300))))(jnp.asarray(scaled))
+    counts, expected = np.bincount(np.asarray(drawn)[:, 0], minlength=300), 20_000 * np.asarray(jax.nn.softmax(scaled))
+    assert len(counts) == 300 and not counts[expected == 0].any()
+    assert (np.abs(counts - expected) < 4.5 * np.sqrt(expected) + 1).all()
 
 
 def test_samples_do_not_depend_on_the_rest_of_the_batch():
