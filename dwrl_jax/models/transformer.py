@@ -79,19 +79,14 @@ def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
     return frequencies * (keep + (1.0 - keep) / scaling.factor)
 
 
-def rope_table(config: ModelConfig, positions: Int[Array, "*rows"]) -> tuple[Array, Array]:
-    """Factors [*rows, H] of a head and of the head with its halves exchanged, for `rotate`."""
-    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
+def rotate(x: Float[Array, "*rows T heads H"], rope: tuple[Array, Array]) -> Float[Array, "*rows T heads H"]:
+    """Rotary embedding, half-split layout (as Hugging Face's weights have it).
 
-
-def rotate(x: Float[Array, "*rows heads H"], rope: tuple[Array, Array]) -> Float[Array, "*rows heads H"]:
-    """Rotary embedding, half-split layout (as Hugging Face's weights have it)."""
-    same, exchanged = (r[..., None, :] for r in rope)
-    x32 = x.astype(jnp.float32)
-    first, second = jnp.split(x32, 2, axis=-1)
-    return (x32 * same + jnp.concatenate([second, first], -1) * exchanged).astype(x.dtype)
+    The halves are an axis that is reversed: unlike a concatenation this fuses with the products around it.
+    """
+    cos, sin = (r[..., None, :] for r in rope)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 
 
 def _partitioned(*axes, init=None):
@@ -204,7 +199,8 @@ class Decoder(nn.Module):
         if not c.tied:
             shape = (c.vocab_size, c.hidden_size)
             self.param("lm_head", _partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))
-        shared = tuple(r.length for r in regions), prefix_length, rope_table(c, positions)
+        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
+        shared = tuple(r.length for r in regions), prefix_length, (jnp.cos(angles), jnp.sin(angles))
         if c.scanned:
             x, own = self.stack(size, G)(embed(ids), tuple((r.k, r.v) for r in regions), *shared)
         else:
