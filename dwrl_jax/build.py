@@ -94,6 +94,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
         thoughts_every=config.log.thoughts_every,
         thought_pairs=config.log.thought_pairs,
         checkpoint_every=config.checkpoint.every,
+        packing=config.optim.packing,
         profile=config.profile,
     )
     return run, held, {"train": train_note, "eval": eval_note}

@@ -73,6 +73,7 @@ def base_config() -> ConfigDict:
     config.optim.weight_decay = 0.0  # on matrices only
     config.optim.clip_norm = 1.0
     config.optim.micro_batches = 1  # parts of the batch whose gradients are summed; exact, saves memory
+    config.optim.packing = True  # short thoughts share lanes: at most two more programs per bucket, fewer positions
 
     config.eval = ConfigDict()
     config.eval.votes = (1, 8)  # thoughts per response whose mean is the score; the largest are sampled

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from dwrl_jax.logps import token_logps
 from dwrl_jax.models.transformer import Decoder, Prefix, output_table
+from dwrl_jax.packing import Packing
 from dwrl_jax.types import Logps, PreferenceBatch, ThoughtBatch
 
 
@@ -62,45 +63,69 @@ def answer_logps(
     return score, jnp.exp(log_mass)
 
 
-def logps(judge: Judge, params, batch: PreferenceBatch, thoughts: ThoughtBatch) -> Logps:
+def branch_size(judge: Judge, max_thought: int) -> int:
+    """Tokens of a branch at most: the opening one, the thought, the question."""
+    return 1 + max_thought + len(judge.question)
+
+
+def logps(
+    judge: Judge, params, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None
+) -> Logps:
     """Log-probabilities of thoughts and answers, log pi(o | x, y) by token and log pi(a | x, y, o).
 
     The prefix of a response runs through the model once for its whole group; the gradient flows back through
-    it and equals that of G independent sequences.
+    it and equals that of G independent sequences. So it is where branches are packed into fewer lanes.
     """
     B, S, G, T = thoughts.thought.shape
-    rows = B * S
+    rows, table = B * S, output_table(params)
     prefix_len = batch.prefix_len.reshape(rows)
     prefix = batch.prefix.reshape(rows, -1)
-    last = last_token(prefix, prefix_len)
     thought = thoughts.thought.reshape(rows, G, T)
     thought_len = thoughts.thought_len.reshape(rows, G)
     content = content_length(judge, thought, thought_len)
+    tokens, positions = _branches(judge, thought, content, last_token(prefix, prefix_len), prefix_len)
+    size = tokens.shape[-1]
+    start, segments = jnp.arange(G) * size, None
+    if packing is not None:
+        source = packing.source.reshape(rows, -1, size)
+        start, segments = packing.place.reshape(rows, G), source // size
+        tokens, positions = (_pick(x, jnp.maximum(source, 0)) for x in (tokens, positions))
+    hidden, _ = judge.model.apply(params, tokens, positions, prefix=Prefix(prefix, prefix_len - 1), segments=segments)
 
-    question = jnp.asarray(judge.question)
-    index = jnp.arange(1 + T + len(judge.question))
-    opened = jnp.concatenate([jnp.broadcast_to(last[:, None, None], (rows, G, 1)), thought], -1)
-    body = jnp.pad(opened, ((0, 0), (0, 0), (0, len(judge.question))))
-    asked = index - (content[..., None] + 1)  # place in the question, negative before it
-    tail = jnp.where(asked < len(question), question[jnp.clip(asked, 0, len(question) - 1)], judge.pad)
-    tokens = jnp.where(asked < 0, body, tail)
-    positions = jnp.broadcast_to((prefix_len - 1)[:, None, None] + index, tokens.shape)
-    hidden, _ = judge.model.apply(params, tokens, positions, prefix=Prefix(prefix, prefix_len - 1))
-
-    logp, entropy = token_logps(
-        hidden[:, :, :T],
-        output_table(params),
-        thought[..., None],
-        temperature=judge.temperature,
-        chunk=judge.chunk,
-    )
+    # the hidden state of a token is for the one after it, and what follows a thought is masked
+    heard, targets = (hidden[:, :, :T], thought) if packing is None else (hidden, jnp.roll(tokens, -1, -1))
+    logp, entropy = token_logps(heard, table, targets[..., None], temperature=judge.temperature, chunk=judge.chunk)
+    logp = logp[..., 0]
+    if packing is not None:
+        places = jnp.minimum(start[..., None] + jnp.arange(T), hidden.shape[1] * size - 1)
+        logp, entropy = _pick(logp, places), _pick(entropy, places)
     written = jnp.arange(T) < thought_len[..., None]
-    at_answer = jnp.take_along_axis(hidden, (content + len(question))[..., None, None], 2)[:, :, 0]
+    at_answer = (start + content + len(judge.question))[..., None]
+    at_answer = jnp.take_along_axis(hidden.reshape(rows, -1, hidden.shape[-1]), at_answer, 1)
     answer = jnp.broadcast_to(batch.answer.reshape(rows, 1), (rows, G))
     score, mass = answer_logps(judge, params, at_answer, answer)
     return Logps(
-        thought=jnp.where(written, logp[..., 0], 0.0).reshape(B, S, G, T),
+        thought=jnp.where(written, logp, 0.0).reshape(B, S, G, T),
         answer=score.reshape(B, S, G),
         answer_mass=mass.reshape(B, S, G),
         entropy=jnp.where(written, entropy, 0.0).reshape(B, S, G, T),
     )
+
+
+def _branches(judge, thought, content, last, prefix_len) -> tuple[Int[Array, "P G T"], Int[Array, "P G T"]]:
+    """Tokens of the branches, the question right behind each thought's content, and their positions."""
+    rows, G, T = thought.shape
+    question = jnp.asarray(judge.question)
+    index = jnp.arange(branch_size(judge, T))
+    opened = jnp.concatenate([jnp.broadcast_to(last[:, None, None], (rows, G, 1)), thought], -1)
+    body = jnp.pad(opened, ((0, 0), (0, 0), (0, len(question))))
+    asked = index - (content[..., None] + 1)  # place in the question, negative before it
+    tail = jnp.where(asked < len(question), question[jnp.clip(asked, 0, len(question) - 1)], judge.pad)
+    tokens = jnp.where(asked < 0, body, tail)
+    return tokens, jnp.broadcast_to((prefix_len - 1)[:, None, None] + index, tokens.shape)
+
+
+def _pick(x: Array, index: Int[Array, "P *rest"]) -> Array:
+    """Entries of [P, ...] by their index in what follows P."""
+    flat = x.reshape(x.shape[0], -1)
+    return jnp.take_along_axis(flat, index.reshape(x.shape[0], -1), 1).reshape(index.shape)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from dwrl_jax import checkpoint, evaluate, records
 from dwrl_jax.data import Batches, padding_share, prefetch
 from dwrl_jax.errors import UserError
-from dwrl_jax.gpm import Judge, logps
+from dwrl_jax.gpm import Judge, branch_size, logps
+from dwrl_jax.packing import Packing, pack
 from dwrl_jax.pairs import Pair
 from dwrl_jax.sampler import SamplerOptions, sample
 from dwrl_jax.train_step import make_train_step
@@ -54,6 +55,7 @@ class Run:
     thoughts_every: int
     thought_pairs: int
     checkpoint_every: int
+    packing: bool  # short thoughts share lanes in the update
     profile: bool  # trace the steps after the first, which compiles
 
 
@@ -77,7 +79,7 @@ class Programs:
     begin: Callable  # params -> TrainState; the parameters are donated
     sample: Callable  # (params, batch, stream, step) -> thoughts, log scores, their weights
     sample_votes: Callable  # the same with as many thoughts as there are votes
-    reference_logp: Callable  # (reference, batch, thoughts) -> log-probs under the starting model
+    reference_logp: Callable  # (reference, batch, thoughts, packing) -> log-probs under the starting model
     train_step: Callable
 
 
@@ -101,7 +103,7 @@ def make_programs(run: Run) -> Programs:
         begin=jax.jit(begin, donate_argnums=0),
         sample=sample_own,
         sample_votes=sample_own if votes == own else sampler(votes),
-        reference_logp=jax.jit(lambda params, batch, group: logps(run.judge, params, batch, group).thought),
+        reference_logp=jax.jit(lambda params, *group: logps(run.judge, params, *group).thought),
         train_step=make_train_step(run.judge, run.optimizer, run.phases, run.micro_batches),
     )
 
@@ -172,16 +174,19 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, reference, board
         sampled = jax.block_until_ready(programs.sample(state.params, batch, TRAINING, step))
         thoughts = sampled[0]
         metrics |= _sampling_metrics(run.judge, batch, thoughts, time.perf_counter() - began)
-        if reference is not None:
-            thoughts = thoughts.replace(ref_logp=programs.reference_logp(reference, batch, thoughts))
+    packing = _packing(run, thoughts)
+    if reference is not None:
+        thoughts = thoughts.replace(ref_logp=programs.reference_logp(reference, batch, thoughts, packing))
     updating = time.perf_counter()
-    state, found = programs.train_step(state, batch, thoughts)
+    state, found = programs.train_step(state, batch, thoughts, packing)
     metrics |= {f"train/{name}": float(value) for name, value in jax.device_get(found).items()}
     if not all(np.isfinite(value) for value in metrics.values()):
         bad = next(name for name, value in metrics.items() if not np.isfinite(value))
         raise UserError(f"step {step + 1}: {bad} is not finite; lower optim.learning_rate or check the data")
     now = time.perf_counter()
-    metrics["train/tokens_per_second"] = _tokens(run.judge, batch, thoughts) * len(run.phases) / (now - updating)
+    tokens = _tokens(run.judge, batch, thoughts)
+    metrics["train/tokens_per_second"] = tokens * len(run.phases) / (now - updating)
+    metrics["train/padding"] = 1.0 - tokens / _positions(run.judge, batch, thoughts, packing)
     metrics["time/step_seconds"] = now - began
     if sampled is not None and (step == 0 or (step + 1) % run.thoughts_every == 0 or step + 1 == run.steps):
         _write_thoughts(run, board, batch, *sampled, step=step + 1, split="train")
@@ -258,6 +263,20 @@ def _tokens(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch) -> int
     prefix = batch.prefix_len[batch.valid].sum()
     branches = np.asarray(thoughts.thought_len)[batch.valid]
     return int(prefix + branches.sum() + branches.size * len(judge.question))
+
+
+def _positions(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None) -> int:
+    """Positions that one pass computes in all."""
+    B, S, G, T = thoughts.thought.shape
+    lanes = G if packing is None else packing.source.shape[2]
+    return B * S * (batch.prefix.shape[-1] + lanes * branch_size(judge, T))
+
+
+def _packing(run: Run, thoughts: ThoughtBatch) -> Packing | None:
+    if not run.packing:
+        return None
+    lengths = np.asarray(thoughts.thought_len) + 1 + len(run.judge.question)
+    return pack(lengths, branch_size(run.judge, thoughts.thought.shape[-1]))
 
 
 def _postfix(metrics: dict[str, float]) -> dict[str, str]:

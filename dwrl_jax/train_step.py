@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array
 
 from dwrl_jax.gpm import Judge, logps
+from dwrl_jax.packing import Packing
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch, TrainState
 
 
@@ -66,16 +67,16 @@ def decayed(params):
 def make_train_step(
     judge: Judge, optimizer: optax.GradientTransformation, phases: dict[str, Callable], micro_batches: int
 ):
-    """A jitted (state, batch, thoughts) -> (state, metrics); the state's buffers are donated.
+    """A jitted (state, batch, thoughts, packing) -> (state, metrics); the state's buffers are donated.
 
     Micro-batches divide the pairs and their gradients sum to exactly that of the whole batch. Metrics are
     means over valid pairs, those ending in `_max` maxima, each named by its phase where phases share a name.
     """
 
-    def step(state: TrainState, batch: PreferenceBatch, thoughts: ThoughtBatch):
+    def step(state: TrainState, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None):
         params, opt_state, metrics = state.params, state.opt_state, {}
         for name, loss_fn in phases.items():
-            grads, found = gradient(judge, loss_fn, params, batch, thoughts, micro_batches)
+            grads, found = gradient(judge, loss_fn, params, batch, thoughts, micro_batches, packing)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             metrics |= found | {f"loss_{name}": found["loss"], f"grad_norm_{name}": optax.global_norm(grads)}
@@ -85,21 +86,29 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def gradient(judge, loss_fn, params, batch: PreferenceBatch, thoughts: ThoughtBatch, micro_batches: int = 1):
+def gradient(
+    judge,
+    loss_fn,
+    params,
+    batch: PreferenceBatch,
+    thoughts: ThoughtBatch,
+    micro_batches: int = 1,
+    packing: Packing | None = None,
+):
     """Gradient of the mean loss over valid pairs, and its metrics, accumulated over micro-batches in float32."""
     total = jnp.maximum(batch.valid.sum(), 1)
 
     def micro_loss(params, micro):
-        pairs, group = micro
-        losses, metrics = loss_fn(logps(judge, params, pairs, group), group)
+        pairs, group, packed = micro
+        losses, metrics = loss_fn(logps(judge, params, pairs, group, packed), group)
         metrics = {name: _reduce(name, value, pairs.valid, total) for name, value in metrics.items()}
         loss = jnp.where(pairs.valid, losses, 0.0).sum() / total
         return loss, metrics | {"loss": loss}
 
     take_gradient = jax.grad(micro_loss, has_aux=True)
     if micro_batches == 1:
-        return take_gradient(params, (batch, thoughts))
-    split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (batch, thoughts))
+        return take_gradient(params, (batch, thoughts, packing))
+    split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (batch, thoughts, packing))
 
     def add(grads, micro):
         more, metrics = take_gradient(params, micro)

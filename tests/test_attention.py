@@ -25,12 +25,15 @@ def inputs(P=2, G=3, T=11, N=4, K=2, H=8, S=6):
     return normal(P, G, T, N, H), normal(P, G, T, K, H), normal(P, G, T, K, H), (shared, own, alike, full)
 
 
-def value_and_gradient(attention, q, k, v, regions):
+SEGMENTS = jnp.asarray([[[0] * 11, [0] * 4 + [1] * 7, [2] * 3 + [5] * 6 + [-1] * 2]] * 2)
+
+
+def value_and_gradient(attention, q, k, v, regions, segments=None):
     target = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
 
     def total(floats):
         q, k, v, keys_values = floats
-        out = attention(q, k, v, tuple(Region(*kv, r.length) for kv, r in zip(keys_values, regions)))
+        out = attention(q, k, v, tuple(Region(*kv, r.length) for kv, r in zip(keys_values, regions)), segments)
         return (out * target).sum(), out
 
     floats = (q, k, v, [(r.k, r.v) for r in regions])
@@ -38,11 +41,20 @@ def value_and_gradient(attention, q, k, v, regions):
     return out, gradient
 
 
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["whole", "segments"])
 @pytest.mark.parametrize("size", [1, 4, 11])
-def test_blocks_change_nothing(size):
-    expected = value_and_gradient(attend_at_once, *inputs())
-    found = value_and_gradient(lambda *a: attend_in_blocks(*a, size=size), *inputs())
+def test_blocks_change_nothing(size, segments):
+    expected = value_and_gradient(attend_at_once, *inputs(), segments)
+    found = value_and_gradient(lambda *a: attend_in_blocks(*a, size=size), *inputs(), segments)
     assert_trees_close(found, expected, 1e-5)
+
+
+def test_segments_are_texts_of_their_own():
+    q, k, v, regions = inputs()
+    found = attend(q, k, v, regions, SEGMENTS)
+    for branch, start, stop in ((0, 0, 11), (1, 0, 4), (1, 4, 11), (2, 3, 9)):
+        expected = attend(*(x[:, :, start:stop] for x in (q, k, v)), regions)
+        np.testing.assert_allclose(found[:, branch, start:stop], expected[:, branch], atol=1e-5)
 
 
 def test_attention_by_hand():

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax.gpm import logps
+from dwrl_jax.gpm import branch_size, logps
 from dwrl_jax.loop import HELD_OUT, TRAINING, sampling_key
 from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import dwrl
+from dwrl_jax.packing import pack
 from dwrl_jax.sampler import SamplerOptions, categorical, chunks, sample, truncate
 from dwrl_jax.train_step import gradient
 from dwrl_jax.types import PreferenceBatch
@@ -155,11 +156,12 @@ def test_truncation_keeps_the_right_tokens():
     np.testing.assert_allclose(reread(judge, params, batch, greedy).thought, greedy.old_logp, atol=1e-4)
 
 
-def loss_and_gradient(judge, params, batch, thoughts, micro_batches=1, hyper=dwrl.Hyper()):  # noqa: B008, frozen
+def loss_and_gradient(judge, params, batch, thoughts, micro_batches=1, hyper=dwrl.Hyper(), packing=None):  # noqa: B008, frozen
     def loss_fn(found, group):
         return dwrl.joint_loss(found, group, hyper)
 
-    return jax.jit(lambda p, b, t: gradient(judge, loss_fn, p, b, t, micro_batches))(params, batch, thoughts)
+    step = jax.jit(lambda p, b, t, packed: gradient(judge, loss_fn, p, b, t, micro_batches, packed))
+    return step(params, batch, thoughts, packing)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +199,24 @@ def test_invariant_to_what_stands_in_padding(case):
 def test_invariant_to_micro_batches(case, micro_batches):
     judge, params, batch, thoughts, expected = case
     found = loss_and_gradient(judge, params, batch, thoughts, micro_batches)
+    assert_trees_close(found[0], expected[0], 1e-5)
+    assert_trees_close(found[1], expected[1], 1e-5)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_invariant_to_packing(case, micro_batches):
+    """Six thoughts in three lanes: a full one alone, two and three shorter ones together, in any order."""
+    judge, params, batch, _, _ = case
+    rng = np.random.default_rng(4)
+    length = rng.permuted(np.broadcast_to([12, 3, 3, 1, 1, 1], (4, 2, 6)), axis=-1)
+    thought = rng.integers(4, 24, (4, 2, 6, 12))
+    ended = rng.random((4, 2, 6)) < 0.5
+    thought[(np.arange(12) == length[..., None] - 1) & ended[..., None]] = judge.end
+    group = given_thoughts(thought, length)
+    packing = pack(length + 1 + len(judge.question), branch_size(judge, 12))
+    assert packing.source.shape == (4, 2, 3, 16)
+    expected = loss_and_gradient(judge, params, batch, group)
+    found = loss_and_gradient(judge, params, batch, group, micro_batches, packing=packing)
     assert_trees_close(found[0], expected[0], 1e-5)
     assert_trees_close(found[1], expected[1], 1e-5)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "dwrl_jax"
 LAYERS = [
     {"errors", "types"},
-    {"objectives", "models", "dialogue", "config", "pairs"},
+    {"objectives", "models", "dialogue", "config", "pairs", "packing"},
     {"data", "world", "gpm", "sampler", "logps"},
     {"train_step", "evaluate", "checkpoint", "records"},
     {"loop", "report", "report_curves", "commandline", "build", "train", "export"},

@@ -38,8 +38,11 @@ def attend(
     k: Float[Array, "P G T K H"],
     v: Float[Array, "P G T K H"],
     regions: tuple[Region, ...],
+    segments: Int[Array, "P G T"] | None = None,
 ) -> Float[Array, "P G T N H"]:
     """softmax(q k^T / sqrt(H)) v over all regions and causally over the new tokens, under one softmax.
+
+    Of the new tokens, only those of one segment see each other, where a branch holds several.
 
     Scores and softmax are float32. The regions are joined by their common maximum and denominator, so no
     key or value is concatenated or repeated. On a CPU, scores that its cache cannot hold are made in blocks.
@@ -47,12 +50,12 @@ def attend(
     P, G, T, N, _ = q.shape
     per_query = 4 * N * (T + sum(region.v.shape[3] for region in regions))  # bytes of scores
     if P * G * T * per_query <= BLOCK_BYTES:
-        return attend_at_once(q, k, v, regions)
+        return attend_at_once(q, k, v, regions, segments)
     blocked = functools.partial(attend_in_blocks, size=max(min(T, BLOCK_BYTES // per_query), 1))
-    return jax.lax.platform_dependent(q, k, v, regions, cpu=blocked, default=attend_at_once)
+    return jax.lax.platform_dependent(q, k, v, regions, segments, cpu=blocked, default=attend_at_once)
 
 
-def attend_in_blocks(q, k, v, regions, size) -> Float[Array, "P G T N H"]:
+def attend_in_blocks(q, k, v, regions, segments=None, *, size) -> Float[Array, "P G T N H"]:
     """`attend`, one row, one branch and at most `size` queries at a time; the gradient makes the scores again."""
     P, G, T, N, H = q.shape
     shared = [region.k.shape[1] == 1 for region in regions]
@@ -64,27 +67,28 @@ def attend_in_blocks(q, k, v, regions, size) -> Float[Array, "P G T N H"]:
     regions = tuple(region._replace(length=length) for region, length in zip(regions, lengths))
 
     def one_row(row):
-        queries, keys, values, seen = row
+        queries, keys, values, seen, segments = row
         of_row = [jax.tree.map(lambda x: x[0], region) if s else None for region, s in zip(seen, shared)]
         of_branch = [None if s else region for region, s in zip(seen, shared)]
 
         def one_branch(branch):
-            queries, keys, values, own = branch
+            queries, keys, values, own, segments = branch
             at_hand = tuple(jax.tree.map(lambda x: x[None, None], o or r) for o, r in zip(own, of_row))
 
             @jax.checkpoint
             def one_block(block):
                 queries, start = block
-                return attend_at_once(queries[None, None], keys[None, None], values[None, None], at_hand, start)[0, 0]
+                alone = jax.tree.map(lambda x: x[None, None], (queries, keys, values, segments))
+                return attend_at_once(*alone[:3], at_hand, alone[3], start)[0, 0]
 
             return jax.lax.map(one_block, (queries.reshape(blocks, size, N, H), starts))
 
-        return jax.lax.map(one_branch, (queries, keys, values, of_branch))
+        return jax.lax.map(one_branch, (queries, keys, values, of_branch, segments))
 
-    return jax.lax.map(one_row, (padded, k, v, regions)).reshape(P, G, -1, N, H)[:, :, :T]
+    return jax.lax.map(one_row, (padded, k, v, regions, segments)).reshape(P, G, -1, N, H)[:, :, :T]
 
 
-def attend_at_once(q, k, v, regions, start=0) -> Float[Array, "P G T N H"]:
+def attend_at_once(q, k, v, regions, segments=None, start=0) -> Float[Array, "P G T N H"]:
     """`attend` for queries that are the new tokens from number `start` on, all scores at a time.
 
     A region's scores stand as its one matrix product makes them, [P Gr K G/Gr T R S]: a shared one meets all
@@ -93,9 +97,14 @@ def attend_at_once(q, k, v, regions, start=0) -> Float[Array, "P G T N H"]:
     P, G, T, N, H = q.shape
     K = k.shape[3]
     q = (q * H**-0.5).reshape(P, G, T, K, N // K, H)
-    seen = jnp.arange(k.shape[2]) <= start + jnp.arange(T)[:, None]  # [T, S]
+    at = start + jnp.arange(T)
+    seen = jnp.arange(k.shape[2]) <= at[:, None]  # [T, S]
+    if segments is not None:
+        of_queries = jnp.take(segments, at, axis=2, mode="clip")
+        seen = seen & (of_queries[..., None] == segments[:, :, None])  # [P, G, T, S]
+        seen = seen[:, :, None, None]
     new = as_region(k, v)
-    scores = [jnp.where(seen[:, None], _scores(q, new), MASKED)]
+    scores = [jnp.where(seen[..., None, :], _scores(q, new), MASKED)]
     for region in regions:
         score = _scores(q, region)
         if region.length is not None:

@@ -121,7 +121,7 @@ class Layer(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P M D"], keys_values, lengths, prefix_length, rope):
+    def __call__(self, x: Float[Array, "P M D"], keys_values, lengths, prefix_length, rope, segments):
         c = self.config
         P, M = x.shape[:2]
         tokens = x.reshape(-1, c.hidden_size)  # XLA's products are fastest over one token axis
@@ -137,7 +137,7 @@ class Layer(nn.Module):
             q, k = self.norm("q_norm", "head_dim")(q), self.norm("k_norm", "head_dim")(k)
         q, k = rotate(q, rope), rotate(k, rope)
         regions = tuple(Region(*kv, length) for kv, length in zip(keys_values, lengths))
-        mixed, own = self.attend(q, k, v, regions, prefix_length)
+        mixed, own = self.attend(q, k, v, regions, prefix_length, segments)
         tokens = tokens + self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2)(mixed)
         h = self.norm("mlp_norm")(tokens)
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"))(h)
@@ -145,7 +145,7 @@ class Layer(nn.Module):
         tokens = tokens + self.dense("down", c.hidden_size, ("mlp", "embed"))(nn.silu(gate) * up)
         return tokens.reshape(x.shape), own
 
-    def attend(self, q, k, v, regions, prefix_length):
+    def attend(self, q, k, v, regions, prefix_length, segments):
         """Mixed values [P * M, N, H], and the keys and values of the branches' tokens."""
         size, P, N, H = self.prefix_size, *q.shape[:1], *q.shape[2:]
 
@@ -158,7 +158,7 @@ class Layer(nn.Module):
             mixed.append(attend(*before, ()).reshape(P, size, N, H))
             regions = (as_region(*before[1:], prefix_length[:, None]), *regions)
         k, v = of_branches(k), of_branches(v)
-        mixed.append(attend(of_branches(q), k, v, regions).reshape(P, -1, N, H))
+        mixed.append(attend(of_branches(q), k, v, regions, segments).reshape(P, -1, N, H))
         return jnp.concatenate(mixed, 1).reshape(-1, N, H), as_region(k, v)[:2]
 
 
@@ -174,11 +174,12 @@ class Decoder(nn.Module):
         positions: Int[Array, "P G T"],
         regions: tuple[Region, ...] = (),
         prefix: Prefix | None = None,
+        segments: Int[Array, "P G T"] | None = None,
     ) -> tuple[Float[Array, "P G T D"], tuple[Array, Array]]:
         """Hidden states of the new tokens and their keys and values, laid out as a Region's.
 
         `regions` were computed by earlier calls; `prefix` is computed here, each layer beside the new tokens,
-        from position 0 on.
+        from position 0 on. A branch may hold several texts: new tokens see only those of their own segment.
         """
         c = self.config
         P, G, T = tokens.shape
@@ -200,7 +201,8 @@ class Decoder(nn.Module):
             shape = (c.vocab_size, c.hidden_size)
             self.param("lm_head", _partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
-        shared = tuple(r.length for r in regions), prefix_length, (jnp.cos(angles), jnp.sin(angles))
+        rope = jnp.cos(angles), jnp.sin(angles)
+        shared = tuple(r.length for r in regions), prefix_length, rope, segments
         if c.scanned:
             x, own = self.stack(size, G)(embed(ids), tuple((r.k, r.v) for r in regions), *shared)
         else:
@@ -222,7 +224,7 @@ class Decoder(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, *[nn.broadcast] * 4),
             length=self.config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
