@@ -73,7 +73,7 @@ def subjects(group_size: int | None) -> dict[str, list[Panel]]:
         ],
         "Speed": [
             Panel("Throughput", "tokens / s", speed),
-            Panel("Padding", "% of positions", {"data/padding": "share"}, 100),
+            Panel("Padding", "% of positions", {"data/padding": "prefixes", "train/padding": "whole update"}, 100),
         ],
     }
 

@@ -21,11 +21,19 @@ from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
+class FullJudge(Judge):
+    """A judge whose thoughts are all full, as in this work nobody stops early: no model can draw its end token."""
+
+    @property
+    def end(self) -> int:
+        return -1
+
+
 def load(a):
-    """(judge, params). The end token is one that no model can draw: nobody stops early in this work."""
+    """The judge and its parameters."""
     dtype = DTYPES[a.dtype]
     config = model_config(read_config(a.ckpt), dtype=dtype, param_dtype=dtype)
-    judge = Judge(Decoder(config), question=(a.vocab,), answers=(0, 1), pad=0)
+    judge = FullJudge(Decoder(config), question=(a.vocab - 1,), answers=(0, 1), pad=0)
     return judge, hf.load_params(a.ckpt, config)
 
 
