@@ -17,7 +17,9 @@ def base_config() -> ConfigDict:
     config.model.tokenizer = ""  # folder or hub id, if not the model's own; a preset's own is the built-in world's
     config.model.dtype = "float32"  # computation; "bfloat16" on accelerators
     config.model.param_dtype = "float32"  # weights and optimizer
-    config.model.remat = "none"  # recomputation in the backward pass: "none", "dots" or "full"
+    config.model.remat = (
+        "dots"  # what the backward pass keeps: all ("none"), products of weights ("dots") or layers ("full")
+    )
 
     config.dialogue = ConfigDict()
     config.dialogue.system = ""  # system message; empty for none of our own

@@ -42,10 +42,10 @@ def value_and_gradient(attention, q, k, v, regions, segments=None):
 
 
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["whole", "segments"])
-@pytest.mark.parametrize("size", [1, 4, 11])
-def test_blocks_change_nothing(size, segments):
+@pytest.mark.parametrize(("size", "together"), [(1, 1), (4, 1), (11, 1), (11, 3), (6, 3)])
+def test_blocks_change_nothing(size, together, segments):
     expected = value_and_gradient(attend_at_once, *inputs(), segments)
-    found = value_and_gradient(lambda *a: attend_in_blocks(*a, size=size), *inputs(), segments)
+    found = value_and_gradient(lambda *a: attend_in_blocks(*a, size=size, together=together), *inputs(), segments)
     assert_trees_close(found, expected, 1e-5)
 
 

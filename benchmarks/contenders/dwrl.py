@@ -32,7 +32,7 @@ class FullJudge(Judge):
 def load(a):
     """The judge and its parameters."""
     dtype = DTYPES[a.dtype]
-    config = model_config(read_config(a.ckpt), dtype=dtype, param_dtype=dtype)
+    config = model_config(read_config(a.ckpt), dtype=dtype, param_dtype=dtype, remat="dots")
     judge = FullJudge(Decoder(config), question=(a.vocab - 1,), answers=(0, 1), pad=0)
     return judge, hf.load_params(a.ckpt, config)
 

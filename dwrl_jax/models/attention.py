@@ -51,14 +51,18 @@ def attend(
     per_query = 4 * N * (T + sum(region.v.shape[3] for region in regions))  # bytes of scores
     if P * G * T * per_query <= BLOCK_BYTES:
         return attend_at_once(q, k, v, regions, segments)
-    blocked = functools.partial(attend_in_blocks, size=max(min(T, BLOCK_BYTES // per_query), 1))
+    size = max(min(T, BLOCK_BYTES // per_query), 1)
+    together = max(n for n in range(1, G + 1) if G % n == 0 and (n == 1 or n * T * per_query <= BLOCK_BYTES))
+    blocked = functools.partial(attend_in_blocks, size=size, together=together)
     return jax.lax.platform_dependent(q, k, v, regions, segments, cpu=blocked, default=attend_at_once)
 
 
-def attend_in_blocks(q, k, v, regions, segments=None, *, size) -> Float[Array, "P G T N H"]:
-    """`attend`, one row, one branch and at most `size` queries at a time; the gradient makes the scores again."""
+def attend_in_blocks(q, k, v, regions, segments=None, *, size, together=1) -> Float[Array, "P G T N H"]:
+    """`attend`, one row, `together` of its branches and at most `size` queries of each at a time.
+
+    The gradient makes the scores again.
+    """
     P, G, T, N, H = q.shape
-    shared = [region.k.shape[1] == 1 for region in regions]
     blocks = -(-T // size)
     size = -(-T // blocks)
     padded = jnp.pad(q, ((0, 0), (0, 0), (0, blocks * size - T), (0, 0), (0, 0)))
@@ -66,26 +70,34 @@ def attend_in_blocks(q, k, v, regions, segments=None, *, size) -> Float[Array, "
     lengths = [r.length if r.length is None else jnp.broadcast_to(r.length, r.k.shape[:2]) for r in regions]
     regions = tuple(region._replace(length=length) for region, length in zip(regions, lengths))
 
-    def one_row(row):
-        queries, keys, values, seen, segments = row
-        of_row = [jax.tree.map(lambda x: x[0], region) if s else None for region, s in zip(seen, shared)]
-        of_branch = [None if s else region for region, s in zip(seen, shared)]
+    def bundles(tree):
+        """Branches [P G ...] as [P, G / together, together, ...]."""
+        return jax.tree.map(lambda x: x.reshape(P, -1, together, *x.shape[2:]), tree)
 
-        def one_branch(branch):
-            queries, keys, values, own, segments = branch
-            at_hand = tuple(jax.tree.map(lambda x: x[None, None], o or r) for o, r in zip(own, of_row))
+    shared = [region if region.k.shape[1] == 1 else None for region in regions]
+    own = [None if region.k.shape[1] == 1 else bundles(region) for region in regions]
+
+    def one_row(row):
+        of_row, bundled = row
+
+        def one_bundle(bundle):
+            *branches, of_branches = jax.tree.map(lambda x: x[None], bundle)
+            queries, keys, values, segments = branches
+            before = tuple(mine or jax.tree.map(lambda x: x[None], ours) for mine, ours in zip(of_branches, of_row))
 
             @jax.checkpoint
             def one_block(block):
                 queries, start = block
-                alone = jax.tree.map(lambda x: x[None, None], (queries, keys, values, segments))
-                return attend_at_once(*alone[:3], at_hand, alone[3], start)[0, 0]
+                return attend_at_once(queries, keys, values, before, segments, start)
 
-            return jax.lax.map(one_block, (queries.reshape(blocks, size, N, H), starts))
+            split = queries.reshape(1, together, blocks, size, N, H).transpose(2, 0, 1, 3, 4, 5)
+            out = jax.lax.map(one_block, (split, starts))
+            return out.transpose(1, 2, 0, 3, 4, 5).reshape(together, blocks * size, N, H)
 
-        return jax.lax.map(one_branch, (queries, keys, values, of_branch, segments))
+        return jax.lax.map(one_bundle, bundled)
 
-    return jax.lax.map(one_row, (padded, k, v, regions, segments)).reshape(P, G, -1, N, H)[:, :, :T]
+    branches = (bundles(padded), bundles(k), bundles(v), bundles(segments), own)
+    return jax.lax.map(one_row, (shared, branches)).reshape(P, G, -1, N, H)[:, :, :T]
 
 
 def attend_at_once(q, k, v, regions, segments=None, start=0) -> Float[Array, "P G T N H"]:

@@ -80,10 +80,7 @@ def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
 
 
 def rotate(x: Float[Array, "*rows T heads H"], rope: tuple[Array, Array]) -> Float[Array, "*rows T heads H"]:
-    """Rotary embedding, half-split layout (as Hugging Face's weights have it).
-
-    The halves are an axis that is reversed: unlike a concatenation this fuses with the products around it.
-    """
+    """Rotary embedding, half-split layout (as Hugging Face's weights have it)."""
     cos, sin = (r[..., None, :] for r in rope)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
