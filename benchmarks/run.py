@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.contenders.dwrl import FullJudge
 from benchmarks.page import SWEEPS, WORKS, report, write
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
@@ -52,14 +53,6 @@ SHAPES = PRESETS | {
 }
 BASE = {"group": 8, "plen": 256, "new": 128}
 VALUES = {"group": [2, 4, 8, 16, 32], "plen": [64, 128, 256, 512, 1024], "new": [16, 32, 64, 128, 256]}
-
-
-class FullJudge(Judge):
-    """A judge whose thoughts are all full: no model can draw its end token."""
-
-    @property
-    def end(self) -> int:
-        return -1
 
 
 def make_judge(shape: str, dtype: str) -> FullJudge:
