@@ -40,7 +40,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
     tokenizer = load_tokenizer(config, folder)
     hf_config = read_config(folder)
-    numerics = {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
+    numerics = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "attention")}
     shape = model_config(hf_config, **numerics)
     talk = dialogue.make_dialogue(
         tokenizer,

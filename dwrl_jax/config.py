@@ -18,8 +18,9 @@ def base_config() -> ConfigDict:
     config.model.dtype = "float32"  # computation; "bfloat16" on accelerators
     config.model.param_dtype = "float32"  # weights and optimizer
     config.model.remat = (
-        "dots"  # what the backward pass keeps: all ("none"), products of weights ("dots") or layers ("full")
+        "dots"  # what the backward pass keeps: all ("none"), products and attention ("dots") or layers ("full")
     )
+    config.model.attention = "auto"  # "xla", "blocks" (for CPUs), or the better one for the machine
 
     config.dialogue = ConfigDict()
     config.dialogue.system = ""  # system message; empty for none of our own
@@ -149,6 +150,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "xla", "blocks"),
     "objective.updates": ("alternating", "joint"),
     "objective.baseline": ("none", "mean", "leave_one_out"),
     "objective.token_aggregation": ("sum", "mean"),

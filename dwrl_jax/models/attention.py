@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-BLOCK_BYTES = 4 * 2**20  # of scores that are made at a time on a CPU
+BLOCK_BYTES = 8 * 2**20  # of scores that are made at a time on a CPU
+QUERIES = 128  # of a branch in a block, about; but not more than BLOCKS blocks, each a program of its own
+BLOCKS = 8
 MASKED = -1e30  # finite, so that a fully masked region has a zero gradient instead of nan
 
 
@@ -39,97 +42,184 @@ def attend(
     v: Float[Array, "P G T K H"],
     regions: tuple[Region, ...],
     segments: Int[Array, "P G T"] | None = None,
+    *,
+    backend: str = "auto",
 ) -> Float[Array, "P G T N H"]:
     """softmax(q k^T / sqrt(H)) v over all regions and causally over the new tokens, under one softmax.
 
     Of the new tokens, only those of one segment see each other, where a branch holds several.
 
     Scores and softmax are float32. The regions are joined by their common maximum and denominator, so no
-    key or value is concatenated or repeated. On a CPU, scores that its cache cannot hold are made in blocks.
+    key or value is concatenated or repeated. `backend` "xla" makes them all at once, "blocks" in blocks where
+    a CPU's cache cannot hold them; "auto" is the better one for the machine at hand.
     """
     P, G, T, N, _ = q.shape
+    if backend == "auto":
+        backend = "blocks" if jax.default_backend() == "cpu" else "xla"
     per_query = 4 * N * (T + sum(region.v.shape[3] for region in regions))  # bytes of scores
-    if P * G * T * per_query <= BLOCK_BYTES:
-        return attend_at_once(q, k, v, regions, segments)
-    size = max(min(T, BLOCK_BYTES // per_query), 1)
+    if backend == "xla" or P * G * T * per_query <= BLOCK_BYTES:
+        return attend_at_once(q, k, v, regions, segments)[0]
+    size = max(min(-(-T // max(T // QUERIES, 1)), BLOCK_BYTES // per_query), -(-T // BLOCKS))
     together = max(n for n in range(1, G + 1) if G % n == 0 and (n == 1 or n * T * per_query <= BLOCK_BYTES))
-    blocked = functools.partial(attend_in_blocks, size=size, together=together)
-    return jax.lax.platform_dependent(q, k, v, regions, segments, cpu=blocked, default=attend_at_once)
+    return attend_in_blocks(q, k, v, regions, segments, size, together)
 
 
-def attend_in_blocks(q, k, v, regions, segments=None, *, size, together=1) -> Float[Array, "P G T N H"]:
-    """`attend`, one row, `together` of its branches and at most `size` queries of each at a time.
-
-    The gradient makes the scores again.
-    """
-    P, G, T, N, H = q.shape
-    blocks = -(-T // size)
-    size = -(-T // blocks)
-    padded = jnp.pad(q, ((0, 0), (0, 0), (0, blocks * size - T), (0, 0), (0, 0)))
-    starts = jnp.arange(blocks) * size
-    lengths = [r.length if r.length is None else jnp.broadcast_to(r.length, r.k.shape[:2]) for r in regions]
-    regions = tuple(region._replace(length=length) for region, length in zip(regions, lengths))
-
-    def bundles(tree):
-        """Branches [P G ...] as [P, G / together, together, ...]."""
-        return jax.tree.map(lambda x: x.reshape(P, -1, together, *x.shape[2:]), tree)
-
-    shared = [region if region.k.shape[1] == 1 else None for region in regions]
-    own = [None if region.k.shape[1] == 1 else bundles(region) for region in regions]
-
-    def one_row(row):
-        of_row, bundled = row
-
-        def one_bundle(bundle):
-            *branches, of_branches = jax.tree.map(lambda x: x[None], bundle)
-            queries, keys, values, segments = branches
-            before = tuple(mine or jax.tree.map(lambda x: x[None], ours) for mine, ours in zip(of_branches, of_row))
-
-            @jax.checkpoint
-            def one_block(block):
-                queries, start = block
-                return attend_at_once(queries, keys, values, before, segments, start)
-
-            split = queries.reshape(1, together, blocks, size, N, H).transpose(2, 0, 1, 3, 4, 5)
-            out = jax.lax.map(one_block, (split, starts))
-            return out.transpose(1, 2, 0, 3, 4, 5).reshape(together, blocks * size, N, H)
-
-        return jax.lax.map(one_bundle, bundled)
-
-    branches = (bundles(padded), bundles(k), bundles(v), bundles(segments), own)
-    return jax.lax.map(one_row, (shared, branches)).reshape(P, G, -1, N, H)[:, :, :T]
-
-
-def attend_at_once(q, k, v, regions, segments=None, start=0) -> Float[Array, "P G T N H"]:
+def attend_at_once(q, k, v, regions, segments=None, start=0):
     """`attend` for queries that are the new tokens from number `start` on, all scores at a time.
 
-    A region's scores stand as its one matrix product makes them, [P Gr K G/Gr T R S]: a shared one meets all
-    its branches at once. What is joined, maxima, sums and mixed values, is brought to the common [P G T K R].
+    Also returns the logarithm of each query's sum of exponentiated scores, [P G T K R].
     """
     P, G, T, N, H = q.shape
-    K = k.shape[3]
-    q = (q * H**-0.5).reshape(P, G, T, K, N // K, H)
-    at = start + jnp.arange(T)
-    seen = jnp.arange(k.shape[2]) <= at[:, None]  # [T, S]
-    if segments is not None:
-        of_queries = jnp.take(segments, at, axis=2, mode="clip")
-        seen = seen & (of_queries[..., None] == segments[:, :, None])  # [P, G, T, S]
-        seen = seen[:, :, None, None]
-    new = as_region(k, v)
-    scores = [jnp.where(seen[..., None, :], _scores(q, new), MASKED)]
-    for region in regions:
-        score = _scores(q, region)
-        if region.length is not None:
-            seen = jnp.arange(region.v.shape[3]) < region.length[..., None]  # [P, Gr, S]
-            score = jnp.where(seen[:, :, None, None, None, None], score, MASKED)
-        scores.append(score)
-    regions = (new, *regions)
+    q = _scaled(q, k)
+    regions, scores = _all_scores(q, k, v, regions, segments, start)
     tops = [_common(score.max(-1)) for score in scores]
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
     weights = [jnp.exp(score - _native(top, score.shape[1])[..., None]) for score in scores]
     total = sum(_common(weight.sum(-1)) for weight in weights)
     out = sum(_common(_mix(weight.astype(q.dtype), region)) for weight, region in zip(weights, regions))
-    return (out / total[..., None]).reshape(P, G, T, N, H).astype(q.dtype)
+    out = (out / total[..., None]).reshape(P, G, T, N, H).astype(q.dtype)
+    return out, top + jnp.log(total)
+
+
+def gradient_at_once(q, k, v, regions, segments, start, out, log_sum, d_out):
+    """Gradients of `attend_at_once` by q, k, v and every region's (k, v), given its results.
+
+    With weights w = exp(score - log_sum): d_score = w (d_w - sum of d_out out), as in FlashAttention.
+    """
+    P, G, T, N, H = q.shape
+    q = _scaled(q, k)
+    d_out, out = d_out.reshape(q.shape), out.reshape(q.shape)
+    balance = jnp.einsum("...h,...h->...", d_out, out, preferred_element_type=jnp.float32)
+    d_q, d_regions = 0.0, []
+    for region, score in zip(*_all_scores(q, k, v, regions, segments, start)):
+        rows = score.shape[1]
+        weight = jnp.exp(score - _native(log_sum, rows)[..., None])
+        d_weight = _scores(d_out, region._replace(k=region.v.swapaxes(-1, -2)))
+        d_score = (weight * (d_weight - _native(balance, rows)[..., None])).astype(q.dtype)
+        by_row = [x.reshape(P, rows, G // rows, *x.shape[2:]) for x in (q, d_out)]
+        d_k = jnp.einsum("pukgtrs,pugtkrh->pukhs", d_score, by_row[0])
+        d_v = jnp.einsum("pukgtrs,pugtkrh->puksh", weight.astype(q.dtype), by_row[1])
+        d_q = d_q + _common(_mix(d_score, region._replace(v=region.k.swapaxes(-1, -2))))
+        d_regions.append((d_k, d_v))
+    d_q = (d_q * H**-0.5).reshape(P, G, T, N, H).astype(q.dtype)
+    d_k, d_v = d_regions[0]
+    return d_q, d_k.transpose(0, 1, 4, 2, 3), d_v.transpose(0, 1, 3, 2, 4), d_regions[1:]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def attend_in_blocks(q, k, v, regions, segments, size: int, together: int) -> Float[Array, "P G T N H"]:
+    """`attend`, one row, `together` of its branches and `size` queries of each at a time.
+
+    Keys behind a block's last query are left out. The gradient makes the scores again.
+    """
+    return _blocks_forward(q, k, v, regions, segments, size, together)[0]
+
+
+def _blocks_forward(q, k, v, regions, segments, size, together):
+    def bundle(carry, row, branches):
+        (q, k, v, segments), before = branches[:4], _together(row, branches[4])
+        parts = []
+        for a, b in _cuts(q.shape[2], size):
+            mine = None if segments is None else segments[:, :, :b]
+            parts.append(attend_at_once(q[:, :, a:b], k[:, :, :b], v[:, :, :b], before, mine, a))
+        return carry, tuple(jnp.concatenate(part, 2) for part in zip(*parts))
+
+    shared, own = _apart(regions)
+    _, found = _over_bundles(bundle, (), shared, (q, k, v, segments, own), together)
+    out, log_sum = (checkpoint_name(x, "attention") for x in found)
+    return out, (q, k, v, regions, segments, out, log_sum)
+
+
+def _blocks_backward(size, together, kept, d_out):
+    q, k, v, regions, segments, out, log_sum = kept
+
+    def bundle(sums, row, branches):
+        (q, k, v, segments, out, log_sum, d_out), before = branches[:7], _together(row, branches[7])
+        d_k, d_v, d_q, d_before = jnp.zeros_like(k), jnp.zeros_like(v), [], None
+        for a, b in _cuts(q.shape[2], size):
+            mine = None if segments is None else segments[:, :, :b]
+            done = (x[:, :, a:b] for x in (out, log_sum, d_out))
+            found = gradient_at_once(q[:, :, a:b], k[:, :, :b], v[:, :, :b], before, mine, a, *done)
+            d_q.append(found[0])
+            d_k, d_v = d_k.at[:, :, :b].add(found[1]), d_v.at[:, :, :b].add(found[2])
+            d_before = found[3] if d_before is None else jax.tree.map(jnp.add, d_before, found[3])
+        d_shared = [d for d, region in zip(d_before, row) if region is not None]
+        d_own = [d for d, region in zip(d_before, row) if region is None]
+        return jax.tree.map(jnp.add, sums, d_shared), (jnp.concatenate(d_q, 2), d_k, d_v, d_own)
+
+    shared, own = _apart(regions)
+    zeros = [tuple(jnp.zeros((1, *x.shape[1:]), jnp.float32) for x in (r.k, r.v)) for r in shared if r is not None]
+    branches = (q, k, v, segments, out, log_sum, d_out, own)
+    d_shared, (d_q, d_k, d_v, d_own) = _over_bundles(bundle, zeros, shared, branches, together)
+    d_shared, d_own = iter(jax.tree.map(lambda x: x.astype(q.dtype), d_shared)), iter(d_own)
+    d_regions = tuple(Region(*next(d_own if region is None else d_shared), None) for region in shared)
+    return d_q, d_k, d_v, d_regions, None
+
+
+attend_in_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _cuts(total: int, size: int) -> list[tuple[int, int]]:
+    """Starts and ends of equal blocks of at most `size`."""
+    count = -(-total // size)
+    edges = [total * i // count for i in range(count + 1)]
+    return list(zip(edges, edges[1:]))
+
+
+def _apart(regions: tuple[Region, ...]) -> tuple[list, list]:
+    """Shared regions and own ones, with None where the other list has the region; lengths by branch or row."""
+
+    def with_length(r):
+        return r if r.length is None else r._replace(length=jnp.broadcast_to(r.length, r.k.shape[:2]))
+
+    regions = [with_length(r) for r in regions]
+    shared = [r if r.k.shape[1] == 1 else None for r in regions]
+    return shared, [None if r.k.shape[1] == 1 else r for r in regions]
+
+
+def _together(shared: list, own: list) -> tuple[Region, ...]:
+    return tuple(mine if ours is None else ours for ours, mine in zip(shared, own))
+
+
+def _over_bundles(body, zeros, shared, branches, together: int):
+    """body(sums, row's shared regions, bundle of its branches) -> sums, results, over rows and bundles in turn.
+
+    Sums start as `zeros` in each row. Returns them by row and the results by branch, [P G ...].
+    """
+
+    def bundles(x):
+        return x.reshape(x.shape[0], -1, 1, together, *x.shape[2:])
+
+    def one_row(_, row):
+        ours, mine = jax.tree.map(lambda x: x[None], row[0]), row[1]
+        return None, jax.lax.scan(lambda sums, bundle: body(sums, ours, bundle), zeros, mine)
+
+    _, (sums, found) = jax.lax.scan(one_row, None, (shared, jax.tree.map(bundles, branches)))
+    return jax.tree.map(lambda x: x[:, 0], sums), jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[4:]), found)
+
+
+def _scaled(q: Float[Array, "P G T N H"], k) -> Float[Array, "P G T K R H"]:
+    P, G, T, N, H = q.shape
+    return (q * H**-0.5).reshape(P, G, T, k.shape[3], -1, H)
+
+
+def _all_scores(q: Float[Array, "P G T K R H"], k, v, regions, segments, start):
+    """Regions, the new tokens first, and masked scores of queries with each, [P Gr K G/Gr T R S]."""
+    at = start + jnp.arange(q.shape[2])
+    seen = jnp.arange(k.shape[2]) <= at[:, None]  # [T, S]
+    if segments is not None:
+        of_queries = segments[:, :, start : start + q.shape[2]]
+        seen = seen & (of_queries[..., None] == segments[:, :, None])  # [P, G, T, S]
+        seen = seen[:, :, None, None]
+    regions = (as_region(k, v), *regions)
+    scores = [jnp.where(seen[..., None, :], _scores(q, regions[0]), MASKED)]
+    for region in regions[1:]:
+        score = _scores(q, region)
+        if region.length is not None:
+            seen = jnp.arange(region.v.shape[3]) < region.length[..., None]  # [P, Gr, S]
+            score = jnp.where(seen[:, :, None, None, None, None], score, MASKED)
+        scores.append(score)
+    return regions, scores
 
 
 def _scores(q: Float[Array, "P G T K R H"], region: Region) -> Float[Array, "P Gr K g T R S"]:

@@ -35,10 +35,11 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def model_config(
-    hf_config: dict, *, dtype: str = "float32", param_dtype: str = "float32", remat: str = "none"
-) -> ModelConfig:
-    """`ModelConfig` of a Llama, Qwen2 or Qwen3 config.json; `UserError` for what the decoder does not do."""
+def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
+    """`ModelConfig` of a Llama, Qwen2 or Qwen3 config.json; `UserError` for what the decoder does not do.
+
+    `numerics` are its fields that no config.json has: dtype, param_dtype, remat, attention.
+    """
     kind = hf_config.get("model_type")
     if kind not in ARCHITECTURES:
         raise UserError(f"config.json: model_type = {kind!r} is not supported, only {list(ARCHITECTURES)}")
@@ -65,9 +66,7 @@ def model_config(
             qkv_bias=kind == "qwen2",
             qk_norm=kind == "qwen3",
             max_position=hf_config["max_position_embeddings"],
-            dtype=dtype,
-            param_dtype=param_dtype,
-            remat=remat,
+            **numerics,
         )
     except KeyError as error:
         raise UserError(f"config.json: the key {error.args[0]!r} is missing") from error

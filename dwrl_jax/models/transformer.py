@@ -21,7 +21,10 @@ from dwrl_jax.models.attention import Region, as_region, attend
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
 }
 
 
@@ -56,6 +59,7 @@ class ModelConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"  # backend of `attend`
     scanned: bool = True  # one layer's program over stacked weights; False: as many as layers (`unstack`)
 
 
@@ -152,10 +156,11 @@ class Layer(nn.Module):
         mixed = []
         if size:
             before = [x[:, :size][:, None] for x in (q, k, v)]
-            mixed.append(attend(*before, ()).reshape(P, size, N, H))
+            mixed.append(attend(*before, (), backend=self.config.attention).reshape(P, size, N, H))
             regions = (as_region(*before[1:], prefix_length[:, None]), *regions)
         k, v = of_branches(k), of_branches(v)
-        mixed.append(attend(of_branches(q), k, v, regions, segments).reshape(P, -1, N, H))
+        branches = attend(of_branches(q), k, v, regions, segments, backend=self.config.attention)
+        mixed.append(branches.reshape(P, -1, N, H))
         return jnp.concatenate(mixed, 1).reshape(-1, N, H), as_region(k, v)[:2]
 
 
