@@ -7,15 +7,16 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax import data, dialogue, loop, train_step, world
+from dwrl_jax import data, dialogue, loop, sharding, train_step, world
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config, read_config
-from dwrl_jax.models.transformer import Decoder, ModelConfig
+from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
 from dwrl_jax.pairs import Pair, read_pairs
 from dwrl_jax.sampler import SamplerOptions
 
@@ -61,6 +62,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     optim = train_step.OptimizerOptions(
         **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
     )
+    mesh = make_mesh(config, shape)
     run = loop.Run(
         workdir=workdir,
         seed=config.seed,
@@ -74,7 +76,8 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
             readout=config.score.readout,
             chunk=config.score.chunk,
         ),
-        load_params=lambda: hf.load_params(folder, shape),
+        mesh=mesh,
+        load_params=lambda: hf.load_params(folder, shape, shardings=sharding.shardings(mesh, axis_names(shape))),
         batches=batches(config, source, talk, batch_size=config.data.batch_size),
         describe=lambda pair_id: find_pair(source, pair_id),
         describe_held_out=lambda pair_id: find_pair(held.batches.source, pair_id),
@@ -111,6 +114,20 @@ def keep_architecture(kept: Path, folder: Path, tokenizer) -> None:
     tokenizer.save_pretrained(partial)
     shutil.rmtree(kept, ignore_errors=True)
     os.replace(partial, kept)
+
+
+def make_mesh(config: ConfigDict, shape: ModelConfig, devices=None) -> jax.sharding.Mesh:
+    """The mesh of a run; UserError where the model or a batch cannot be spread over it."""
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.shardings(mesh, axis_names(shape))
+    rows = {
+        "data.batch_size / optim.micro_batches, two responses a pair,": config.data.batch_size
+        // config.optim.micro_batches,
+        "eval.batch_size, two responses a pair,": config.eval.batch_size,
+    }
+    for what, pairs in rows.items():
+        sharding.check_divides(mesh, sharding.ROWS, 2 * pairs, what)
+    return mesh
 
 
 def check_lengths(config: ConfigDict, shape: ModelConfig, talk: dialogue.Dialogue) -> None:

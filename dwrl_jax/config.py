@@ -22,6 +22,11 @@ def base_config() -> ConfigDict:
     )
     config.model.attention = "auto"  # "xla", "blocks" (for CPUs), or the better one for the machine
 
+    config.mesh = ConfigDict()  # devices along each axis; -1 for the rest
+    config.mesh.data = 1  # copies of the model
+    config.mesh.fsdp = -1  # parts of weights and optimizer, gathered where they are used
+    config.mesh.tensor = 1  # parts of heads, feed-forward and vocabulary
+
     config.dialogue = ConfigDict()
     config.dialogue.system = ""  # system message; empty for none of our own
     config.dialogue.judge_question = "Judge the response."  # asks for the thought

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
 
-from dwrl_jax import checkpoint, evaluate, records
+from dwrl_jax import checkpoint, evaluate, records, sharding
 from dwrl_jax.data import Batches, padding_share, prefetch
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge, branch_size, logps
+from dwrl_jax.models.transformer import axis_names
 from dwrl_jax.packing import Packing, pack
 from dwrl_jax.pairs import Pair
 from dwrl_jax.sampler import SamplerOptions, sample
@@ -37,7 +39,8 @@ class Run:
     seed: int
     steps: int
     judge: Judge
-    load_params: Callable[[], Any]  # the starting model
+    mesh: jax.sharding.Mesh
+    load_params: Callable[[], Any]  # the starting model, laid out for training
     batches: Batches
     describe: Callable[[int], Pair]  # pair id -> training pair
     describe_held_out: Callable[[int], Pair]
@@ -74,7 +77,11 @@ def sampling_key(seed: int, stream: int, step: int):
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The jitted programs of a run, one for each shape of their arguments; nothing else is compiled."""
+    """The jitted programs of a run, one for each shape of their arguments; nothing else is compiled.
+
+    Batches come from the host and thoughts go back to it: they lie whole on every device, and what a program
+    does with them is spread over the mesh. Parameters and optimizer lie as the starting model's do.
+    """
 
     begin: Callable  # params -> TrainState; the parameters are donated
     sample: Callable  # (params, batch, stream, step) -> thoughts, log scores, their weights
@@ -84,6 +91,8 @@ class Programs:
 
 
 def make_programs(run: Run) -> Programs:
+    whole, shardings = sharding.whole(run.mesh), state_shardings(run)
+
     def begin(params):
         return TrainState(jnp.int32(0), params, run.optimizer.init(params))
 
@@ -95,17 +104,31 @@ def make_programs(run: Run) -> Programs:
             thoughts, log_scores, _ = sample(run.judge, options, params, batch, key)
             return thoughts, log_scores, records.weigh(log_scores)
 
-        return jax.jit(sample_and_weigh)
+        return jax.jit(sample_and_weigh, out_shardings=whole)
 
     own, votes = run.sampler.group_size, max(run.votes)
     sample_own = sampler(own)
     return Programs(
-        begin=jax.jit(begin, donate_argnums=0),
+        begin=jax.jit(begin, donate_argnums=0, out_shardings=shardings),
         sample=sample_own,
         sample_votes=sample_own if votes == own else sampler(votes),
-        reference_logp=jax.jit(lambda params, *group: logps(run.judge, params, *group).thought),
-        train_step=make_train_step(run.judge, run.optimizer, run.phases, run.micro_batches),
+        reference_logp=jax.jit(lambda params, *group: logps(run.judge, params, *group).thought, out_shardings=whole),
+        train_step=make_train_step(run.judge, run.optimizer, run.phases, run.micro_batches, (shardings, whole)),
     )
+
+
+def state_shardings(run: Run) -> TrainState:
+    """Optimizer moments lie as their parameters do, everything else whole."""
+    boxed, whole = axis_names(run.judge.model.config), sharding.whole(run.mesh)
+    params = sharding.shardings(run.mesh, boxed)
+    moments = optax.tree_map_params(
+        run.optimizer,
+        lambda _, place: place,
+        jax.eval_shape(run.optimizer.init, nn.meta.unbox(boxed)),
+        params,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(whole, params, moments)
 
 
 def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
@@ -113,7 +136,11 @@ def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
 
     Raises `Stopped` after SIGTERM or Ctrl-C, with everything saved.
     """
-    programs = make_programs(run)
+    with jax.set_mesh(run.mesh):
+        return _train(run, make_programs(run))
+
+
+def _train(run: Run, programs: Programs):
     manager = checkpoint.open_manager(run.workdir)
     params = run.load_params()
     reference = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params) if run.needs_reference else None

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dwrl_jax import sharding
 from dwrl_jax.gpm import Judge, answer_logps, content_length, last_token
 from dwrl_jax.models.attention import Region
-from dwrl_jax.models.transformer import Decoder, logits, output_table, unstack
+from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 
 GROWTHS, SMALLEST = 4, 32  # how the thoughts' region grows: each chunk is one more loop to compile
@@ -83,8 +84,10 @@ def categorical(keys: Array, scaled: Float[Array, "P G V"]) -> Int[Array, "P G"]
     Two uniform numbers instead of one per token of the vocabulary, which on a CPU took a fifth of a step.
     """
     weights = jnp.exp(scaled - scaled.max(-1, keepdims=True))
-    weights = jnp.pad(weights, ((0, 0), (0, 0), (0, -weights.shape[-1] % BLOCK)))
+    multiple = BLOCK * sharding.axis_size(sharding.TENSOR)
+    weights = jnp.pad(weights, ((0, 0), (0, 0), (0, -weights.shape[-1] % multiple)))
     weights = weights.reshape(*keys.shape, -1, BLOCK)
+    weights = sharding.constrain(weights, sharding.ROWS, None, sharding.TENSOR, None)
     uniform = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys)
 
     def invert(weights, uniform):
@@ -111,7 +114,7 @@ def sample(
     last = last_token(rows, prefix_len)
     prefix = _prefix_region(judge, params, rows, prefix_len)
     unstacked = dataclasses.replace(judge.model.config, scanned=False)
-    params = unstack(params, unstacked)
+    params = sharding.lay_out(unstack(params, unstacked), axis_names(unstacked), sharding.DECODE)
     judge = dataclasses.replace(judge, model=Decoder(unstacked))
     group = Group(prefix, prefix_len, thought_keys(key, batch, G))
     state, written = _write(judge, options, params, group, last)
@@ -135,7 +138,18 @@ def _prefix_region(judge, params, prefix: Int[Array, "P L"], prefix_len: Int[Arr
     """Keys and values of all prefix tokens but the last of each row, by layer."""
     positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)
     _, k_v = judge.model.apply(params, prefix[:, None], positions[:, None])
-    return Region(*map(tuple, k_v), prefix_len[:, None] - 1)
+    return Region(*(tuple(map(_spread, x)) for x in k_v), prefix_len[:, None] - 1)
+
+
+def _spread(x: Float[Array, "P G K _ _"]) -> Float[Array, "P G K _ _"]:
+    """Keys or values over the mesh."""
+    return sharding.constrain(x, sharding.ROWS, None, sharding.TENSOR, None, None)
+
+
+def _parts(rows: int) -> int:
+    """Parts of the rows that lie on different devices."""
+    parts = sharding.axis_size(*sharding.ROWS)
+    return parts if rows % parts == 0 else 1
 
 
 def chunks(max_thought: int) -> list[int]:
@@ -149,10 +163,14 @@ def _write(judge, options, params, group: Group, last) -> tuple[SamplingState, R
     """Feed a token, draw the next, until every thought has ended or is full; the state and what was written.
 
     There is a loop for each chunk: it fills the chunk and reads in front of it only what is written already.
-    Once no more than one thought per row is left, these few go on alone.
+    Once no more than one thought per row is left, on every device, these few go on alone.
     """
     rows, G, T = *group.keys.shape, options.max_thought
-    few = rows if G > 1 else 0
+    few = rows // _parts(rows) if G > 1 else 0
+
+    def many(done):
+        return (~done).reshape(_parts(rows), -1).sum(1).max() > few
+
     kv_heads, head_dim, _ = group.prefix.k[0].shape[2:]
     state = SamplingState(
         position=jnp.int32(0),
@@ -166,11 +184,11 @@ def _write(judge, options, params, group: Group, last) -> tuple[SamplingState, R
     start, written = 0, None
     for size in chunks(T):
         state = state._replace(
-            k=tuple(jnp.zeros((rows, G, kv_heads, head_dim, size), k.dtype) for k in group.prefix.k),
-            v=tuple(jnp.zeros((rows, G, kv_heads, size, head_dim), v.dtype) for v in group.prefix.v),
+            k=tuple(_spread(jnp.zeros((rows, G, kv_heads, head_dim, size), k.dtype)) for k in group.prefix.k),
+            v=tuple(_spread(jnp.zeros((rows, G, kv_heads, size, head_dim), v.dtype)) for v in group.prefix.v),
         )
         state = jax.lax.while_loop(
-            lambda s, end=start + size: (s.position < end) & ((~s.done).sum() > few),
+            lambda s, end=start + size: (s.position < end) & many(s.done),
             functools.partial(_step, judge, options, params, group, start, (written,) if written else ()),
             state,
         )
@@ -209,17 +227,23 @@ def _step(judge, options, params, group: Group, start: int, written: tuple[Regio
 def _finish(judge, options, params, group: Group, state: SamplingState) -> SamplingState:
     """The last thoughts, at most one per row on average, each as a row of its own with a copy of its prefix.
 
-    As many prefixes as there are already are enough for all of them, and a step costs a G-th.
+    As many prefixes as there are already are enough for all of them, and a step costs a G-th. A thought stays
+    among the rows of its device.
     """
     rows, G = group.keys.shape
-    order = jnp.argsort(state.done.reshape(-1), stable=True)[:rows]  # those still writing stand in front
-    row = order // G
+    parts = _parts(rows)
+    order = jnp.argsort(state.done.reshape(parts, -1), stable=True)[:, : rows // parts]  # those still writing first
+
+    def pick(x, index):
+        """Entries of each part of a leading axis."""
+        found = jax.vmap(lambda x, i: x[i])(x.reshape(parts, -1, *x.shape[1:]), index)
+        return found.reshape(rows, *x.shape[1:])
 
     def take(x):
-        return x.reshape(-1, 1, *x.shape[2:])[order]
+        return pick(x.reshape(-1, 1, *x.shape[2:]), order)
 
     def of_row(x):
-        return x[row]
+        return pick(x, order // G)
 
     prefix = Region(*(tuple(map(of_row, x)) for x in group.prefix[:2]), of_row(group.prefix.length))
     alone = Group(prefix, of_row(group.prefix_len), take(group.keys))
@@ -231,8 +255,8 @@ def _finish(judge, options, params, group: Group, state: SamplingState) -> Sampl
     )
 
     def give_back(whole, part):
-        flat = whole.reshape(-1, *whole.shape[2:])
-        return flat.at[order].set(part[:, 0]).reshape(whole.shape)
+        flat, part = (x.reshape(parts, -1, *whole.shape[2:]) for x in (whole, part))
+        return jax.vmap(lambda x, i, new: x.at[i].set(new))(flat, order, part).reshape(whole.shape)
 
     return SamplingState(left.position, *jax.tree.map(give_back, state[1:], left[1:]))
 

@@ -73,7 +73,9 @@ def is_begun(config: ConfigDict, workdir: Path) -> bool:
         return False
     wanted = json.loads(config.to_json_best_effort())
     kept, wanted = configuration.flat(json.loads(path.read_text())), configuration.flat(wanted)
-    for key in sorted((kept.keys() | wanted.keys()) - {"profile"}):
+    for key in sorted(kept.keys() | wanted.keys()):
+        if key == "profile" or key.startswith("mesh."):
+            continue
         if kept.get(key) != wanted.get(key):
             raise UserError(
                 f"{path}: this run has {key}={kept.get(key)!r}, not {wanted.get(key)!r}; choose another --workdir"

@@ -65,7 +65,11 @@ def decayed(params):
 
 
 def make_train_step(
-    judge: Judge, optimizer: optax.GradientTransformation, phases: dict[str, Callable], micro_batches: int
+    judge: Judge,
+    optimizer: optax.GradientTransformation,
+    phases: dict[str, Callable],
+    micro_batches: int,
+    out_shardings=None,
 ):
     """A jitted (state, batch, thoughts, packing) -> (state, metrics); the state's buffers are donated.
 
@@ -83,7 +87,7 @@ def make_train_step(
         del metrics["loss"]
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
 def gradient(

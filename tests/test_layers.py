@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "dwrl_jax"
 LAYERS = [
-    {"errors", "types"},
+    {"errors", "types", "sharding", "hosts"},
     {"objectives", "models", "dialogue", "config", "pairs", "packing"},
     {"data", "world", "gpm", "sampler", "logps"},
     {"train_step", "evaluate", "checkpoint", "records"},

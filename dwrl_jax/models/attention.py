@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from dwrl_jax import sharding
+
 BLOCK_BYTES = 8 * 2**20  # of scores that are made at a time on a CPU
 QUERIES = 128  # of a branch in a block, about; but not more than BLOCKS blocks, each a program of its own
 BLOCKS = 8
@@ -55,7 +57,7 @@ def attend(
     """
     P, G, T, N, _ = q.shape
     if backend == "auto":
-        backend = "blocks" if jax.default_backend() == "cpu" else "xla"
+        backend = "blocks" if jax.default_backend() == "cpu" and sharding.axis_size(*sharding.AXES) == 1 else "xla"
     per_query = 4 * N * (T + sum(region.v.shape[3] for region in regions))  # bytes of scores
     if backend == "xla" or P * G * T * per_query <= BLOCK_BYTES:
         return attend_at_once(q, k, v, regions, segments)[0]

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dwrl_jax import sharding
 from dwrl_jax.models.attention import Region, as_region, attend
 
 REMAT_POLICIES = {
@@ -144,7 +145,7 @@ class Layer(nn.Module):
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"))(h)
         up = self.dense("up", c.mlp_size, ("embed", "mlp"))(h)
         tokens = tokens + self.dense("down", c.hidden_size, ("mlp", "embed"))(nn.silu(gate) * up)
-        return tokens.reshape(x.shape), own
+        return sharding.constrain(tokens.reshape(x.shape), sharding.ROWS, None, None), own
 
     def attend(self, q, k, v, regions, prefix_length, segments):
         """Mixed values [P * M, N, H], and the keys and values of the branches' tokens."""
@@ -194,7 +195,6 @@ class Decoder(nn.Module):
         embed = nn.Embed(
             c.vocab_size,
             c.hidden_size,
-            dtype=c.dtype,
             param_dtype=c.param_dtype,
             embedding_init=_partitioned("vocab", "embed"),
             name="embed",
@@ -205,10 +205,12 @@ class Decoder(nn.Module):
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
         rope = jnp.cos(angles), jnp.sin(angles)
         shared = tuple(r.length for r in regions), prefix_length, rope, segments
+        table = sharding.constrain(embed.embedding, sharding.TENSOR, None).astype(c.dtype)
+        x = sharding.constrain(jnp.take(table, ids, axis=0), sharding.ROWS, None, None)
         if c.scanned:
-            x, own = self.stack(size, G)(embed(ids), tuple((r.k, r.v) for r in regions), *shared)
+            x, own = self.stack(size, G)(x, tuple((r.k, r.v) for r in regions), *shared)
         else:
-            x, own = embed(ids), []
+            own = []
             for i in range(c.layers):
                 layer = Layer(c, size, G, name=f"layer_{i}")
                 x, k_v = layer(x, tuple((r.k[i], r.v[i]) for r in regions), *shared)
@@ -247,6 +249,12 @@ def unstack(params, config: ModelConfig):
     return {
         "params": tree | {f"layer_{i}": jax.tree.map(operator.itemgetter(i), stacked) for i in range(config.layers)}
     }
+
+
+def axis_names(config: ModelConfig):
+    """Shapes of the parameters, each with the logical names of its axes."""
+    token = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
+    return jax.eval_shape(Decoder(config).init, jax.random.key(0), token, token)
 
 
 def output_table(params) -> Float[Array, "V D"]:

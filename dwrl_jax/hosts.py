@@ -1,0 +1,71 @@
+"""One program on several machines: how its processes find each other, and what they agree on.
+
+Every process runs the same program on the same data; JAX moves the arrays. The first process alone writes files
+and speaks; all must see the same workdir.
+"""
+
+import os
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dwrl_jax.errors import UserError
+
+COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def start() -> None:
+    """Join the other processes, if there are any; to be called before anything else touches a device.
+
+    They are found by the three environment variables above; else by what JAX knows of the machines, under SLURM,
+    on a TPU slice that names its hosts, and wherever DWRL_JAX_DISTRIBUTED=auto is set. Only the first process keeps
+    its standard output.
+    """
+    given = [name for name in (COORDINATOR, COUNT, NUMBER) if os.environ.get(name)]
+    if given:
+        missing = [name for name in (COORDINATOR, COUNT, NUMBER) if name not in given]
+        if missing:
+            raise UserError(f"{given[0]} is set, {missing[0]} is not: a process needs all three to find the others")
+        address, count, number = (os.environ[name] for name in (COORDINATOR, COUNT, NUMBER))
+        if not count.isdigit() or not number.isdigit() or not int(number) < int(count):
+            raise UserError(f"{NUMBER}={number}, {COUNT}={count}: give a number below the count of processes")
+        jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate")
+    elif _in_a_cluster():
+        jax.distributed.initialize()
+    if not first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open
+
+
+def _in_a_cluster() -> bool:
+    return (
+        os.environ.get("DWRL_JAX_DISTRIBUTED") == "auto"
+        or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    )
+
+
+def first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it holds on any process; all get the same answer."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def of_first(flag: bool) -> bool:
+    """The first process's answer on all: a file that it has just written may not be visible everywhere yet."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
