@@ -97,17 +97,18 @@ done
 set +m
 [[ ! $asked ]] || signal_all TERM # asked while they were being started
 
+exec 3>&2 2>/dev/null # bash's own remarks about killed jobs
 code=0 deadline="" stage=""
 while true; do
     running=0
     for ((i = 0; i < processes; i++)); do
         [[ ${ended[i]} ]] && continue
-        if kill -0 "${pids[i]}" 2>/dev/null; then
+        if kill -0 "${pids[i]}"; then
             running=$((running + 1))
             continue
         fi
         found=0
-        wait "${pids[i]}" 2>/dev/null || found=$?
+        wait "${pids[i]}" || found=$?
         ended[i]=yes
         if ((found != 0 && code == 0)); then
             code=$found
@@ -116,7 +117,7 @@ while true; do
                 where="; the others' output: $logs"
                 ((i == 0)) || where="; its output: $logs/process_$i.log"
                 ((processes > 1)) || where=""
-                echo "local.sh: process $i of $processes ended with exit code $found$where" >&2
+                echo "local.sh: process $i of $processes ended with exit code $found$where" >&3
             fi
         fi
     done
@@ -132,5 +133,5 @@ while true; do
     fi
     sleep 0.1 || true
 done
-((code != 0)) || rm -rf "$logs"
+[[ $code != 0 && $code != "$asked" ]] || rm -rf "$logs"
 exit "$code"

@@ -3,7 +3,7 @@
 #
 #   launch/tpu_pod.sh --name=qwen7b --zone=us-east5-b --accelerator-type=v6e-16 --runtime-version=v2-alpha-tpuv6e --spot \
 #       --delete --setup='mountpoint -q ~/bucket || (mkdir -p ~/bucket && gcsfuse --implicit-dirs MY_BUCKET ~/bucket)' \
-#       -- --config=configs/qwen7b.py '--workdir=~/bucket/qwen7b'
+#       -- --config=configs/qwen7b.py --workdir=../bucket/qwen7b
 #
 # It asks for a queued resource and waits for it, copies the project at the current commit, installs it, runs the command on
 # all hosts at once, and keeps the output of each attempt in --logs. If the TPU was taken away, it asks for a new one and
@@ -39,7 +39,7 @@ fail() {
 }
 
 say() {
-    echo "tpu_pod.sh: $1" >&2
+    echo "tpu_pod.sh: $*" >&2
 }
 
 name="" zone="" project="" type="" version="" spot="" existing="" repo="" setup="" logs="" poll=60 max_failures=3 delete=""
