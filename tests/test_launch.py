@@ -58,7 +58,10 @@ def start(script, *arguments, **options):
 
 
 def finish(process, timeout=30):
-    out, err = process.communicate(timeout=timeout)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -180,9 +183,10 @@ def test_local_others_may_end_by_themselves(stand_in):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_local_passes_signals_on(stand_in, number, code):
     """Each process saves in its own time and ends as train does; nothing is said about failures."""
-    body = "def stop(number, frame): time.sleep(0.2 * process); record(saved=process); sys.exit(128 + number)\n"
+    body = "interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    body += "def stop(number, frame): time.sleep(0.2 * process); record(saved=process); sys.exit(128 + number)\n"
     body += "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, stop)\n"
-    body += "record(ready=True)\nwhile True: time.sleep(0.05)"
+    body += "record(interruptible=interruptible, group=os.getpgrp())\nwhile True: time.sleep(0.05)"
     stand_in.add("python", OWN + body)
     process = start("local.sh", *LOCAL, env=stand_in.env)
     wait_for(lambda: len(stand_in.calls()) == 2)
@@ -190,6 +194,9 @@ def test_local_passes_signals_on(stand_in, number, code):
     result = finish(process)
     assert (result.returncode, result.stderr) == (code, "")
     assert {call["saved"] for call in stand_in.calls() if "saved" in call} == {0, 1}
+    ready = [call for call in stand_in.calls() if "group" in call]
+    assert all(call["interruptible"] for call in ready), "a process begins deaf to Ctrl-C"
+    assert len({call["group"] for call in ready} | {os.getpgrp()}) == 3, "the terminal's Ctrl-C would arrive twice"
 
 
 def test_local_processes_compute_together(tmp_path, stand_in):
