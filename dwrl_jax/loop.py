@@ -91,10 +91,11 @@ class Programs:
 
 
 def make_programs(run: Run) -> Programs:
-    whole, shardings = sharding.whole(run.mesh), state_shardings(run)
-
     def begin(params):
         return TrainState(jnp.int32(0), params, run.optimizer.init(params))
+
+    whole, boxed = sharding.whole(run.mesh), axis_names(run.judge.model.config)
+    state = sharding.like_parameters(run.mesh, jax.eval_shape(begin, nn.meta.unbox(boxed)), boxed)
 
     def sampler(group_size):
         options = dataclasses.replace(run.sampler, group_size=group_size)
@@ -109,26 +110,12 @@ def make_programs(run: Run) -> Programs:
     own, votes = run.sampler.group_size, max(run.votes)
     sample_own = sampler(own)
     return Programs(
-        begin=jax.jit(begin, donate_argnums=0, out_shardings=shardings),
+        begin=jax.jit(begin, donate_argnums=0, out_shardings=state),
         sample=sample_own,
         sample_votes=sample_own if votes == own else sampler(votes),
         reference_logp=jax.jit(lambda params, *group: logps(run.judge, params, *group).thought, out_shardings=whole),
-        train_step=make_train_step(run.judge, run.optimizer, run.phases, run.micro_batches, (shardings, whole)),
+        train_step=make_train_step(run.judge, run.optimizer, run.phases, run.micro_batches, (state, whole)),
     )
-
-
-def state_shardings(run: Run) -> TrainState:
-    """Optimizer moments lie as their parameters do, everything else whole."""
-    boxed, whole = axis_names(run.judge.model.config), sharding.whole(run.mesh)
-    params = sharding.shardings(run.mesh, boxed)
-    moments = optax.tree_map_params(
-        run.optimizer,
-        lambda _, place: place,
-        jax.eval_shape(run.optimizer.init, nn.meta.unbox(boxed)),
-        params,
-        transform_non_params=lambda _: whole,
-    )
-    return TrainState(whole, params, moments)
 
 
 def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:

@@ -55,6 +55,22 @@ def shardings(mesh: Mesh, boxed, rules: Mapping[str, str | None] = TRAIN):
     return jax.tree.map(place, boxed, is_leaf=_is_box)
 
 
+def like_parameters(mesh: Mesh, tree, boxed):
+    """NamedSharding of every leaf: that of the parameter whose path its own ends with, if they have one shape.
+
+    So an optimizer's moments lie as their parameters do, and everything else whole.
+    """
+    places = dict(jax.tree_util.tree_leaves_with_path(shardings(mesh, boxed)))
+    shapes = {path: box.shape for path, box in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(boxed))}
+
+    def place(path, leaf):
+        ends = (path[start:] for start in range(len(path)))
+        found = next((end for end in ends if end in places), None)
+        return places[found] if found and shapes[found] == leaf.shape else whole(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
 def lay_out(tree, boxed, rules: Mapping[str, str | None]):
     """A tree of arrays laid out by `rules`, in a function that is being traced; `boxed` has their axis names."""
     return jax.tree.map(lambda box, x: constrain(x, *(rules[name] for name in box.names)), boxed, tree, is_leaf=_is_box)

@@ -253,8 +253,12 @@ def unstack(params, config: ModelConfig):
 
 def axis_names(config: ModelConfig):
     """Shapes of the parameters, each with the logical names of its axes."""
-    token = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
-    return jax.eval_shape(Decoder(config).init, jax.random.key(0), token, token)
+
+    def init():
+        token = jnp.zeros((1, 1, 1), jnp.int32)
+        return Decoder(config).init(jax.random.key(0), token, token)
+
+    return jax.eval_shape(init)
 
 
 def output_table(params) -> Float[Array, "V D"]:
