@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax import data, dialogue, loop, sharding, train_step, world
+from dwrl_jax import data, dialogue, hosts, loop, sharding, train_step, world
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
@@ -103,6 +103,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     return run, held, {"train": train_note, "eval": eval_note}
 
 
+@hosts.by_first
 def keep_architecture(kept: Path, folder: Path, tokenizer) -> None:
     """The small files of the starting model, so that an export needs nothing but the workdir."""
     partial = kept.with_name(f".{kept.name}.partial")
@@ -225,7 +226,7 @@ def tokenised(
         pairs = [dataclasses.replace(pair, thoughts=None, verdicts=None) for pair in pairs]
     examples, fit = data.tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict)
     left_out = malformed.rows + fit.skipped.rows
-    skipped.write_text("".join(f"{where}: {reason}\n" for where, reason in left_out))
+    hosts.by_first(skipped.write_text)("".join(f"{where}: {reason}\n" for where, reason in left_out))
     return examples, f"{name}: {len(pairs)} pairs read, {malformed.summary()}; {fit.summary()}"
 
 

@@ -4,8 +4,13 @@ Every process runs the same program on the same data; JAX moves the arrays. The 
 and speaks; all must see the same workdir.
 """
 
+import contextlib
+import functools
+import itertools
 import os
+import signal
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -14,6 +19,9 @@ from jax.experimental import multihost_utils
 from dwrl_jax.errors import UserError
 
 COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+PATIENCE = {"heartbeat_timeout_seconds": 60, "shutdown_timeout_seconds": 60}  # with a process that is lost
+LOST = ("Gloo", "NCCL", "peer", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Barrier", "coordination")  # in JAX's messages
+_asked = itertools.count()  # how often `stop` was called, the same on all
 
 
 def start() -> None:
@@ -31,9 +39,9 @@ def start() -> None:
         address, count, number = (os.environ[name] for name in (COORDINATOR, COUNT, NUMBER))
         if not count.isdigit() or not number.isdigit() or not int(number) < int(count):
             raise UserError(f"{NUMBER}={number}, {COUNT}={count}: give a number below the count of processes")
-        jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate")
+        jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate", **PATIENCE)
     elif _in_a_cluster():
-        jax.distributed.initialize()
+        jax.distributed.initialize(**PATIENCE)
     if not first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open
 
@@ -44,6 +52,20 @@ def _in_a_cluster() -> bool:
         or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Where another process is lost, end this one too, at once, with one line that says so and exit code 1."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if jax.process_count() == 1 or not any(word in reason for word in LOST):
+            raise
+        here = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"error: {here} has lost another one ({reason}); the same command goes on", file=sys.stderr, flush=True)
+        os._exit(1)  # a usual exit would wait for the lost one
 
 
 def first() -> bool:
@@ -57,11 +79,14 @@ def wait(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def any_of(flag: bool) -> bool:
-    """Whether it holds on any process; all get the same answer."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+def by_first(write):
+    """Let only the first process run a function that writes; it returns None on the others."""
+
+    @functools.wraps(write)
+    def guarded(*args, **kwargs):
+        return write(*args, **kwargs) if first() else None
+
+    return guarded
 
 
 def of_first(flag: bool) -> bool:
@@ -69,3 +94,22 @@ def of_first(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+
+
+def stop(asked: list[int]) -> int:
+    """The signal for which all processes stop here together, 0 for none; to be called by all at every step.
+
+    `asked` are the signals that this process got. JAX's notice of a preemption, which its service takes from
+    SIGTERM on any process, counts as SIGTERM.
+    """
+    mine = asked[0] if asked else 0
+    if jax.process_count() == 1:
+        return mine
+    if multihost_utils.reached_preemption_sync_point(next(_asked)):
+        return signal.SIGTERM
+    return int(multihost_utils.process_allgather(np.array(mine)).max())
+
+
+def stop_signals() -> list[int]:
+    """Signals that a run takes itself; on several processes SIGTERM is left to JAX's service."""
+    return [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGTERM, signal.SIGINT]

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from dwrl_jax import checkpoint, evaluate, records, sharding
+from dwrl_jax import checkpoint, evaluate, hosts, records, sharding
 from dwrl_jax.data import Batches, padding_share, prefetch
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge, branch_size, logps
@@ -119,7 +119,8 @@ def make_programs(run: Run) -> Programs:
 
 
 def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """Train to the last step. Returns the state and the held-out log scores [N S K] of "base" and "trained".
+    """Train to the last step. Returns the state and the held-out log scores [N S K] of "base" and "trained", None
+    on processes that do not write.
 
     Raises `Stopped` after SIGTERM or Ctrl-C, with everything saved.
     """
@@ -158,22 +159,23 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, reference) 
             step = int(state.step)
             curve = _curve(run, programs, state)
             records.write_metrics(run.workdir, board, step, metrics | curve)
+            stop = hosts.stop(stopping)
             due = curve or step % run.checkpoint_every == 0 or step == run.steps
-            if due or stopping:
+            if due or stop:
                 checkpoint.save(manager, state, {checkpoint.BEST: curve["eval/accuracy"]} if curve else None)
             bar.update()
             bar.set_postfix(_postfix(metrics | curve), refresh=False)
-            if stopping and step < run.steps:
+            if stop and step < run.steps:
                 manager.wait_until_finished()
                 message = f"stopped after step {step} of {run.steps}: the same command goes on from there"
-                raise Stopped(message, stopping[0])
+                raise Stopped(message, stop)
     manager.wait_until_finished()
     return state
 
 
 def _profile(run: Run, start: int, step: int):
     """A trace of the `step`-th step since the start, where one is wanted; number 0 compiles."""
-    if not (run.profile and 1 <= step <= PROFILED):
+    if not (run.profile and 1 <= step <= PROFILED and hosts.first()):
         return contextlib.nullcontext()
     return jax.profiler.trace(str(run.workdir / "profile" / f"step_{start + step + 1}"), create_perfetto_trace=True)
 
@@ -232,20 +234,20 @@ def _curve(run: Run, programs: Programs, state: TrainState) -> dict[str, float]:
     return {f"eval/{name}": found[name] for name in ("accuracy", "nll", "ties", "brier", "ece")}
 
 
-def _held_out(run: Run, programs: Programs, name: str, params, step: int) -> np.ndarray:
+def _held_out(run: Run, programs: Programs, name: str, params, step: int) -> np.ndarray | None:
     """Log scores [N S K] of all held-out pairs; kept in a file, so that a finished part is not run again.
 
     The thoughts about the first of them are written down: those before and after training can be compared.
     """
     path = run.workdir / "eval" / f"{name}.jsonl"
-    if not path.exists():
+    if not hosts.of_first(path.exists()):
         ids, log_scores = _score_pairs(run, programs, params, run.eval_batches, f"evaluating {name}")
         batch, _ = run.eval_batches(0)
         sampled = programs.sample_votes(params, batch, HELD_OUT, 0)
         with records.open_tensorboard(run.workdir, step) as board:
             _write_thoughts(run, board, batch, *sampled, step=step, split="eval")
         records.write_scores(path, ids, log_scores)
-    return records.read_scores(path)[1]
+    return records.read_scores(path)[1] if hosts.first() else None
 
 
 def _score_pairs(run: Run, programs: Programs, params, batches: Batches, title: str = ""):
@@ -314,7 +316,7 @@ def _stop_signal() -> Iterator[list]:
         stopping.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in hosts.stop_signals()}
     try:
         yield stopping
     finally:

@@ -1,8 +1,10 @@
 """What a run writes down as it goes: metrics.jsonl, tensorboard scalars, thoughts as text, scores of held-out pairs.
 
 Every file is made of lines that carry their step, so a resumed run drops those past its checkpoint and goes on.
+Of several processes the first one writes.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import numpy as np
 import tensorboardX
 from jaxtyping import Array, Float
 
+from dwrl_jax import hosts
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.pairs import Pair
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
@@ -19,6 +22,7 @@ from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 SIDES = ("chosen", "rejected")
 
 
+@hosts.by_first
 def rewind(workdir: Path, step: int) -> None:
     """Drop the lines that were written after `step`: they will be written again."""
     for name in ("metrics.jsonl", "thoughts.jsonl"):
@@ -33,10 +37,14 @@ def rewind(workdir: Path, step: int) -> None:
         os.replace(partial, path)
 
 
-def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter:
+def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter | contextlib.nullcontext:
+    """Where scalars and texts go from `step` on; nowhere on processes that do not write."""
+    if not hosts.first():
+        return contextlib.nullcontext()
     return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
 
+@hosts.by_first
 def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, metrics: dict[str, float]) -> None:
     """One line of metrics.jsonl, and the same as scalars."""
     with open(workdir / "metrics.jsonl", "a") as file:
@@ -93,6 +101,7 @@ def thought_rows(
     return rows
 
 
+@hosts.by_first
 def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, rows: list[dict], step: int) -> None:
     """Lines of thoughts.jsonl, and the same as text for tensorboard."""
     with open(workdir / "thoughts.jsonl", "a") as file:
@@ -101,6 +110,7 @@ def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, rows: list[
     board.add_text("thoughts", "\n".join(lines), step)
 
 
+@hosts.by_first
 def write_scores(path: Path, ids: np.ndarray, log_scores: np.ndarray) -> None:
     """One line per held-out pair: its id and the log score of every vote, [chosen, rejected]. Atomic."""
     path.parent.mkdir(exist_ok=True)
@@ -117,6 +127,7 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array([row["pair"] for row in rows]), np.array([row["log_scores"] for row in rows])
 
 
+@hosts.by_first
 def write_json(path: Path, content: dict) -> None:
     """Write a whole file or none."""
     partial = path.with_suffix(".partial")

@@ -14,7 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dwrl_jax import config as configuration
-from dwrl_jax import evaluate, export, loop, records, report, world
+from dwrl_jax import evaluate, export, hosts, loop, records, report, world
 from dwrl_jax.build import Held, build, keep_architecture, load_objective, load_tokenizer
 from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError, exit_cleanly
@@ -27,10 +27,12 @@ from dwrl_jax.models.presets import PRESETS, shrink
 def main() -> None:
     logging.set_verbosity(logging.ERROR)  # the checkpoint library's remarks are not for the person at the keyboard
     config, workdir = parse()
+    hosts.start()
     if jax.config.jax_compilation_cache_dir is None:  # else it was chosen by JAX_COMPILATION_CACHE_DIR
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     try:
-        results = fit(config, workdir)
+        with hosts.together():
+            results = fit(config, workdir)
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
@@ -42,10 +44,13 @@ def main() -> None:
 
 
 def fit(config: ConfigDict, workdir: Path) -> dict | None:
-    """One run from its config to results.json and report.html in `workdir`; None without held-out pairs."""
+    """One run from its config to results.json and report.html in `workdir`.
+
+    None without held-out pairs, and on processes that do not write.
+    """
     configuration.check(config)
     load_objective(config)  # a name that does not exist is said before a base model is made
-    begun = is_begun(config, workdir)
+    begun = hosts.of_first(is_begun(config, workdir))
     folder = starting_model(config, workdir, begun)
     run, held, notes = build(config, workdir, folder)
     if not begun:
@@ -56,7 +61,7 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     for name, note in notes.items():
         print(f"{name} data: {note}", flush=True)
     state, scores = loop.train(run)
-    if held is None:
+    if held is None or not hosts.first():
         return None
     seconds = records.total(workdir, "time/step_seconds")
     results = summarise(config, held, scores) | {"steps": int(state.step), "seconds": seconds, "data": notes}
@@ -89,18 +94,21 @@ def starting_model(config: ConfigDict, workdir: Path, begun: bool) -> Path:
         return hf.resolve(config.model.path)
     if config.base is not None:
         folder = workdir / "base" / "model"
-        if not is_begun(config.base, workdir / "base") or not folder.exists():
+        finished = is_begun(config.base, workdir / "base") and folder.exists()
+        if not hosts.of_first(finished):
             print("making the base model", flush=True)
             fit(config.base, workdir / "base")
             export.export(workdir / "base", folder)
         return folder
     folder = workdir / "random"
     if not begun:
-        shutil.rmtree(folder, ignore_errors=True)
+        hosts.by_first(shutil.rmtree)(folder, ignore_errors=True)
         tokenizer = load_tokenizer(config, folder)
         hf_config = shrink(preset(config.model.preset), 1 + max(tokenizer.get_vocab().values()))
         shape = model_config(hf_config)
-        hf.save_model(folder, hf.random_params(shape, config.seed), shape, hf_config, tokenizer=tokenizer)
+        params = hf.random_params(shape, config.seed)
+        hosts.by_first(hf.save_model)(folder, params, shape, hf_config, tokenizer=tokenizer)
+        hosts.wait("random model")
     return folder
 
 
