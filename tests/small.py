@@ -1,6 +1,10 @@
 """A small random judge and batches for it, shared by tests."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,8 @@ from dwrl_jax.models.hf_config import model_config
 from dwrl_jax.models.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
+
+REPO = Path(__file__).parents[1]
 
 
 @functools.cache
@@ -50,3 +56,11 @@ def assert_trees_close(found, expected, tolerance):
         float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     )
     assert worst <= tolerance * scale, f"differs by {worst:.2e}, largest entry {scale:.2e}"
+
+
+def in_process_of_devices(function, devices):
+    """Run a module's function in a new process with that many CPU devices; its failure is the caller's."""
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    command = f"from {function.__module__} import {function.__name__} as function; function()"
+    done = subprocess.run([sys.executable, "-c", command], env=env, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
