@@ -20,7 +20,8 @@ def base_config() -> ConfigDict:
     config.model.remat = (
         "dots"  # what the backward pass keeps: all ("none"), products and attention ("dots") or layers ("full")
     )
-    config.model.attention = "auto"  # "xla", "blocks" (for CPUs), or the better one for the machine
+    # "xla", "blocks" (for CPUs), "splash" (TPUs), "cudnn" (NVIDIA GPUs, bfloat16), or the one for the machine: "auto"
+    config.model.attention = "auto"
 
     config.mesh = ConfigDict()  # devices along each axis; -1 for the rest
     config.mesh.data = 1  # copies of the model
@@ -155,7 +156,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
-    "model.attention": ("auto", "xla", "blocks"),
+    "model.attention": ("auto", "xla", "blocks", "splash", "cudnn"),
     "objective.updates": ("alternating", "joint"),
     "objective.baseline": ("none", "mean", "leave_one_out"),
     "objective.token_aggregation": ("sum", "mean"),

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax.models.attention import Region, as_region, attend, attend_at_once, attend_in_blocks
+from dwrl_jax.models.attention import Region, as_region, attend_at_once, attend_in_blocks
+from dwrl_jax.models.backends import attend
 from tests.small import assert_trees_close
 
 
@@ -78,3 +79,15 @@ def test_blocks_are_for_the_cpu_alone():
     for backend, loops in (("auto", True), ("blocks", True), ("xla", False)):
         program = jax.jit(functools.partial(attend, backend=backend)).lower(*shapes).as_text()
         assert ("stablehlo.while" in program) == loops
+
+
+def test_the_tpu_kernel_is_for_passes_over_many_tokens():
+    """Lowered for a TPU, none present: the kernel is called for 65 tokens, and left out for a token or a question."""
+
+    def program(tokens):
+        shapes = jax.eval_shape(lambda: inputs(T=tokens))
+        traced = jax.jit(functools.partial(attend, backend="splash")).trace(*shapes)
+        return traced.lower(lowering_platforms=("tpu",)).as_text()
+
+    assert "tpu_custom_call" in program(65)
+    assert "tpu_custom_call" not in program(64)

@@ -29,6 +29,10 @@ BACKENDS = {
 }
 
 
+def all_scores(*arguments):
+    return attend_at_once(*arguments)[0]
+
+
 def inputs(*regions, P=2, G=3, T=11, N=4, K=2, H=8, segments=None, dtype=jnp.float32):
     """Random tokens; a region is given by its number of branches, its size and its lengths."""
     rng = np.random.default_rng(0)
@@ -73,7 +77,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_parity(backend, case):
     arguments = CASES[case]()
-    expected = value_and_gradient(attend_at_once, *arguments)
+    expected = value_and_gradient(all_scores, *arguments)
     found = value_and_gradient(BACKENDS[backend], *arguments)
     for one, other in zip(found, expected):
         assert_trees_close(one, other, 1e-5)
@@ -88,7 +92,7 @@ def test_parity_in_bfloat16(backend):
     halved = tuple(Region(r.k.astype(jnp.bfloat16), r.v.astype(jnp.bfloat16), r.length) for r in regions)
     found = value_and_gradient(BACKENDS[backend], *narrow, halved)
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(found))
-    expected = value_and_gradient(attend_at_once, *wide)
+    expected = value_and_gradient(all_scores, *wide)
     for a, b in zip(found, expected):
         assert_trees_close(jax.tree.map(lambda x: x.astype(jnp.float32), a), b, 2e-2)
 
@@ -105,14 +109,14 @@ def test_under_scan_and_remat(backend):
 
         return jax.lax.scan(layer, q, length=2)[0]
 
-    expected = value_and_gradient(functools.partial(stack, attend_at_once), q, k, v, regions, segments)
+    expected = value_and_gradient(functools.partial(stack, all_scores), q, k, v, regions, segments)
     found = value_and_gradient(functools.partial(stack, BACKENDS[backend]), q, k, v, regions, segments)
     assert_trees_close(found, expected, 1e-5)
 
 
 def fallback(function, *arguments):
     """Whether the function's program is that of all scores at once."""
-    shapes = [str(jax.make_jaxpr(f)(*arguments)) for f in (function, attend_at_once)]
+    shapes = [str(jax.make_jaxpr(f)(*arguments)) for f in (function, all_scores)]
     return shapes[0] == shapes[1]
 
 
@@ -141,10 +145,9 @@ ON_DEVICES = """
 import functools
 import jax
 from dwrl_jax.models import kernels
-from dwrl_jax.models.attention import attend_at_once
 from tests.small import assert_trees_close
 from tests.test_attention import value_and_gradient
-from tests.test_kernels import inputs, OWN, SEGMENTS, SHARED
+from tests.test_kernels import all_scores, inputs, OWN, SEGMENTS, SHARED
 
 lengths = [[9], [4], [0], [7]]
 cases = [
@@ -154,7 +157,7 @@ cases = [
 ]
 for shape, case in cases:
     mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    expected = value_and_gradient(attend_at_once, *case)
+    expected = value_and_gradient(all_scores, *case)
     found = value_and_gradient(functools.partial(kernels.splash, mesh=mesh, interpret=True), *case)
     assert_trees_close(found, expected, 1e-5)
     print("same on", jax.device_count(), "of", len(found[0].sharding.device_set))
@@ -202,10 +205,10 @@ def test_tpu_compiles(case, monkeypatch):
             return attention(*new, regions, segments).astype(jnp.float32).sum()
 
         compiled = jax.jit(jax.grad(total)).lower((q, k, k, regions), lengths, segments).compile()
-        assert (attention is attend_at_once) or "splash" in compiled.as_text()
+        assert (attention is all_scores) or "splash" in compiled.as_text()
         return compiled.memory_analysis().temp_size_in_bytes
 
     scores = 4 * P * N * G * T * (T + sum(S for _, S in sizes)) / mesh.size
-    found, expected = peak(functools.partial(kernels.splash, mesh=mesh)), peak(attend_at_once)
+    found, expected = peak(functools.partial(kernels.splash, mesh=mesh)), peak(all_scores)
     print(f"{case}: {found / 2**20:.0f} MiB, {expected / 2**20:.0f} with all scores at once")
     assert found < scores / 4 and found < expected / 4

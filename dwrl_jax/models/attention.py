@@ -12,11 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from dwrl_jax import sharding
-
-BLOCK_BYTES = 8 * 2**20  # of scores that are made at a time on a CPU
-QUERIES = 128  # of a branch in a block, about; but not more than BLOCKS blocks, each a program of its own
-BLOCKS = 8
+KEPT = "attention"  # name of results that remat may keep, so that attention is not made again
 MASKED = -1e30  # finite, so that a fully masked region has a zero gradient instead of nan
 
 
@@ -38,38 +34,21 @@ def as_region(k: Float[Array, "P G T K H"], v: Float[Array, "P G T K H"], length
     return Region(k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4), length)
 
 
-def attend(
+def attend_at_once(
     q: Float[Array, "P G T N H"],
     k: Float[Array, "P G T K H"],
     v: Float[Array, "P G T K H"],
     regions: tuple[Region, ...],
     segments: Int[Array, "P G T"] | None = None,
-    *,
-    backend: str = "auto",
-) -> Float[Array, "P G T N H"]:
+    start: int = 0,
+) -> tuple[Float[Array, "P G T N H"], Float[Array, "P G T K R"]]:
     """softmax(q k^T / sqrt(H)) v over all regions and causally over the new tokens, under one softmax.
 
-    Of the new tokens, only those of one segment see each other, where a branch holds several.
+    Of the new tokens, only those of one segment see each other, where a branch holds several. Queries may be fewer:
+    the new tokens from number `start` on. Also returns the logarithm of each query's sum of exponentiated scores.
 
-    Scores and softmax are float32. The regions are joined by their common maximum and denominator, so no
-    key or value is concatenated or repeated. `backend` "xla" makes them all at once, "blocks" in blocks where
-    a CPU's cache cannot hold them; "auto" is the better one for the machine at hand.
-    """
-    P, G, T, N, _ = q.shape
-    if backend == "auto":
-        backend = "blocks" if jax.default_backend() == "cpu" and sharding.axis_size(*sharding.AXES) == 1 else "xla"
-    per_query = 4 * N * (T + sum(region.v.shape[3] for region in regions))  # bytes of scores
-    if backend == "xla" or P * G * T * per_query <= BLOCK_BYTES:
-        return attend_at_once(q, k, v, regions, segments)[0]
-    size = max(min(-(-T // max(T // QUERIES, 1)), BLOCK_BYTES // per_query), -(-T // BLOCKS))
-    together = max(n for n in range(1, G + 1) if G % n == 0 and (n == 1 or n * T * per_query <= BLOCK_BYTES))
-    return attend_in_blocks(q, k, v, regions, segments, size, together)
-
-
-def attend_at_once(q, k, v, regions, segments=None, start=0):
-    """`attend` for queries that are the new tokens from number `start` on, all scores at a time.
-
-    Also returns the logarithm of each query's sum of exponentiated scores, [P G T K R].
+    Scores and softmax are float32, all made at a time. The regions are joined by their common maximum and
+    denominator, so no key or value is concatenated or repeated.
     """
     P, G, T, N, H = q.shape
     q = _scaled(q, k)
@@ -128,7 +107,7 @@ def _blocks_forward(q, k, v, regions, segments, size, together):
 
     shared, own = _apart(regions)
     _, found = _over_bundles(bundle, (), shared, (q, k, v, segments, own), together)
-    out, log_sum = (checkpoint_name(x, "attention") for x in found)
+    out, log_sum = (checkpoint_name(x, KEPT) for x in found)
     return out, (q, k, v, regions, segments, out, log_sum)
 
 

@@ -16,11 +16,11 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from dwrl_jax.models.attention import Region, attend_at_once
+from dwrl_jax.models.attention import KEPT, Region, attend_at_once
+from dwrl_jax.sharding import ROWS, TENSOR
 
 LANES = 128  # of a TPU's vector unit: block sizes are multiples
 BLOCKS = (512, 384, 256)  # tokens of a block, by choice
-ROWS = ("data", "fsdp")  # mesh axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def splash(
     regions: tuple[Region, ...],
     segments: Int[Array, "P G T"] | None = None,
     *,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "P G T N H"]:
     """`attend` on TPUs by splash attention: one call per row whose keys are those of all regions and branches.
@@ -110,20 +110,20 @@ def splash(
     tree = _tree(shared, own, G, T)
     three_runs = segments is not None and own
     if len(shared) + len(own) < len(regions) or three_runs or not tree.fits:
-        return attend_at_once(q, k, v, regions, segments)
+        return attend_at_once(q, k, v, regions, segments)[0]
     shared, own = ([r._replace(length=_lengths(r)) for r in x] for x in (shared, own))
     call = functools.partial(_splash, tree=tree, interpret=interpret)
     if mesh is None:
         return call(q, k, v, shared, own, segments)
-    rows, tensor = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape["tensor"]
+    rows, tensor = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape[TENSOR]
     copies = tensor // math.gcd(k.shape[3], tensor)
     if P % rows or N % (k.shape[3] * copies):
-        return attend_at_once(q, k, v, regions, segments)
+        return attend_at_once(q, k, v, regions, segments)[0]
     if copies > 1:
         k, v = (jnp.repeat(x, copies, 3) for x in (k, v))
         repeated = functools.partial(jnp.repeat, repeats=copies, axis=2)
         shared, own = ([Region(repeated(r.k), repeated(r.v), r.length) for r in x] for x in (shared, own))
-    token, earlier = PartitionSpec(ROWS, None, None, "tensor"), PartitionSpec(ROWS, None, "tensor")
+    token, earlier = PartitionSpec(ROWS, None, None, TENSOR), PartitionSpec(ROWS, None, TENSOR)
     row = PartitionSpec(ROWS)
     specs = [[Region(earlier, earlier, row) for _ in x] for x in (shared, own)]
     call = jax.shard_map(call, mesh=mesh, in_specs=(token, token, token, *specs, row), out_specs=token, check_vma=False)
@@ -138,6 +138,7 @@ def _splash(q, k, v, shared, own, segments, *, tree: Tree, interpret: bool) -> F
         block_sizes=_block_sizes(tree),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=KEPT,
         interpret=interpret,
     )
     queries = (q * H**-0.5).reshape(P, G * T, N, H).transpose(0, 2, 1, 3)
@@ -247,7 +248,7 @@ def cudnn(
     """
     P, G, T, N, H = q.shape
     if implementation == "cudnn" and (q.dtype not in (jnp.bfloat16, jnp.float16) or H % 8 or H > 128):
-        return attend_at_once(q, k, v, regions, segments)
+        return attend_at_once(q, k, v, regions, segments)[0]
     call = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
     q, k, v = (x.reshape(P * G, T, -1, H) for x in (q, k, v))
     if not regions and segments is None:

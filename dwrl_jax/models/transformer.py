@@ -17,14 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dwrl_jax import sharding
-from dwrl_jax.models.attention import Region, as_region, attend
+from dwrl_jax.models.attention import KEPT, Region, as_region
+from dwrl_jax.models.backends import attend
 
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-        jax.checkpoint_policies.save_only_these_names("attention"),
+        jax.checkpoint_policies.save_only_these_names(KEPT),
     ),
 }
 
