@@ -15,7 +15,7 @@ from dwrl_jax import data, dialogue, hosts, loop, sharding, train_step, world
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
-from dwrl_jax.models.hf_config import model_config, read_config
+from dwrl_jax.models.hf_config import NUMERICS, model_config, read_config
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
 from dwrl_jax.pairs import Pair, read_pairs
 from dwrl_jax.sampler import SamplerOptions
@@ -41,7 +41,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
     tokenizer = load_tokenizer(config, folder)
     hf_config = read_config(folder)
-    numerics = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "attention")}
+    numerics = {name: config.model[name] for name in NUMERICS}
     shape = model_config(hf_config, **numerics)
     talk = dialogue.make_dialogue(
         tokenizer,

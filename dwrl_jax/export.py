@@ -5,16 +5,18 @@ python -m dwrl_jax.export --workdir=runs/x --output=DIR [--checkpoint=last|best|
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import jax
+from flax.linen.meta import unbox
 
-from dwrl_jax import checkpoint
+from dwrl_jax import checkpoint, hosts, sharding
 from dwrl_jax.dialogue import load_tokenizer
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config, read_config
-from dwrl_jax.models.transformer import ModelConfig
+from dwrl_jax.models.transformer import ModelConfig, axis_names
 
 ARCHITECTURE = "architecture"  # the starting model's config and tokenizer, kept in the workdir
 
@@ -52,8 +54,11 @@ def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:
 
 
 def abstract_params(config: ModelConfig):
-    """Shapes and dtypes of the parameters."""
-    return jax.eval_shape(lambda: hf.random_params(config, 0))
+    """Shapes and dtypes of the parameters, spread over whatever devices there are."""
+    boxed = axis_names(config)
+    sizes = {"data": -1, "fsdp": math.gcd(jax.device_count(), config.hidden_size), "tensor": 1}
+    places = sharding.shardings(sharding.make_mesh(sizes), boxed)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), unbox(boxed), places)
 
 
 @exit_cleanly
@@ -64,6 +69,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="last", help="last, best or a step")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the starting model's")
     given = parser.parse_args()
+    hosts.start()
     export(given.workdir, given.output, given.checkpoint, given.dtype)
     print(given.output)
 

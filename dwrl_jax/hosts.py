@@ -113,3 +113,21 @@ def stop(asked: list[int]) -> int:
 def stop_signals() -> list[int]:
     """Signals that a run takes itself; on several processes SIGTERM is left to JAX's service."""
     return [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGTERM, signal.SIGINT]
+
+
+def attempt(write, *args, **kwargs) -> None:
+    """Let the first process call a function that writes; all come here, and learn whether it failed.
+
+    If it did, its error goes on there and a `UserError` on the others: none is left waiting for it.
+    """
+    failure = None
+    if first():
+        try:
+            write(*args, **kwargs)
+        except BaseException as error:  # a Ctrl-C too must not leave the others alone
+            failure = error
+    succeeded = of_first(failure is None)
+    if failure is not None:
+        raise failure
+    if not succeeded:
+        raise UserError("the first process could not write, and says why; this one stops with it")

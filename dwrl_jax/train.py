@@ -107,8 +107,7 @@ def starting_model(config: ConfigDict, workdir: Path, begun: bool) -> Path:
         hf_config = shrink(preset(config.model.preset), 1 + max(tokenizer.get_vocab().values()))
         shape = model_config(hf_config)
         params = hf.random_params(shape, config.seed)
-        hosts.by_first(hf.save_model)(folder, params, shape, hf_config, tokenizer=tokenizer)
-        hosts.wait("random model")
+        hosts.attempt(hf.save_model, folder, params, shape, hf_config, tokenizer=tokenizer)
     return folder
 
 

@@ -5,7 +5,6 @@ writing both follow it. Letters as in `transformer`: D width, N query heads, K k
 F feed-forward width, V vocabulary.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -20,14 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
+from jax.experimental.multihost_utils import process_allgather
 from safetensors.numpy import save_file
 
+from dwrl_jax import hosts
 from dwrl_jax.errors import UserError
-from dwrl_jax.models.hf_config import ARCHITECTURES, model_config, read_json
+from dwrl_jax.models.hf_config import ARCHITECTURES, NUMERICS, model_config
+from dwrl_jax.models.tensor_files import FLOATS, INDEX, SINGLE, Stored, find_tensors
 from dwrl_jax.models.transformer import Decoder, ModelConfig
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt"]
 
 
@@ -76,6 +77,7 @@ class Weight(NamedTuple):
         return tuple(self.split[axis] for axis in self.order)
 
     def from_hf(self, tensor: np.ndarray) -> np.ndarray:
+        """A view: a slice of it is a slice of the tensor, wherever that lies."""
         return tensor.reshape(self.split).transpose(self.order)
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
@@ -93,7 +95,7 @@ def weight_table(config: ModelConfig) -> list[Weight]:
         return Weight(block + key, ("layers", *path), groups, order)
 
     table = [
-        Weight("model.embed_tokens.weight", ("embed", "embedding"), ((V,), (D,)), (0, 1)),
+        Weight(EMBEDDING, ("embed", "embedding"), ((V,), (D,)), (0, 1)),
         Weight("model.norm.weight", ("norm", "scale"), ((D,),), (0,)),
         layer("input_layernorm.weight", "attention_norm", "scale", groups=((D,),), order=(0,)),
         layer("post_attention_layernorm.weight", "mlp_norm", "scale", groups=((D,),), order=(0,)),
@@ -111,7 +113,7 @@ def weight_table(config: ModelConfig) -> list[Weight]:
         for name in ("q_norm", "k_norm"):
             table.append(layer(f"self_attn.{name}.weight", name, "scale", groups=((H,),), order=(0,)))
     if not c.tied:
-        table.append(Weight("lm_head.weight", ("lm_head",), ((V,), (D,)), (0, 1)))
+        table.append(Weight(LM_HEAD, ("lm_head",), ((V,), (D,)), (0, 1)))
     return table
 
 
@@ -132,81 +134,69 @@ def random_params(config: ModelConfig, seed: int) -> dict:
 def load_params(folder, config: ModelConfig, *, shardings=None) -> dict:
     """{"params": ...} from the safetensors files of a folder, in `config.param_dtype`.
 
-    One parameter at a time is put together on the host and placed by its leaf of `shardings` (a tree like the
-    result; None: the default device), so the host needs one stacked parameter beyond the result. Every
-    process of a multi-host run reads the whole files. `UserError` names any tensor that is missing, left
-    over, of another shape or of a quantised type, and any unreadable file.
+    Every leaf is laid out by its leaf of `shardings` (a tree like the result; None: whole on the default device).
+    A process reads what its own devices hold, a piece of one parameter for one device at a time, and once for all
+    devices that hold the same; beyond the result the host needs room for one such piece. Nothing is sent between
+    processes. A piece that takes a few columns of a matrix still costs a disk the pages around them. `UserError`
+    names any tensor that is missing, left over, of another shape or of a quantised type, and any unreadable file.
     """
-    placement = {} if shardings is None else flatten_dict(shardings["params"])
-    params = {}
-    with contextlib.ExitStack() as stack:
-        sources = _open_tensors(Path(folder), stack)
-        _check_tensors(Path(folder), sources, config)
-        for weight in weight_table(config):
-            array = _read_weight(sources, weight, config)
-            params[weight.path] = jax.block_until_ready(_place(array, placement.get(weight.path)))
+    places = {} if shardings is None else flatten_dict(shardings["params"])
+    tensors = find_tensors(Path(folder))
+    _check_tensors(Path(folder), tensors, config)
+    params = {w.path: _load_weight(tensors, w, config, places.get(w.path)) for w in weight_table(config)}
     return {"params": unflatten_dict(params)}
 
 
-def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict:
-    """{tensor key: (its file, the open file)} over all safetensors files of the model."""
-    names = [SINGLE]
-    if not (folder / SINGLE).exists():
-        if not (folder / INDEX).exists():
-            raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there")
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-    sources = {}
-    for name in names:
-        try:
-            file = stack.enter_context(safe_open(folder / name, "numpy"))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{folder / name}: no readable safetensors file ({error})") from error
-        sources.update((key, (folder / name, file)) for key in file.keys())  # noqa: SIM118, no dict
-    return sources
-
-
-def _check_tensors(folder: Path, sources: dict, config: ModelConfig) -> None:
+def _check_tensors(folder: Path, tensors: dict[str, Stored], config: ModelConfig) -> None:
     """All tensors are there, of the right shape and of a float type, and no other one is."""
-    expected = {key: weight for key, weight, _ in hf_tensors(config)}
-    missing = sorted(expected.keys() - sources.keys())
+    expected = {key: weight.hf_shape for key, weight, _ in hf_tensors(config)}
+    missing = sorted(expected.keys() - tensors.keys())
     if missing:
         raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
-    for key in sorted(sources):
-        path, file = sources[key]
+    expected.setdefault(LM_HEAD, expected[EMBEDDING])
+    for key, tensor in sorted(tensors.items()):
         if key.endswith("rotary_emb.inv_freq"):  # a constant that old exports carry along
             continue
-        if key == "lm_head.weight" and config.tied:
-            embedding = "model.embed_tokens.weight"
-            if not np.array_equal(file.get_tensor(key), sources[embedding][1].get_tensor(embedding)):
-                raise UserError(f"{path}: {key} differs from {embedding}, but config.json ties the two")
-            continue
+        where = f"{tensor.path}: tensor {key}"
         if key not in expected:
-            raise UserError(f"{path}: unexpected tensor {key}")
-        found = file.get_slice(key)
-        shape, dtype = tuple(found.get_shape()), found.get_dtype()
-        if shape != expected[key].hf_shape:
-            raise UserError(f"{path}: tensor {key} has shape {shape}, config.json makes it {expected[key].hf_shape}")
-        if dtype not in ("F32", "BF16", "F16"):
-            raise UserError(f"{path}: tensor {key} has type {dtype}, only F32, BF16 and F16 are read")
+            raise UserError(f"{tensor.path}: unexpected tensor {key}")
+        if tensor.shape != expected[key]:
+            raise UserError(f"{where} has shape {tensor.shape}, config.json makes it {expected[key]}")
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{where} has type {tensor.dtype}, only F32, BF16 and F16 are read")
+    if config.tied and LM_HEAD in tensors:
+        head, embedding = tensors[LM_HEAD], tensors[EMBEDDING]
+        if not all(map(np.array_equal, head.view(), embedding.view())):  # row by row, to hold no more of them
+            raise UserError(f"{head.path}: {LM_HEAD} differs from {EMBEDDING}, but config.json ties the two")
 
 
-def _read_weight(sources: dict, weight: Weight, config: ModelConfig) -> np.ndarray:
-    def read(key):
-        return weight.from_hf(sources[key][1].get_tensor(key))
-
-    if not weight.stacked:
-        return read(weight.key).astype(config.param_dtype)
-    stacked = np.empty((config.layers, *weight.our_shape), config.param_dtype)
-    for layer in range(config.layers):
-        stacked[layer] = read(weight.key.format(layer=layer))
-    return stacked
-
-
-def _place(array: np.ndarray, sharding) -> jax.Array:
+def _load_weight(tensors: dict[str, Stored], weight: Weight, config: ModelConfig, sharding) -> jax.Array:
+    shape = (config.layers,) * weight.stacked + weight.our_shape
     if sharding is None:
-        return jnp.asarray(array)
-    # unlike device_put, this sends nothing between hosts to compare what they hold
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        return jnp.asarray(_read_piece(tensors, weight, config, tuple(map(slice, shape))))
+    devices_of = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index, shape))
+        devices_of.setdefault(bounds, []).append(device)
+    shards = []
+    for bounds, devices in devices_of.items():
+        index = tuple(slice(*bound) for bound in bounds)
+        shards += _place(_read_piece(tensors, weight, config, index), devices)
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def _read_piece(tensors: dict[str, Stored], weight: Weight, config: ModelConfig, index: tuple) -> np.ndarray:
+    """`parameter[index]`, in memory in the order of the files' axes: JAX transposes faster than NumPy."""
+    if not weight.stacked:
+        return np.array(weight.from_hf(tensors[weight.key].view())[index], config.param_dtype)
+    layers, rest = range(config.layers)[index[0]], index[1:]
+    views = (weight.from_hf(tensors[weight.key.format(layer=layer)].view())[rest] for layer in layers)
+    return np.stack(list(views), dtype=config.param_dtype, casting="unsafe")
+
+
+def _place(piece: np.ndarray, devices: list) -> list[jax.Array]:
+    """A copy on each device; done when it returns, so that the next piece is not read beside this one."""
+    return jax.block_until_ready([jax.device_put(piece, device) for device in devices])
 
 
 def save_model(
@@ -224,42 +214,65 @@ def save_model(
 
     `hf_config` is the config.json that `config` was made from. The folder must not exist or be empty: an
     export never replaces anything, not even an earlier export (`UserError`). It is written under a hidden
-    name beside its place and renamed at the end, so it is whole or not there. The host holds one file's
-    tensors at a time; all of `params` must be addressable from this process.
+    name beside its place and renamed at the end, so it is whole or not there.
+
+    The host holds one file's tensors at a time. Where `params` lie on the devices of several processes, all of them
+    call this: tensors are gathered one at a time, for which every device needs room, and the first process
+    alone writes. If it cannot, it raises its error and the others a `UserError`.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: already there and not an empty folder; remove it or choose another name")
-    numerics = {name: getattr(config, name) for name in ("dtype", "param_dtype", "remat")}
+    numerics = {name: getattr(config, name) for name in NUMERICS}
     if model_config(hf_config, **numerics) != config:
         raise UserError(f"{folder}: the config.json to write describes another model than the parameters")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r} is not written, only float32 and bfloat16")
-    architectures = [ARCHITECTURES[hf_config["model_type"]]]
-    written = hf_config | {"architectures": architectures, "torch_dtype": dtype, "dtype": dtype}
+    kept = hf_config | {"architectures": [ARCHITECTURES[hf_config["model_type"]]], "torch_dtype": dtype, "dtype": dtype}
     if generation_config is None:
         ids = {name: hf_config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         generation_config = {name: value for name, value in ids.items() if value is not None}
+    flat = flatten_dict(params["params"])
+    spread = not all(leaf.is_fully_addressable for leaf in flat.values())
+    attempt = hosts.attempt if spread else _do
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
     try:
-        _write_json(partial / "config.json", written)
-        _write_json(partial / "generation_config.json", generation_config)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        _write_tensors(partial, flatten_dict(params["params"]), config, np.dtype(dtype), max_shard_bytes)
-        os.replace(partial, folder)
+        attempt(_begin, folder, partial, {"config.json": kept, "generation_config.json": generation_config}, tokenizer)
+        files, index = _plan_files(config, np.dtype(dtype), max_shard_bytes)
+        for name, entries in files.items():
+            tensors = {}
+            for key, weight, layer in entries:
+                whole = _gather(flat[weight.path], layer)
+                if hosts.first() or not spread:
+                    # safetensors writes the memory of an array as it lies, so a transposed view would be scrambled
+                    tensors[key] = np.ascontiguousarray(weight.to_hf(whole), dtype)
+            attempt(save_file, tensors, partial / name, metadata={"format": "pt"})
+        if len(files) > 1:
+            attempt(_write_json, partial / INDEX, index)
+        attempt(os.replace, partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _do(write, *args, **kwargs) -> None:
+    write(*args, **kwargs)
+
+
+def _begin(folder: Path, partial: Path, documents: dict[str, dict], tokenizer) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already there and not an empty folder; remove it or choose another name")
+    partial.mkdir(parents=True)
+    for name, content in documents.items():
+        _write_json(partial / name, content)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
 
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_tensors(folder: Path, flat: dict, config: ModelConfig, dtype: np.dtype, max_bytes: int) -> None:
-    """model.safetensors, or numbered files of at most `max_bytes` (or one tensor) and their index."""
+def _plan_files(config: ModelConfig, dtype: np.dtype, max_bytes: int) -> tuple[dict[str, list], dict]:
+    """Entries of `hf_tensors` by file, each file of at most `max_bytes` or one tensor, and the index of them all."""
     shards, sizes = [], []
     for entry in hf_tensors(config):
         size = math.prod(entry[1].hf_shape) * dtype.itemsize
@@ -268,16 +281,13 @@ def _write_tensors(folder: Path, flat: dict, config: ModelConfig, dtype: np.dtyp
             sizes.append(0)
         shards[-1].append(entry)
         sizes[-1] += size
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for key, weight, layer in shard:
-            leaf = flat[weight.path]
-            array = np.asarray(leaf if layer is None else leaf[layer])
-            # safetensors writes the memory of an array as it lies, so a transposed view would be scrambled
-            tensors[key] = np.ascontiguousarray(weight.to_hf(array), dtype)
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-    if len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    files = dict(zip(names if len(shards) > 1 else [SINGLE], shards))
+    weight_map = {key: name for name, shard in files.items() for key, _, _ in shard}
+    return files, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+
+
+def _gather(leaf: jax.Array, layer: int | None) -> np.ndarray:
+    """One tensor in our order of axes, from wherever it lies."""
+    array = leaf if layer is None else leaf[layer]
+    return np.asarray(array) if array.is_fully_addressable else process_allgather(array, tiled=True)

@@ -7,6 +7,7 @@ from dwrl_jax.errors import UserError
 from dwrl_jax.models.transformer import ModelConfig, RopeScaling
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+NUMERICS = ("dtype", "param_dtype", "remat", "attention")  # what no config.json has
 # what the decoder does; a config that says otherwise is refused, an absent key means the same
 SUPPORTED = {
     "hidden_act": "silu",
@@ -38,7 +39,7 @@ def read_json(path: Path) -> dict:
 def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
     """`ModelConfig` of a Llama, Qwen2 or Qwen3 config.json; `UserError` for what the decoder does not do.
 
-    `numerics` are its fields that no config.json has: dtype, param_dtype, remat, attention.
+    `numerics` are its fields named in NUMERICS.
     """
     kind = hf_config.get("model_type")
     if kind not in ARCHITECTURES:
