@@ -73,12 +73,6 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def wait(what: str) -> None:
-    """Until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
 def by_first(write):
     """Let only the first process run a function that writes; it returns None on the others."""
 
