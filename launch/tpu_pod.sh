@@ -197,7 +197,7 @@ fi
 install="${setup:+($setup) && }$source && $installation"
 # gcloud repeats a command whose connection broke: the lock lets the second wait until the first has ended.
 run="cd ~/dwrl_jax && exec 9>run.lock && flock 9 && echo \$\$ >run.pid &&"
-run+=" exec .venv/bin/python -m dwrl_jax.train$(printf ' %q' "$@")"
+run+=" exec env DWRL_JAX_DISTRIBUTED=auto .venv/bin/python -m dwrl_jax.train$(printf ' %q' "$@")"
 
 leave() { # with an exit code and a message
     [[ ! ${2:-} ]] || say "$2"
