@@ -44,6 +44,25 @@ def test_exact_half_precision_sources(tiny, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, hf.load_params(tmp_path / "model", config), rounded)
 
 
+def test_exact_numerics_travel_with_no_checkpoint(tiny, tmp_path):
+    """How a model computes is no part of what is saved: every such option can be saved."""
+    hf_config, _, params = tiny
+    config = model_config(hf_config, dtype="bfloat16", remat="full", attention="xla")
+    hf.save_model(tmp_path / "model", params, config, hf_config)
+    jax.tree.map(np.testing.assert_array_equal, hf.load_params(tmp_path / "model", config), params)
+
+
+def test_exact_unaligned_files(saved, tiny):
+    """The format lets tensors begin at any byte, whatever the size of their numbers."""
+    folder, config = saved
+    content = (folder / hf.SINGLE).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    (folder / hf.SINGLE).write_bytes(
+        (size + 1).to_bytes(8, "little") + content[8 : 8 + size] + b" " + content[8 + size :]
+    )
+    jax.tree.map(np.testing.assert_array_equal, hf.load_params(folder, config), tiny[2])
+
+
 def test_exact_placement(tiny, tmp_path):
     """Leaves come out where `shardings` puts them."""
     hf_config, config, params = tiny
