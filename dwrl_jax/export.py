@@ -8,8 +8,8 @@ import json
 import math
 from pathlib import Path
 
+import flax.linen as nn
 import jax
-from flax.core.meta import unbox
 
 from dwrl_jax import checkpoint, hosts, sharding
 from dwrl_jax.dialogue import load_tokenizer
@@ -58,7 +58,9 @@ def abstract_params(config: ModelConfig):
     boxed = axis_names(config)
     sizes = {"data": -1, "fsdp": math.gcd(jax.device_count(), config.hidden_size), "tensor": 1}
     places = sharding.shardings(sharding.make_mesh(sizes), boxed)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), unbox(boxed), places)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), nn.meta.unbox(boxed), places
+    )
 
 
 @exit_cleanly

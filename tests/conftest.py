@@ -6,6 +6,11 @@ from pathlib import Path
 import jax
 import pytest
 
+from dwrl_jax.models import hf
+from dwrl_jax.models.hf_config import model_config
+from dwrl_jax.models.presets import PRESETS, shrink
+from tests.small import VOCAB, lively
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
@@ -25,3 +30,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set DWRL_JAX_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Config.json, config and parameters of a small Qwen3: the one with q/k norms and wide heads."""
+    hf_config = shrink(PRESETS["qwen3-4b"], VOCAB)
+    config = model_config(hf_config)
+    return hf_config, config, lively(hf.random_params(config, 0))

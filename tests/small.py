@@ -18,6 +18,7 @@ from dwrl_jax.models.transformer import Decoder
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 
 REPO = Path(__file__).parents[1]
+VOCAB = 192  # of the models that test files and the decoder
 
 
 @functools.cache
@@ -41,6 +42,18 @@ def make_batch(pairs=3, length=12, vocab_size=24, seed=0, valid=None):
         valid=jnp.ones(pairs, bool) if valid is None else jnp.asarray(valid),
         pair_id=jnp.arange(100, 100 + pairs, dtype=jnp.int32),
     )
+
+
+def lively(params):
+    """Random parameters far from their initial values, so that attention, norms and biases all matter."""
+    rng = np.random.default_rng(0)
+
+    def change(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        values = {"embedding": noise, "scale": 1 + 0.3 * noise, "bias": 0.5 * noise}
+        return jnp.asarray(values.get(path[-1].key, 0.15 * noise), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(change, params)
 
 
 def given_thoughts(thought, thought_len):

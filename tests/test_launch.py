@@ -342,7 +342,8 @@ def test_pod_goes_on_after_a_preemption(pod, stand_in, tmp_path):
     assert ".venv/bin/pip install -q -e '.[tpu]'" in install[-1]
     assert first[-1] == (
         "--command=cd ~/dwrl_jax && exec 9>run.lock && flock 9 && echo $$ >run.pid && "
-        "exec env DWRL_JAX_DISTRIBUTED=auto .venv/bin/python -m dwrl_jax.train --config=configs/qwen7b.py --workdir=\\~/b/my\\ run"
+        "exec env DWRL_JAX_DISTRIBUTED=auto "
+        ".venv/bin/python -m dwrl_jax.train --config=configs/qwen7b.py --workdir=\\~/b/my\\ run"
     )
     assert delete == ["queued-resources", "delete", *WHERE, "--force", "--quiet"]
     assert [call for call in again if call[1] != "scp"] == [create, install, first, delete]
