@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax import data, dialogue, hosts, loop, sharding, train_step, world
+from dwrl_jax import data, dialogue, hosts, loop, objectives, sharding, train_step, world
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
@@ -150,12 +150,9 @@ def check_lengths(config: ConfigDict, shape: ModelConfig, talk: dialogue.Dialogu
 def load_objective(config: ConfigDict):
     """The objective's module and its hyper-parameters, those keys of config.objective that it knows."""
     name = config.objective.name
-    try:
-        module = importlib.import_module(f"dwrl_jax.objectives.{name}")
-    except ModuleNotFoundError as error:
-        folder = Path(__file__).with_name("objectives")
-        known = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-        raise UserError(f"objective.name={name!r}: choose one of {', '.join(known)}") from error
+    if name not in objectives.names():
+        raise UserError(f"objective.name={name!r}: choose one of {', '.join(objectives.names())}")
+    module = importlib.import_module(f"dwrl_jax.objectives.{name}")
     fields = [field.name for field in dataclasses.fields(module.Hyper)]
     return module, module.Hyper(**{field: config.objective[field] for field in fields})
 

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dwrl_jax import objectives
 from dwrl_jax.errors import UserError
 
 
@@ -122,11 +123,29 @@ def accelerator_run(hub_id: str) -> ConfigDict:
     return config
 
 
-def is_smoke(variant: str) -> bool:
-    """Whether --config=FILE:VARIANT asks for the quick trial; UserError for a variant that does not exist."""
-    if variant not in ("", "smoke"):
-        raise UserError(f"--config=...:{variant}: no such variant; there is :smoke, or none")
-    return variant == "smoke"
+# What an objective needs to differ in, whatever the model and the data: applied last by `with_objective`
+OBJECTIVES: dict[str, dict[str, object]] = {}
+
+
+def read_variant(variant: str) -> tuple[str, bool]:
+    """The objective, and whether it is the quick trial, of --config=FILE:VARIANT, [OBJECTIVE][,smoke].
+
+    Without an objective it is dwrl. UserError for a variant that does not exist.
+    """
+    *words, last = variant.split(",")
+    quick = last == "smoke"
+    name = ",".join(words if quick else [*words, last]) or "dwrl"
+    known = objectives.names()
+    if name not in known:
+        raise UserError(f"--config=...:{variant}: no such variant; give one of {', '.join(known)}, or NAME,smoke")
+    return name, quick
+
+
+def with_objective(config: ConfigDict, name: str) -> ConfigDict:
+    """The config for the objective `name`, with what that one needs."""
+    config.objective.name = name
+    config.update_from_flattened_dict(OBJECTIVES.get(name, {}))
+    return config
 
 
 def smoke(config: ConfigDict, preset: str) -> ConfigDict:
