@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import jax
-from flax.linen.meta import unbox
+from flax.core.meta import unbox
 
 from dwrl_jax import checkpoint, hosts, sharding
 from dwrl_jax.dialogue import load_tokenizer
