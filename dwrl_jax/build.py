@@ -53,7 +53,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     )
     check_lengths(config, shape, talk)
     objective, hyper = load_objective(config)
-    supervised = not objective.SAMPLES_THOUGHTS
+    supervised = objective.THOUGHTS == "written"
     source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
     if source.examples(0, 1)[0].thoughts is None and supervised:
         raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
@@ -83,9 +83,13 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
         describe_held_out=lambda pair_id: find_pair(held.batches.source, pair_id),
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
         sampler=SamplerOptions(
-            config.sampler.group_size, config.sampler.max_thought, config.sampler.top_k, config.sampler.top_p
+            config.sampler.group_size,
+            config.sampler.max_thought,
+            config.sampler.top_k,
+            config.sampler.top_p,
+            verdicts=objective.VERDICTS,
         ),
-        samples_thoughts=objective.SAMPLES_THOUGHTS,
+        thoughts=objective.THOUGHTS,
         phases=phases,
         optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
         micro_batches=config.optim.micro_batches,
@@ -153,6 +157,11 @@ def load_objective(config: ConfigDict):
     if name not in objectives.names():
         raise UserError(f"objective.name={name!r}: choose one of {', '.join(objectives.names())}")
     module = importlib.import_module(f"dwrl_jax.objectives.{name}")
+    if module.THOUGHTS == "none" and (config.sampler.group_size, *config.eval.votes) != (1, 1):
+        raise UserError(
+            f"objective.name={name!r} judges without thoughts: give sampler.group_size=1 and eval.votes=(1,), "
+            f"as --config=FILE:{name} does"
+        )
     fields = [field.name for field in dataclasses.fields(module.Hyper)]
     return module, module.Hyper(**{field: config.objective[field] for field in fields})
 

@@ -12,6 +12,7 @@ only in the first case does it count in the thought's density.
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dwrl_jax.logps import token_logps
@@ -53,14 +54,23 @@ def content_length(judge: Judge, thought: Int[Array, "*rows T"], thought_len: In
 
 
 def answer_logps(
-    judge: Judge, params, hidden: Float[Array, "*rows D"], answer: Int[Array, "*rows"]
-) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
-    """Log score of the target answer by the judge's read-out, and the probability mass on both answers."""
-    targets = jnp.stack([answer, *(jnp.full_like(answer, a) for a in judge.answers)], -1)
+    judge: Judge, params, hidden: Float[Array, "*rows D"], answer: Int[Array, "*rows"], verdict=None
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"], Float[Array, "*rows"] | None]:
+    """Log score of the target answer by the judge's read-out, the probability mass on both answers, and the
+    log-probability of a drawn verdict where there is one."""
+    targets = [answer, *(jnp.full_like(answer, a) for a in judge.answers)]
+    targets = jnp.stack(targets if verdict is None else [*targets, verdict], -1)
     logp, _ = token_logps(hidden, output_table(params), targets, chunk=judge.chunk)
     log_mass = jnp.logaddexp(logp[..., 1], logp[..., 2])
     score = logp[..., 0] - log_mass if judge.readout == "choices" else logp[..., 0]
-    return score, jnp.exp(log_mass)
+    return score, jnp.exp(log_mass), None if verdict is None else logp[..., 3]
+
+
+def no_thoughts(batch: PreferenceBatch, end: int) -> ThoughtBatch:
+    """One thought per response that ends at once: the end token, which was not drawn."""
+    shape = (*batch.answer.shape, 1)
+    thought = np.full((*shape, 1), end, np.int32)
+    return ThoughtBatch(thought, np.ones(shape, np.int32), np.zeros(thought.shape, np.float32))
 
 
 def branch_size(judge: Judge, max_thought: int) -> int:
@@ -103,12 +113,14 @@ def logps(
     at_answer = (start + content + len(judge.question))[..., None]
     at_answer = jnp.take_along_axis(hidden.reshape(rows, -1, hidden.shape[-1]), at_answer, 1)
     answer = jnp.broadcast_to(batch.answer.reshape(rows, 1), (rows, G))
-    score, mass = answer_logps(judge, params, at_answer, answer)
+    drawn = None if thoughts.verdict is None else thoughts.verdict.token.reshape(rows, G)
+    score, mass, verdict = answer_logps(judge, params, at_answer, answer, drawn)
     return Logps(
         thought=jnp.where(written, logp, 0.0).reshape(B, S, G, T),
         answer=score.reshape(B, S, G),
         answer_mass=mass.reshape(B, S, G),
         entropy=jnp.where(written, entropy, 0.0).reshape(B, S, G, T),
+        verdict=None if verdict is None else verdict.reshape(B, S, G),
     )
 
 

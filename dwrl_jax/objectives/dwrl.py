@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from dwrl_jax.objectives._policy import Policy, policy_loss, sampler_gap
 from dwrl_jax.types import Logps, ThoughtBatch
 
-SAMPLES_THOUGHTS = True
+THOUGHTS, VERDICTS = "policy", False
 SIGN = (1.0, -1.0)  # of the chosen and the rejected side
 
 
