@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dwrl_jax.logps import token_logps
-from dwrl_jax.models.transformer import Decoder, Prefix, output_table
+from dwrl_jax.models.transformer import Decoder, Prefix, logits, output_table
 from dwrl_jax.packing import Packing
 from dwrl_jax.types import Logps, PreferenceBatch, ThoughtBatch
 
@@ -27,7 +27,8 @@ class Judge:
 
     `question` runs from the end token that closes a thought to the place of the answer. `answers` are the
     tokens for good and bad. `readout` "vocab" takes the probability of an answer over the full vocabulary,
-    "choices" renormalises over the two answers. `temperature` belongs to the thoughts' density.
+    "choices" renormalises over the two answers, and "value" reads a value head at the end of the prefix, without a
+    second turn. `temperature` belongs to the thoughts' density.
     """
 
     model: Decoder
@@ -74,8 +75,17 @@ def no_thoughts(batch: PreferenceBatch, end: int) -> ThoughtBatch:
 
 
 def branch_size(judge: Judge, max_thought: int) -> int:
-    """Tokens of a branch at most: the opening one, the thought, the question."""
-    return 1 + max_thought + len(judge.question)
+    """Tokens of a branch at most: the opening one, the thought, the question. A value head needs no branch."""
+    return 0 if judge.readout == "value" else 1 + max_thought + len(judge.question)
+
+
+def rewards(judge: Judge, params, batch: PreferenceBatch) -> Float[Array, "B S"]:
+    """r(x, y) = value head . hidden state at the last token of the prefix; float32."""
+    prefix = batch.prefix.reshape(-1, 1, batch.prefix.shape[-1])
+    positions = jnp.broadcast_to(jnp.arange(prefix.shape[-1]), prefix.shape)
+    hidden, _ = judge.model.apply(params, prefix, positions)
+    last = jnp.take_along_axis(hidden[:, 0], batch.prefix_len.reshape(-1, 1, 1) - 1, 1)[:, 0]
+    return logits(last, params["params"]["value_head"]).reshape(batch.answer.shape)
 
 
 def logps(
@@ -84,9 +94,13 @@ def logps(
     """Log-probabilities of thoughts and answers, log pi(o | x, y) by token and log pi(a | x, y, o).
 
     The prefix of a response runs through the model once for its whole group; the gradient flows back through
-    it and equals that of G independent sequences. So it is where branches are packed into fewer lanes.
+    it and equals that of G independent sequences. So it is where branches are packed into fewer lanes. With the
+    read-out "value" the reward stands where log scores stand, for P(y+ > y-) = sigmoid(r+ - r-) as it is of log p.
     """
     B, S, G, T = thoughts.thought.shape
+    if judge.readout == "value":
+        zeros = jnp.zeros((B, S, G, T))
+        return Logps(zeros, rewards(judge, params, batch)[..., None], jnp.ones((B, S, G)), zeros)
     rows, table = B * S, output_table(params)
     prefix_len = batch.prefix_len.reshape(rows)
     prefix = batch.prefix.reshape(rows, -1)

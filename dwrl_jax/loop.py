@@ -299,6 +299,8 @@ def _sampling_metrics(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBat
 def _tokens(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch) -> int:
     """Positions that one pass computes for tokens of valid pairs: each prefix once, every branch."""
     prefix = batch.prefix_len[batch.valid].sum()
+    if judge.readout == "value":
+        return int(prefix)
     branches = np.asarray(thoughts.thought_len)[batch.valid]
     return int(prefix + branches.sum() + branches.size * len(judge.question))
 
@@ -311,7 +313,7 @@ def _positions(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch, pac
 
 
 def _packing(run: Run, thoughts: ThoughtBatch) -> Packing | None:
-    if not run.packing:
+    if not run.packing or run.thoughts == "none":
         return None
     lengths = np.asarray(thoughts.thought_len) + 1 + len(run.judge.question)
     return pack(lengths, branch_size(run.judge, thoughts.thought.shape[-1]))

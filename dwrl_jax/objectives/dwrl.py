@@ -36,13 +36,6 @@ class Hyper(Policy):
     baseline: Literal["none", "mean", "leave_one_out"] = "mean"
 
 
-def phases(hyper: Hyper):
-    """{"score": Eq. 14, "thought": Eq. 15}: the second sees the parameters that the first one left."""
-    if hyper.updates == "joint":
-        return {"joint": functools.partial(joint_loss, hyper=hyper)}
-    return {"score": score_loss, "thought": functools.partial(thought_loss, hyper=hyper)}
-
-
 def log_preference_score(answer: Float[Array, "B S G"]) -> Float[Array, "B S"]:
     """log p = logsumexp_i log pi(a | x, y, o_i) - log n, the Monte Carlo estimate of log E_o[pi(a | x, y, o)]."""
     return jax.nn.logsumexp(answer, -1) - jnp.log(answer.shape[-1])
@@ -76,29 +69,44 @@ def centred_weight(weight: Float[Array, "B S G"], baseline: str) -> Float[Array,
     return centred * (n / max(n - 1, 1)) if baseline == "leave_one_out" else centred
 
 
-def dual_weight(answer: Float[Array, "B S G"], baseline: str = "none") -> Float[Array, "B S G"]:
+def dual_weight(
+    answer: Float[Array, "B S G"], baseline: str = "none", instance_weight=misalignment_weight
+) -> Float[Array, "B S G"]:
     """A_i = +- w_mis (w_i - b): the advantage of every thought, positive side first."""
-    w_mis = misalignment_weight(log_preference_score(answer))
+    w_mis = instance_weight(log_preference_score(answer))
     signs = jnp.asarray(SIGN)[:, None]
     return signs * w_mis[:, None, None] * centred_weight(thought_weight(answer), baseline)
 
 
-def score_loss(logps: Logps, thoughts: ThoughtBatch):
+def score_loss(logps: Logps, thoughts: ThoughtBatch, instance_weight=misalignment_weight):
     """Eq. 14: - w_mis (sum_i w_i+ log pi(a | o_i+) - sum_i w_i- log pi(a | o_i-)), thoughts fixed."""
-    loss = -(dual_weight(logps.answer) * logps.answer).sum((1, 2))
+    loss = -(dual_weight(logps.answer, instance_weight=instance_weight) * logps.answer).sum((1, 2))
     return loss, preference_metrics(logps) | sampler_gap(logps, thoughts)
 
 
-def thought_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
+def thought_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, instance_weight=misalignment_weight):
     """Eq. 15: the PPO-clipped surrogate of +- w_mis (w_i - b) log pi(o_i), against the policy that sampled."""
-    return policy_loss(logps, thoughts, dual_weight(logps.answer, hyper.baseline), hyper)
+    return policy_loss(logps, thoughts, dual_weight(logps.answer, hyper.baseline, instance_weight), hyper)
 
 
-def joint_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
+def joint_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, instance_weight=misalignment_weight):
     """Eq. 14 + Eq. 15 from one forward pass (ours): half the cost of the alternating update."""
-    score, metrics = score_loss(logps, thoughts)
-    thought, more = thought_loss(logps, thoughts, hyper)
+    score, metrics = score_loss(logps, thoughts, instance_weight)
+    thought, more = thought_loss(logps, thoughts, hyper, instance_weight)
     return score + thought, metrics | more
+
+
+def phases(hyper: Hyper, instance_weight=misalignment_weight):
+    """{"score": Eq. 14, "thought": Eq. 15}: the second sees the parameters that the first one left.
+
+    `instance_weight` is the weight of a pair as a function of log p [B S].
+    """
+    if hyper.updates == "joint":
+        return {"joint": functools.partial(joint_loss, hyper=hyper, instance_weight=instance_weight)}
+    return {
+        "score": functools.partial(score_loss, instance_weight=instance_weight),
+        "thought": functools.partial(thought_loss, hyper=hyper, instance_weight=instance_weight),
+    }
 
 
 def preference_metrics(logps: Logps):
