@@ -6,9 +6,10 @@ The paper's accuracy for DWRL here is 70.5 % (read off its chart); this config h
 model. `:smoke` runs the same architecture in small with random weights.
 """
 
-from dwrl_jax.config import accelerator_run, is_smoke, smoke
+from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
 
 
 def get_config(variant=""):
+    objective, quick = read_variant(variant)
     config = accelerator_run("meta-llama/Llama-3.2-3B-Instruct")
-    return smoke(config, "llama3.2-3b") if is_smoke(variant) else config
+    return with_objective(smoke(config, "llama3.2-3b") if quick else config, objective)

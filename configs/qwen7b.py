@@ -6,9 +6,10 @@ The paper's accuracy for DWRL here is 70.4 % (read off its chart); this config h
 model. `:smoke` runs the same architecture in small with random weights.
 """
 
-from dwrl_jax.config import accelerator_run, is_smoke, smoke
+from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
 
 
 def get_config(variant=""):
+    objective, quick = read_variant(variant)
     config = accelerator_run("Qwen/Qwen2.5-7B-Instruct")
-    return smoke(config, "qwen2.5-7b") if is_smoke(variant) else config
+    return with_objective(smoke(config, "qwen2.5-7b") if quick else config, objective)

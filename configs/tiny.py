@@ -3,10 +3,11 @@
 python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
 """
 
-from dwrl_jax.config import base_config, is_smoke
+from dwrl_jax.config import base_config, read_variant, with_objective
 
 
 def get_config(variant=""):
+    objective, quick = read_variant(variant)
     config = world_config()
     config.base = base_model()
     config.data.train = "world"
@@ -18,13 +19,13 @@ def get_config(variant=""):
     config.eval.every = 50
     config.eval.curve_pairs = 200
     config.log.thoughts_every = 50
-    if is_smoke(variant):
+    if quick:
         config.optim.steps = 4
         config.base.optim.steps = 20
         config.eval.pairs = 100
         config.eval.curve_pairs = 50
         config.eval.every = 2
-    return config
+    return with_objective(config, objective)
 
 
 def base_model():

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax import data, dialogue, hosts, loop, sharding, train_step, world
+from dwrl_jax import data, dialogue, hosts, loop, objectives, records, sharding, train_step, world
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
-from dwrl_jax.models.hf_config import NUMERICS, model_config, read_config
+from dwrl_jax.models.hf_config import NUMERICS, model_config, read_config, with_value_head
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
 from dwrl_jax.pairs import Pair, read_pairs
 from dwrl_jax.sampler import SamplerOptions
@@ -40,9 +40,10 @@ def load_tokenizer(config: ConfigDict, folder: Path):
 def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, Held | None, dict[str, str]]:
     """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
     tokenizer = load_tokenizer(config, folder)
-    hf_config = read_config(folder)
+    objective, hyper = load_objective(config)
+    value_head = getattr(objective, "VALUE_HEAD", False)
     numerics = {name: config.model[name] for name in NUMERICS}
-    shape = model_config(hf_config, **numerics)
+    shape = model_config(architecture(config, folder, tokenizer), **numerics)
     talk = dialogue.make_dialogue(
         tokenizer,
         judge_question=config.dialogue.judge_question,
@@ -51,9 +52,9 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
         system=config.dialogue.system or None,
         date=config.dialogue.date,
     )
+    talk = dataclasses.replace(talk, bare=value_head)
     check_lengths(config, shape, talk)
-    objective, hyper = load_objective(config)
-    supervised = not objective.SAMPLES_THOUGHTS
+    supervised = objective.THOUGHTS == "written"
     source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
     if source.examples(0, 1)[0].thoughts is None and supervised:
         raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
@@ -73,19 +74,23 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
             answers=talk.answer_ids,
             pad=talk.pad_id,
             temperature=config.sampler.temperature,
-            readout=config.score.readout,
+            readout="value" if value_head else config.score.readout,
             chunk=config.score.chunk,
         ),
         mesh=mesh,
-        load_params=lambda: hf.load_params(folder, shape, shardings=sharding.shardings(mesh, axis_names(shape))),
+        load_params=lambda: load_start(config, folder, shape, mesh),
         batches=batches(config, source, talk, batch_size=config.data.batch_size),
         describe=lambda pair_id: find_pair(source, pair_id),
         describe_held_out=lambda pair_id: find_pair(held.batches.source, pair_id),
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
         sampler=SamplerOptions(
-            config.sampler.group_size, config.sampler.max_thought, config.sampler.top_k, config.sampler.top_p
+            config.sampler.group_size,
+            config.sampler.max_thought,
+            config.sampler.top_k,
+            config.sampler.top_p,
+            verdicts=objective.VERDICTS,
         ),
-        samples_thoughts=objective.SAMPLES_THOUGHTS,
+        thoughts=objective.THOUGHTS,
         phases=phases,
         optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
         micro_batches=config.optim.micro_batches,
@@ -103,15 +108,37 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     return run, held, {"train": train_note, "eval": eval_note}
 
 
+def architecture(config: ConfigDict, folder: Path, tokenizer) -> dict:
+    """config.json of the model to train: the starting model's, with a value head where the objective wants one."""
+    hf_config = read_config(folder)
+    objective, _ = load_objective(config)
+    if getattr(objective, "VALUE_HEAD", False):
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        return with_value_head(hf_config, pad)
+    if model_config(hf_config).value_head:
+        raise UserError(f"{folder}: a reward model with a value head; objective.name=bt alone goes on from it")
+    return hf_config
+
+
+def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):
+    """The starting model's parameters; a language model gets a fresh value head where `shape` has one."""
+    places = sharding.shardings(mesh, axis_names(shape))
+    given = dataclasses.replace(shape, value_head=model_config(read_config(folder)).value_head)
+    if given == shape:
+        return hf.load_params(folder, shape, shardings=places)
+    params = hf.load_params(folder, given, shardings=sharding.shardings(mesh, axis_names(given)))
+    return hf.with_value_head(params, shape, config.seed, config.objective.head_init, shardings=places)
+
+
 @hosts.by_first
-def keep_architecture(kept: Path, folder: Path, tokenizer) -> None:
-    """The small files of the starting model, so that an export needs nothing but the workdir."""
+def keep_architecture(kept: Path, config: ConfigDict, folder: Path, tokenizer) -> None:
+    """The small files of the model to train, so that an export needs nothing but the workdir."""
     partial = kept.with_name(f".{kept.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).exists():
-            shutil.copy(folder / name, partial)
+    records.write_json(partial / "config.json", architecture(config, folder, tokenizer))
+    if (folder / "generation_config.json").exists():
+        shutil.copy(folder / "generation_config.json", partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(kept, ignore_errors=True)
     os.replace(partial, kept)
@@ -150,12 +177,14 @@ def check_lengths(config: ConfigDict, shape: ModelConfig, talk: dialogue.Dialogu
 def load_objective(config: ConfigDict):
     """The objective's module and its hyper-parameters, those keys of config.objective that it knows."""
     name = config.objective.name
-    try:
-        module = importlib.import_module(f"dwrl_jax.objectives.{name}")
-    except ModuleNotFoundError as error:
-        folder = Path(__file__).with_name("objectives")
-        known = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-        raise UserError(f"objective.name={name!r}: choose one of {', '.join(known)}") from error
+    if name not in objectives.names():
+        raise UserError(f"objective.name={name!r}: choose one of {', '.join(objectives.names())}")
+    module = importlib.import_module(f"dwrl_jax.objectives.{name}")
+    if module.THOUGHTS == "none" and (config.sampler.group_size, *config.eval.votes) != (1, 1):
+        raise UserError(
+            f"objective.name={name!r} judges without thoughts: give sampler.group_size=1 and eval.votes=(1,), "
+            f"as --config=FILE:{name} does"
+        )
     fields = [field.name for field in dataclasses.fields(module.Hyper)]
     return module, module.Hyper(**{field: config.objective[field] for field in fields})
 

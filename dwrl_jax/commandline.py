@@ -1,4 +1,4 @@
-"""The flags of an entry point that takes a config: --config=FILE[:VARIANT] --config.KEY=VALUE --workdir=DIR."""
+"""Flags of an entry point that takes a config: --config=FILE[:OBJECTIVE][,smoke] --config.KEY=VALUE --workdir=DIR."""
 
 import sys
 from pathlib import Path

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dwrl_jax import objectives
 from dwrl_jax.errors import UserError
 
 
@@ -65,6 +66,8 @@ def base_config() -> ConfigDict:
     config.objective.token_aggregation = "sum"  # dwrl: "sum" (exact) or "mean" over a thought's tokens
     config.objective.kl = 0.0  # dwrl: coefficient of the KL term to the starting model
     config.objective.answer_weight = 1.0  # sft: weight of the answer's log-likelihood
+    config.objective.centring = 0.0  # bt: coefficient of (r+ + r-)^2, which holds rewards near zero
+    config.objective.head_init = 1.0  # bt: standard deviation of a fresh value head, times 1 / sqrt(width + 1)
 
     config.score = ConfigDict()
     config.score.readout = "vocab"  # probability over the full vocabulary, or over the two answers: "choices"
@@ -81,6 +84,7 @@ def base_config() -> ConfigDict:
     config.optim.epsilon = 1e-8
     config.optim.weight_decay = 0.0  # on matrices only
     config.optim.clip_norm = 1.0
+    config.optim.value_head_rate = 10.0  # bt: learning rate of the value head, in those of the rest
     config.optim.micro_batches = 1  # parts of the batch whose gradients are summed; exact, saves memory
     config.optim.packing = True  # short thoughts share lanes: at most two more programs per bucket, fewer positions
 
@@ -122,11 +126,30 @@ def accelerator_run(hub_id: str) -> ConfigDict:
     return config
 
 
-def is_smoke(variant: str) -> bool:
-    """Whether --config=FILE:VARIANT asks for the quick trial; UserError for a variant that does not exist."""
-    if variant not in ("", "smoke"):
-        raise UserError(f"--config=...:{variant}: no such variant; there is :smoke, or none")
-    return variant == "smoke"
+# What an objective needs to differ in, whatever the model and the data: applied last by `with_objective`
+_NO_THOUGHT = {"sampler.group_size": 1, "sampler.max_thought": 1, "eval.votes": (1,)}
+OBJECTIVES: dict[str, dict[str, object]] = {"bt": _NO_THOUGHT, "bt_token": _NO_THOUGHT}
+
+
+def read_variant(variant: str) -> tuple[str, bool]:
+    """The objective, and whether it is the quick trial, of --config=FILE:VARIANT, [OBJECTIVE][,smoke].
+
+    Without an objective it is dwrl. UserError for a variant that does not exist.
+    """
+    *words, last = variant.split(",")
+    quick = last == "smoke"
+    name = ",".join(words if quick else [*words, last]) or "dwrl"
+    known = objectives.names()
+    if name not in known:
+        raise UserError(f"--config=...:{variant}: no such variant; give one of {', '.join(known)}, or NAME,smoke")
+    return name, quick
+
+
+def with_objective(config: ConfigDict, name: str) -> ConfigDict:
+    """The config for the objective `name`, with what that one needs."""
+    config.objective.name = name
+    config.update_from_flattened_dict(OBJECTIVES.get(name, {}))
+    return config
 
 
 def smoke(config: ConfigDict, preset: str) -> ConfigDict:
@@ -178,6 +201,9 @@ AT_LEAST_ONE = [
 NOT_NEGATIVE = [
     "sampler.top_k",
     "objective.kl",
+    "objective.centring",
+    "objective.head_init",
+    "optim.value_head_rate",
     "optim.learning_rate",
     "optim.warmup",
     "optim.weight_decay",

@@ -68,6 +68,7 @@ class Dialogue:
     answer_ids: tuple[int, int] = (-1, -1)
     pad_id: int = -1
     control: re.Pattern = re.compile("(?!)")
+    bare: bool = False  # prefixes end with the response, without a question: for a value head
 
 
 def load_tokenizer(path) -> Any:
@@ -132,7 +133,7 @@ def make_dialogue(tokenizer, *, judge_question, answer_question, answers, system
 
 
 def prefix_ids(dialogue, messages, response) -> list[int]:
-    """Ids of the conversation up to the place where the thought begins."""
+    """Ids of the conversation up to the place where the thought begins; through the response where `bare`."""
     return prefix_ids_batch(dialogue, [(messages, response)])[0]
 
 
@@ -140,8 +141,9 @@ def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
     """`prefix_ids` of many (messages, response), by one call of the tokenizer."""
     if not rows:
         return []
-    conversations = [_judged(dialogue, messages, response) for messages, response in rows]
-    return _encode(dialogue, _texts(dialogue, conversations, prompt=True))
+    turns = _answered if dialogue.bare else _judged
+    conversations = [turns(dialogue, messages, response) for messages, response in rows]
+    return _encode(dialogue, _texts(dialogue, conversations, prompt=not dialogue.bare))
 
 
 def render(dialogue, messages, response, thought, answer) -> list[int]:
@@ -205,11 +207,16 @@ def _turn(role, content):
     return {"role": role, "content": content}
 
 
-def _judged(dialogue, messages, response):
-    """The conversation through the first question."""
+def _answered(dialogue, messages, response):
+    """The conversation through the response."""
     own = dialogue.system is None or messages[0]["role"] == "system"
     system = [] if own else [_turn("system", dialogue.system)]
-    return [*system, *messages, _turn("assistant", response), _turn("user", dialogue.judge_question)]
+    return [*system, *messages, _turn("assistant", response)]
+
+
+def _judged(dialogue, messages, response):
+    """The conversation through the first question."""
+    return [*_answered(dialogue, messages, response), _turn("user", dialogue.judge_question)]
 
 
 def _asked(dialogue, thought):

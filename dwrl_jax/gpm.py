@@ -12,10 +12,11 @@ only in the first case does it count in the thought's density.
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dwrl_jax.logps import token_logps
-from dwrl_jax.models.transformer import Decoder, Prefix, output_table
+from dwrl_jax.models.transformer import Decoder, Prefix, logits, output_table
 from dwrl_jax.packing import Packing
 from dwrl_jax.types import Logps, PreferenceBatch, ThoughtBatch
 
@@ -26,7 +27,8 @@ class Judge:
 
     `question` runs from the end token that closes a thought to the place of the answer. `answers` are the
     tokens for good and bad. `readout` "vocab" takes the probability of an answer over the full vocabulary,
-    "choices" renormalises over the two answers. `temperature` belongs to the thoughts' density.
+    "choices" renormalises over the two answers, and "value" reads a value head at the end of the prefix, without a
+    second turn. `temperature` belongs to the thoughts' density.
     """
 
     model: Decoder
@@ -53,19 +55,37 @@ def content_length(judge: Judge, thought: Int[Array, "*rows T"], thought_len: In
 
 
 def answer_logps(
-    judge: Judge, params, hidden: Float[Array, "*rows D"], answer: Int[Array, "*rows"]
-) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
-    """Log score of the target answer by the judge's read-out, and the probability mass on both answers."""
-    targets = jnp.stack([answer, *(jnp.full_like(answer, a) for a in judge.answers)], -1)
+    judge: Judge, params, hidden: Float[Array, "*rows D"], answer: Int[Array, "*rows"], verdict=None
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"], Float[Array, "*rows"] | None]:
+    """Log score of the target answer by the judge's read-out, the probability mass on both answers, and the
+    log-probability of a drawn verdict where there is one."""
+    targets = [answer, *(jnp.full_like(answer, a) for a in judge.answers)]
+    targets = jnp.stack(targets if verdict is None else [*targets, verdict], -1)
     logp, _ = token_logps(hidden, output_table(params), targets, chunk=judge.chunk)
     log_mass = jnp.logaddexp(logp[..., 1], logp[..., 2])
     score = logp[..., 0] - log_mass if judge.readout == "choices" else logp[..., 0]
-    return score, jnp.exp(log_mass)
+    return score, jnp.exp(log_mass), None if verdict is None else logp[..., 3]
+
+
+def no_thoughts(batch: PreferenceBatch, end: int) -> ThoughtBatch:
+    """One thought per response that ends at once: the end token, which was not drawn."""
+    shape = (*batch.answer.shape, 1)
+    thought = np.full((*shape, 1), end, np.int32)
+    return ThoughtBatch(thought, np.ones(shape, np.int32), np.zeros(thought.shape, np.float32))
 
 
 def branch_size(judge: Judge, max_thought: int) -> int:
-    """Tokens of a branch at most: the opening one, the thought, the question."""
-    return 1 + max_thought + len(judge.question)
+    """Tokens of a branch at most: the opening one, the thought, the question. A value head needs no branch."""
+    return 0 if judge.readout == "value" else 1 + max_thought + len(judge.question)
+
+
+def rewards(judge: Judge, params, batch: PreferenceBatch) -> Float[Array, "B S"]:
+    """r(x, y) = value head . hidden state at the last token of the prefix; float32."""
+    prefix = batch.prefix.reshape(-1, 1, batch.prefix.shape[-1])
+    positions = jnp.broadcast_to(jnp.arange(prefix.shape[-1]), prefix.shape)
+    hidden, _ = judge.model.apply(params, prefix, positions)
+    last = jnp.take_along_axis(hidden[:, 0], batch.prefix_len.reshape(-1, 1, 1) - 1, 1)[:, 0]
+    return logits(last, params["params"]["value_head"]).reshape(batch.answer.shape)
 
 
 def logps(
@@ -74,9 +94,13 @@ def logps(
     """Log-probabilities of thoughts and answers, log pi(o | x, y) by token and log pi(a | x, y, o).
 
     The prefix of a response runs through the model once for its whole group; the gradient flows back through
-    it and equals that of G independent sequences. So it is where branches are packed into fewer lanes.
+    it and equals that of G independent sequences. So it is where branches are packed into fewer lanes. With the
+    read-out "value" the reward stands where log scores stand, for P(y+ > y-) = sigmoid(r+ - r-) as it is of log p.
     """
     B, S, G, T = thoughts.thought.shape
+    if judge.readout == "value":
+        zeros = jnp.zeros((B, S, G, T))
+        return Logps(zeros, rewards(judge, params, batch)[..., None], jnp.ones((B, S, G)), zeros)
     rows, table = B * S, output_table(params)
     prefix_len = batch.prefix_len.reshape(rows)
     prefix = batch.prefix.reshape(rows, -1)
@@ -103,12 +127,14 @@ def logps(
     at_answer = (start + content + len(judge.question))[..., None]
     at_answer = jnp.take_along_axis(hidden.reshape(rows, -1, hidden.shape[-1]), at_answer, 1)
     answer = jnp.broadcast_to(batch.answer.reshape(rows, 1), (rows, G))
-    score, mass = answer_logps(judge, params, at_answer, answer)
+    drawn = None if thoughts.verdict is None else thoughts.verdict.token.reshape(rows, G)
+    score, mass, verdict = answer_logps(judge, params, at_answer, answer, drawn)
     return Logps(
         thought=jnp.where(written, logp, 0.0).reshape(B, S, G, T),
         answer=score.reshape(B, S, G),
         answer_mass=mass.reshape(B, S, G),
         entropy=jnp.where(written, entropy, 0.0).reshape(B, S, G, T),
+        verdict=None if verdict is None else verdict.reshape(B, S, G),
     )
 
 

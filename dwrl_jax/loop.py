@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import sys
 import time
@@ -19,13 +20,13 @@ from tqdm import tqdm
 from dwrl_jax import checkpoint, evaluate, hosts, records, sharding
 from dwrl_jax.data import Batches, padding_share, prefetch
 from dwrl_jax.errors import UserError
-from dwrl_jax.gpm import Judge, branch_size, logps
+from dwrl_jax.gpm import Judge, branch_size, logps, no_thoughts
 from dwrl_jax.models.transformer import axis_names
 from dwrl_jax.packing import Packing, pack
 from dwrl_jax.pairs import Pair
 from dwrl_jax.sampler import SamplerOptions, sample
 from dwrl_jax.train_step import make_train_step
-from dwrl_jax.types import PreferenceBatch, ThoughtBatch, TrainState
+from dwrl_jax.types import Logps, PreferenceBatch, ThoughtBatch, TrainState
 
 TRAINING, HELD_OUT = 0, 1  # streams of sampling keys
 PROFILED = 3  # steps
@@ -46,11 +47,11 @@ class Run:
     describe_held_out: Callable[[int], Pair]
     decode: Callable[[np.ndarray], str]  # token ids -> text
     sampler: SamplerOptions
-    samples_thoughts: bool
+    thoughts: str  # where they come from: the objective's THOUGHTS
     phases: dict[str, Callable]
     optimizer: optax.GradientTransformation
     micro_batches: int
-    needs_reference: bool  # the objective compares with the starting model
+    needs_reference: bool  # the objective has a KL term to the starting model
     eval_batches: Batches | None  # held-out pairs in a fixed order
     curve_batches: Batches | None  # those of them that the curve is drawn on
     votes: tuple[int, ...]
@@ -84,9 +85,9 @@ class Programs:
     """
 
     begin: Callable  # params -> TrainState; the parameters are donated
-    sample: Callable  # (params, batch, stream, step) -> thoughts, log scores, their weights
+    sample: Callable  # (params, start, batch, stream, step) -> thoughts, log scores, their weights
     sample_votes: Callable  # the same with as many thoughts as there are votes
-    reference_logp: Callable  # (reference, batch, thoughts, packing) -> log-probs under the starting model
+    reference_logps: Callable  # (start, batch, thoughts, packing) -> Logps under the starting model
     train_step: Callable
 
 
@@ -100,9 +101,9 @@ def make_programs(run: Run) -> Programs:
     def sampler(group_size):
         options = dataclasses.replace(run.sampler, group_size=group_size)
 
-        def sample_and_weigh(params, batch, stream, step):
-            key = sampling_key(run.seed, stream, step)
-            thoughts, log_scores, _ = sample(run.judge, options, params, batch, key)
+        def sample_and_weigh(params, start, batch, stream, step):
+            key = sampling_key(run.seed, stream, 0 if run.thoughts == "start" else step)
+            thoughts, log_scores = _think(run, options, params, start, batch, key)
             return thoughts, log_scores, records.weigh(log_scores)
 
         return jax.jit(sample_and_weigh, out_shardings=whole)
@@ -113,9 +114,21 @@ def make_programs(run: Run) -> Programs:
         begin=jax.jit(begin, donate_argnums=0, out_shardings=state),
         sample=sample_own,
         sample_votes=sample_own if votes == own else sampler(votes),
-        reference_logp=jax.jit(lambda params, *group: logps(run.judge, params, *group).thought, out_shardings=whole),
+        reference_logps=jax.jit(functools.partial(logps, run.judge), out_shardings=whole),
         train_step=make_train_step(run.judge, run.optimizer, run.phases, run.micro_batches, (state, whole)),
     )
+
+
+def _think(run: Run, options: SamplerOptions, params, start, batch: PreferenceBatch, key):
+    """Thoughts, of the policy, of the starting model or none at all, and their log scores under the policy."""
+    if run.thoughts == "none":
+        thoughts = no_thoughts(batch, run.judge.end)
+    elif run.thoughts == "start":
+        thoughts, _, _ = sample(run.judge, options, start, batch, key)
+    else:
+        thoughts, log_scores, _ = sample(run.judge, options, params, batch, key)
+        return thoughts, log_scores
+    return thoughts, logps(run.judge, params, batch, thoughts).answer
 
 
 def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
@@ -131,33 +144,34 @@ def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
 def _train(run: Run, programs: Programs):
     manager = checkpoint.open_manager(run.workdir)
     params = run.load_params()
-    reference = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params) if run.needs_reference else None
+    keeps_start = run.needs_reference or run.thoughts == "start"
+    start = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params) if keeps_start else None
     scores = {}
     if run.eval_batches:
-        scores["base"] = _held_out(run, programs, "base", params, 0)
+        scores["base"] = _held_out(run, programs, "base", params, start, 0)
     state = programs.begin(params)
     state = checkpoint.restore(manager, state) or state
     records.rewind(run.workdir, int(state.step))
     if int(state.step) < run.steps:
-        state = _steps(run, programs, manager, state, reference)
+        state = _steps(run, programs, manager, state, start)
     if run.eval_batches:
-        scores["trained"] = _held_out(run, programs, "trained", state.params, run.steps)
+        scores["trained"] = _held_out(run, programs, "trained", state.params, start, run.steps)
     manager.close()
     return state, scores
 
 
-def _steps(run: Run, programs: Programs, manager, state: TrainState, reference) -> TrainState:
+def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> TrainState:
     """From the state's step to the last."""
-    start = int(state.step)
-    board = records.open_tensorboard(run.workdir, start)
-    batches = prefetch(run.batches, start, run.steps)
-    bar = tqdm(total=run.steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    begun = int(state.step)
+    board = records.open_tensorboard(run.workdir, begun)
+    batches = prefetch(run.batches, begun, run.steps)
+    bar = tqdm(total=run.steps, initial=begun, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
     with _stop_signal() as stopping, board, bar, contextlib.closing(batches):
         for batch, thoughts in batches:
-            with _profile(run, start, int(state.step) - start):
-                state, metrics = _step(run, programs, state, batch, thoughts, reference, board)
+            with _profile(run, begun, int(state.step) - begun):
+                state, metrics = _step(run, programs, state, batch, thoughts, start, board)
             step = int(state.step)
-            curve = _curve(run, programs, state)
+            curve = _curve(run, programs, state, start)
             records.write_metrics(run.workdir, board, step, metrics | curve)
             stop = hosts.stop(stopping)
             due = curve or step % run.checkpoint_every == 0 or step == run.steps
@@ -173,26 +187,28 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, reference) 
     return state
 
 
-def _profile(run: Run, start: int, step: int):
-    """A trace of the `step`-th step since the start, where one is wanted; number 0 compiles."""
+def _profile(run: Run, begun: int, step: int):
+    """A trace of the `step`-th step since this start of the run, where one is wanted; number 0 compiles."""
     if not (run.profile and 1 <= step <= PROFILED and hosts.first()):
         return contextlib.nullcontext()
-    return jax.profiler.trace(str(run.workdir / "profile" / f"step_{start + step + 1}"), create_perfetto_trace=True)
+    return jax.profiler.trace(str(run.workdir / "profile" / f"step_{begun + step + 1}"), create_perfetto_trace=True)
 
 
-def _step(run: Run, programs: Programs, state, batch, thoughts, reference, board):
+def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
     """Sample, update, write thoughts down. Returns the new state and the step's metrics."""
     began = time.perf_counter()
     step = int(state.step)
     metrics = {"data/padding": padding_share(batch)}
     sampled = None
-    if run.samples_thoughts:
-        sampled = jax.block_until_ready(programs.sample(state.params, batch, TRAINING, step))
+    if run.thoughts == "none":
+        thoughts = no_thoughts(batch, run.judge.end)
+    elif run.thoughts != "written":
+        sampled = jax.block_until_ready(programs.sample(state.params, start, batch, TRAINING, step))
         thoughts = sampled[0]
         metrics |= _sampling_metrics(run.judge, batch, thoughts, time.perf_counter() - began)
     packing = _packing(run, thoughts)
-    if reference is not None:
-        thoughts = thoughts.replace(ref_logp=programs.reference_logp(reference, batch, thoughts, packing))
+    if run.needs_reference:
+        thoughts = _with_reference(thoughts, programs.reference_logps(start, batch, thoughts, packing))
     updating = time.perf_counter()
     state, found = programs.train_step(state, batch, thoughts, packing)
     metrics |= {f"train/{name}": float(value) for name, value in jax.device_get(found).items()}
@@ -209,6 +225,11 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, reference, board
     return state, metrics
 
 
+def _with_reference(thoughts: ThoughtBatch, found: Logps) -> ThoughtBatch:
+    verdict = thoughts.verdict and thoughts.verdict.replace(ref_logp=found.verdict)
+    return thoughts.replace(ref_logp=found.thought, verdict=verdict)
+
+
 def _write_thoughts(run: Run, board, batch, thoughts, log_scores, weights, *, step: int, split: str) -> None:
     """The thoughts of the first pairs of a batch, to thoughts.jsonl and tensorboard."""
     rows = records.thought_rows(
@@ -222,35 +243,35 @@ def _write_thoughts(run: Run, board, batch, thoughts, log_scores, weights, *, st
     records.write_thoughts(run.workdir, board, [{"step": step, "split": split} | row for row in rows], step)
 
 
-def _curve(run: Run, programs: Programs, state: TrainState) -> dict[str, float]:
+def _curve(run: Run, programs: Programs, state: TrainState, start) -> dict[str, float]:
     """Held-out metrics where the curve has a point at this step, else nothing."""
     step = int(state.step)
     if not (run.curve_batches and run.eval_every and (step % run.eval_every == 0 or step == run.steps)):
         return {}
-    _, log_scores = _score_pairs(run, programs, state.params, run.curve_batches)
+    _, log_scores = _score_pairs(run, programs, state.params, start, run.curve_batches)
     found = evaluate.summary(evaluate.margins(log_scores, max(run.votes)))
     if not sys.stderr.isatty():
         print(f"step {step} of {run.steps}: held-out accuracy {found['accuracy']:.3f}", flush=True)
     return {f"eval/{name}": found[name] for name in ("accuracy", "nll", "ties", "brier", "ece")}
 
 
-def _held_out(run: Run, programs: Programs, name: str, params, step: int) -> np.ndarray | None:
+def _held_out(run: Run, programs: Programs, name: str, params, start, step: int) -> np.ndarray | None:
     """Log scores [N S K] of all held-out pairs; kept in a file, so that a finished part is not run again.
 
     The thoughts about the first of them are written down: those before and after training can be compared.
     """
     path = run.workdir / "eval" / f"{name}.jsonl"
     if not hosts.of_first(path.exists()):
-        ids, log_scores = _score_pairs(run, programs, params, run.eval_batches, f"evaluating {name}")
+        ids, log_scores = _score_pairs(run, programs, params, start, run.eval_batches, f"evaluating {name}")
         batch, _ = run.eval_batches(0)
-        sampled = programs.sample_votes(params, batch, HELD_OUT, 0)
+        sampled = programs.sample_votes(params, start, batch, HELD_OUT, 0)
         with records.open_tensorboard(run.workdir, step) as board:
             _write_thoughts(run, board, batch, *sampled, step=step, split="eval")
         records.write_scores(path, ids, log_scores)
     return records.read_scores(path)[1] if hosts.first() else None
 
 
-def _score_pairs(run: Run, programs: Programs, params, batches: Batches, title: str = ""):
+def _score_pairs(run: Run, programs: Programs, params, start, batches: Batches, title: str = ""):
     """Pair ids [N] and log scores [N S K] of held-out pairs."""
     made = prefetch(batches, 0, batches.steps_per_epoch)
     bar = tqdm(
@@ -261,7 +282,7 @@ def _score_pairs(run: Run, programs: Programs, params, batches: Batches, title: 
         dynamic_ncols=True,
     )
     return evaluate.vote_scores(
-        lambda pairs: programs.sample_votes(params, pairs, HELD_OUT, 0)[1], (pairs for pairs, _ in bar)
+        lambda pairs: programs.sample_votes(params, start, pairs, HELD_OUT, 0)[1], (pairs for pairs, _ in bar)
     )
 
 
@@ -270,6 +291,7 @@ def _sampling_metrics(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBat
     final = np.take_along_axis(thought, length[..., None] - 1, -1)[..., 0]
     return {
         "train/cut_off": float((final != judge.end).mean()),
+        "sample/tokens": float(length.sum()),
         "sample/tokens_per_second": float(length.sum() / seconds),
     }
 
@@ -277,6 +299,8 @@ def _sampling_metrics(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBat
 def _tokens(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch) -> int:
     """Positions that one pass computes for tokens of valid pairs: each prefix once, every branch."""
     prefix = batch.prefix_len[batch.valid].sum()
+    if judge.readout == "value":
+        return int(prefix)
     branches = np.asarray(thoughts.thought_len)[batch.valid]
     return int(prefix + branches.sum() + branches.size * len(judge.question))
 
@@ -289,7 +313,7 @@ def _positions(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch, pac
 
 
 def _packing(run: Run, thoughts: ThoughtBatch) -> Packing | None:
-    if not run.packing:
+    if not run.packing or run.thoughts == "none":
         return None
     lengths = np.asarray(thoughts.thought_len) + 1 + len(run.judge.question)
     return pack(lengths, branch_size(run.judge, thoughts.thought.shape[-1]))

@@ -12,7 +12,7 @@ from dwrl_jax import sharding
 from dwrl_jax.gpm import Judge, answer_logps, content_length, last_token
 from dwrl_jax.models.attention import Region
 from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack
-from dwrl_jax.types import PreferenceBatch, ThoughtBatch
+from dwrl_jax.types import PreferenceBatch, ThoughtBatch, Verdicts
 
 GROWTHS, SMALLEST = 4, 32  # how the thoughts' region grows: each chunk is one more loop to compile
 BLOCK = 128  # of the vocabulary, in drawing a token
@@ -26,6 +26,7 @@ class SamplerOptions:
     max_thought: int
     top_k: int = 0
     top_p: float = 1.0
+    verdicts: bool = False  # draw an answer after each thought
 
 
 class SamplingState(NamedTuple):
@@ -125,11 +126,13 @@ def sample(
     written = written._replace(length=content_length(judge, state.thought, thought_len))
     answer = jnp.broadcast_to(batch.answer.reshape(-1, 1), (B * S, G))
     opened = jnp.concatenate([jnp.broadcast_to(last[:, None, None], (B * S, G, 1)), state.thought], -1)
-    score, mass = _score(judge, params, prefix, written, opened, prefix_len, answer)
+    asked = _ask(judge, params, prefix, written, opened, prefix_len)
+    score, mass, _ = answer_logps(judge, params, asked, answer)
     thoughts = ThoughtBatch(
         thought=state.thought.reshape(B, S, G, T),
         thought_len=thought_len.reshape(B, S, G),
         old_logp=state.logp.reshape(B, S, G, T),
+        verdict=_verdicts(judge, params, asked, group.keys, T, (B, S, G)) if options.verdicts else None,
     )
     return thoughts, score.reshape(B, S, G), mass.reshape(B, S, G)
 
@@ -208,9 +211,7 @@ def _step(judge, options, params, group: Group, start: int, written: tuple[Regio
     positions = jnp.broadcast_to((group.prefix_len - 1 + t)[:, None, None], (*state.token.shape, 1))
     hidden, (k, v) = judge.model.apply(params, state.token[..., None], positions, (group.prefix, *written, own))
     scaled = logits(hidden[:, :, 0], output_table(params)) / judge.temperature
-    keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, t)))(group.keys)
-    token = categorical(keys, truncate(scaled, options.top_k, options.top_p))
-    logp = jnp.take_along_axis(scaled, token[..., None], -1)[..., 0] - jax.nn.logsumexp(scaled, -1)
+    token, logp = _draw(group.keys, t, scaled, truncate(scaled, options.top_k, options.top_p))
     token, logp = jnp.where(state.done, judge.pad, token), jnp.where(state.done, 0.0, logp)
     put = jax.lax.dynamic_update_slice_in_dim
     return SamplingState(
@@ -222,6 +223,13 @@ def _step(judge, options, params, group: Group, start: int, written: tuple[Regio
         k=tuple(put(old, new, t - start, 4) for old, new in zip(state.k, k)),
         v=tuple(put(old, new, t - start, 3) for old, new in zip(state.v, v)),
     )
+
+
+def _draw(keys, position, scaled: Float[Array, "P G V"], shown: Float[Array, "P G V"]):
+    """Tokens from softmax(shown) for each key and the position, and their log-probabilities by softmax(scaled)."""
+    keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, position)))(keys)
+    token = categorical(keys, shown)
+    return token, jnp.take_along_axis(scaled, token[..., None], -1)[..., 0] - jax.nn.logsumexp(scaled, -1)
 
 
 def _finish(judge, options, params, group: Group, state: SamplingState) -> SamplingState:
@@ -270,16 +278,24 @@ def _joined(written: Region | None, chunk: Region) -> Region:
     )
 
 
-def _score(judge, params, prefix, written, opened, prefix_len, answer):
-    """Second turn on the cached regions. `opened` is the last prefix token and the thought, [P, G, 1 + T].
+def _ask(judge, params, prefix, written, opened, prefix_len) -> Float[Array, "P G D"]:
+    """Second turn on the cached regions: the hidden state that the answer is read from. `opened` is the last
+    prefix token and the thought, [P, G, 1 + T].
 
     Its last content token is fed again in front of the question: where a thought was cut off its keys and
     values were never computed.
     """
     final = jnp.take_along_axis(opened, written.length[..., None], -1)
-    question = jnp.broadcast_to(jnp.asarray(judge.question), (*answer.shape, len(judge.question)))
+    question = jnp.broadcast_to(jnp.asarray(judge.question), (*opened.shape[:2], len(judge.question)))
     tokens = jnp.concatenate([final, question], -1)
     start = (prefix_len - 1)[:, None] + written.length
     positions = start[..., None] + jnp.arange(tokens.shape[-1])
     hidden, _ = judge.model.apply(params, tokens, positions, (prefix, written))
-    return answer_logps(judge, params, hidden[:, :, -1], answer)
+    return hidden[:, :, -1]
+
+
+def _verdicts(judge, params, asked: Float[Array, "P G D"], keys, position: int, shape) -> Verdicts:
+    """An answer for each thought, from the whole vocabulary, at the `position` behind the longest thought."""
+    scaled = logits(asked, output_table(params))
+    token, logp = (x.reshape(shape) for x in _draw(keys, position, scaled, scaled))
+    return Verdicts(token, logp, right=token == jnp.asarray(judge.answers)[:, None])

@@ -18,7 +18,8 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes of a batch's rows
 TENSOR = "tensor"
 
-_SPLIT = {"vocab": TENSOR, "heads": TENSOR, "kv_heads": TENSOR, "mlp": TENSOR, "head_dim": None, "layers": None}
+_SPLIT = {"vocab": TENSOR, "heads": TENSOR, "kv_heads": TENSOR, "mlp": TENSOR}
+_SPLIT |= {"head_dim": None, "layers": None, "value": None}
 TRAIN = _SPLIT | {"embed": "fsdp"}
 DECODE = _SPLIT | {"embed": None}
 

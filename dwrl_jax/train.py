@@ -54,9 +54,9 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     folder = starting_model(config, workdir, begun)
     run, held, notes = build(config, workdir, folder)
     if not begun:
-        keep_architecture(workdir / export.ARCHITECTURE, folder, load_tokenizer(config, folder))
+        keep_architecture(workdir / export.ARCHITECTURE, config, folder, load_tokenizer(config, folder))
         records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-    if run.samples_thoughts and (config.sampler.top_k or config.sampler.top_p < 1):
+    if run.thoughts == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
         print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
     for name, note in notes.items():
         print(f"{name} data: {note}", flush=True)

@@ -26,6 +26,7 @@ class OptimizerOptions:
     epsilon: float
     weight_decay: float
     clip_norm: float
+    value_head_rate: float = 1.0  # of a value head, in learning rates
 
 
 def learning_rate(options: OptimizerOptions, steps: int) -> optax.Schedule:
@@ -56,7 +57,13 @@ def make_optimizer(options: OptimizerOptions, steps: int, phases: int) -> optax.
             weight_decay=options.weight_decay,
             mask=decayed,
         ),
+        optax.stateless(lambda updates, _: scaled_head(updates, options.value_head_rate)),
     )
+
+
+def scaled_head(updates, rate: float):
+    """The updates with that of the value head, where there is one, times `rate`."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: x * rate if path[-1].key == "value_head" else x, updates)
 
 
 def decayed(params):

@@ -22,6 +22,16 @@ class PreferenceBatch:
 
 
 @flax.struct.dataclass
+class Verdicts:
+    """Answer tokens that were drawn after the thoughts, as the last token of what the policy writes."""
+
+    token: Int[Array, "B S G"]
+    old_logp: Float[Array, "B S G"]  # nats, under the policy that sampled
+    right: Bool[Array, "B S G"]  # it is the first answer (good) on side 0, the second one on side 1
+    ref_logp: Float[Array, "B S G"] | None = None  # nats, under the starting model; only with a KL term
+
+
+@flax.struct.dataclass
 class ThoughtBatch:
     """A group of thoughts for every response."""
 
@@ -29,6 +39,7 @@ class ThoughtBatch:
     thought_len: Int[Array, "B S G"]  # counts the end token where there is one
     old_logp: Float[Array, "B S G T"]  # nats, under the policy that sampled; zero past thought_len
     ref_logp: Float[Array, "B S G T"] | None = None  # nats, under the starting model; only with a KL term
+    verdict: Verdicts | None = None  # only where verdicts are drawn
 
 
 @flax.struct.dataclass
@@ -39,6 +50,7 @@ class Logps:
     answer: Float[Array, "B S G"]  # log score: log pi(a | x, y, o), by the chosen read-out
     answer_mass: Float[Array, "B S G"]  # probability on the answer tokens together
     entropy: Float[Array, "B S G T"]  # of the next-token distribution; zero past thought_len
+    verdict: Float[Array, "B S G"] | None = None  # of the drawn verdict over the full vocabulary
 
 
 @flax.struct.dataclass

@@ -226,7 +226,9 @@ def test_options_run(base, tmp_path, change):
         (["--config=configs/llama8b.py:smoke", "--config.dialogue.answers=('A', 'B C')"], "must be one token"),
         (["--config=configs/llama8b.py:smoke", "--config.data.buckets=(4096,)"], "more than the model's 2048"),
         (["--config=configs/tiny.py", "extra"], "extra"),
-        (["--config=configs/tiny.py:smokey"], ":smokey: no such variant"),
+        (["--config=configs/tiny.py:smokey"], ":smokey: no such variant; give one of"),
+        (["--config=configs/tiny.py:dwrl,smokey"], ":dwrl,smokey: no such variant"),
+        (["--config=configs/tiny.py:smoke,dwrl"], ":smoke,dwrl: no such variant"),
         (["--config=configs/qwen7b.py:large"], ":large: no such variant"),
     ],
 )

@@ -14,7 +14,7 @@ from dwrl_jax.gpm import Judge, logps
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config, read_config
 from dwrl_jax.models.transformer import Decoder
-from dwrl_jax.objectives.dwrl import clipped_surrogate
+from dwrl_jax.objectives._policy import clipped_surrogate
 from dwrl_jax.sampler import SamplerOptions, sample
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from dwrl_jax import hosts
 from dwrl_jax.errors import UserError
-from dwrl_jax.models.hf_config import ARCHITECTURES, NUMERICS, model_config
+from dwrl_jax.models.hf_config import ARCHITECTURES, NUMERICS, REWARD_MODELS, model_config
 from dwrl_jax.models.tensor_files import FLOATS, INDEX, SINGLE, Stored, find_tensors
 from dwrl_jax.models.transformer import Decoder, ModelConfig
 
@@ -112,7 +112,9 @@ def weight_table(config: ModelConfig) -> list[Weight]:
     if c.qk_norm:
         for name in ("q_norm", "k_norm"):
             table.append(layer(f"self_attn.{name}.weight", name, "scale", groups=((H,),), order=(0,)))
-    if not c.tied:
+    if c.value_head:
+        table.append(Weight("score.weight", ("value_head",), ((1,), (D,)), (0, 1)))
+    elif not c.tied:
         table.append(Weight(LM_HEAD, ("lm_head",), ((V,), (D,)), (0, 1)))
     return table
 
@@ -129,6 +131,20 @@ def random_params(config: ModelConfig, seed: int) -> dict:
     """Freshly initialised parameters, without their axis names."""
     token = jnp.zeros((1, 1, 1), jnp.int32)
     return nn.meta.unbox(jax.jit(Decoder(config).init)(jax.random.key(seed), token, token))
+
+
+def with_value_head(params, config: ModelConfig, seed: int, scale: float = 1.0, *, shardings=None) -> dict:
+    """The parameters of a language model with a fresh value head, `scale` * N(0, 1 / (D + 1)), in the place of its
+    lm-head; `config` and `shardings` are those of the result."""
+    size = config.hidden_size
+
+    def draw():
+        head = scale * (size + 1) ** -0.5 * jax.random.normal(jax.random.key(seed), (1, size))
+        return head.astype(config.param_dtype)
+
+    place = None if shardings is None else shardings["params"]["value_head"]
+    kept = {name: part for name, part in params["params"].items() if name != "lm_head"}
+    return {"params": kept | {"value_head": jax.jit(draw, out_shardings=place)()}}
 
 
 def load_params(folder, config: ModelConfig, *, shardings=None) -> dict:
@@ -226,7 +242,8 @@ def save_model(
         raise UserError(f"{folder}: the config.json to write describes another model than the parameters")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r} is not written, only float32 and bfloat16")
-    kept = hf_config | {"architectures": [ARCHITECTURES[hf_config["model_type"]]], "torch_dtype": dtype, "dtype": dtype}
+    names = REWARD_MODELS if config.value_head else ARCHITECTURES
+    kept = hf_config | {"architectures": [names[hf_config["model_type"]]], "torch_dtype": dtype, "dtype": dtype}
     if generation_config is None:
         ids = {name: hf_config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         generation_config = {name: value for name, value in ids.items() if value is not None}

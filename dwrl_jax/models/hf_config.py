@@ -7,6 +7,7 @@ from dwrl_jax.errors import UserError
 from dwrl_jax.models.transformer import ModelConfig, RopeScaling
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+REWARD_MODELS = {kind: name.replace("CausalLM", "SequenceClassification") for kind, name in ARCHITECTURES.items()}
 NUMERICS = ("dtype", "param_dtype", "remat", "attention")  # what no config.json has
 # what the decoder does; a config that says otherwise is refused, an absent key means the same
 SUPPORTED = {
@@ -67,10 +68,17 @@ def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
             qkv_bias=kind == "qwen2",
             qk_norm=kind == "qwen3",
             max_position=hf_config["max_position_embeddings"],
+            value_head=hf_config.get("architectures") == [REWARD_MODELS[kind]],
             **numerics,
         )
     except KeyError as error:
         raise UserError(f"config.json: the key {error.args[0]!r} is missing") from error
+
+
+def with_value_head(hf_config: dict, pad_id: int) -> dict:
+    """The config.json of the same model with one output, the reward, at the last token that is no `pad_id`."""
+    labels = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+    return hf_config | labels | {"architectures": [REWARD_MODELS[hf_config["model_type"]]], "pad_token_id": pad_id}
 
 
 def _rope(hf_config: dict) -> tuple[float, RopeScaling | None]:

@@ -62,6 +62,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"  # backend of `attend`
+    value_head: bool = False  # one output, the reward, in place of the lm-head
     scanned: bool = True  # one layer's program over stacked weights; False: as many as layers (`unstack`)
 
 
@@ -200,7 +201,9 @@ class Decoder(nn.Module):
             embedding_init=_partitioned("vocab", "embed"),
             name="embed",
         )
-        if not c.tied:
+        if c.value_head:
+            self.param("value_head", _partitioned("value", "embed"), (1, c.hidden_size), jnp.dtype(c.param_dtype))
+        elif not c.tied:
             shape = (c.vocab_size, c.hidden_size)
             self.param("lm_head", _partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)

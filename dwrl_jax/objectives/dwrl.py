@@ -21,30 +21,19 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
+from dwrl_jax.objectives._policy import Policy, policy_loss, sampler_gap
 from dwrl_jax.types import Logps, ThoughtBatch
 
-SAMPLES_THOUGHTS = True
+THOUGHTS, VERDICTS = "policy", False
 SIGN = (1.0, -1.0)  # of the chosen and the rejected side
 
 
 @dataclasses.dataclass(frozen=True)
-class Hyper:
-    """`clip` are the distances below and above 1 at which the ratio is clipped; `dual_clip` (> 1) bounds the
-    loss of negative advantages; `kl` is the coefficient of the KL term in nats, 0 for none."""
+class Hyper(Policy):
+    """`updates` and `baseline` beside what belongs to the clipped surrogate."""
 
     updates: Literal["alternating", "joint"] = "alternating"
     baseline: Literal["none", "mean", "leave_one_out"] = "mean"
-    clip: tuple[float, float] = (0.2, 0.2)
-    dual_clip: float = 3.0
-    token_aggregation: Literal["sum", "mean"] = "sum"
-    kl: float = 0.0
-
-
-def phases(hyper: Hyper):
-    """{"score": Eq. 14, "thought": Eq. 15}: the second sees the parameters that the first one left."""
-    if hyper.updates == "joint":
-        return {"joint": functools.partial(joint_loss, hyper=hyper)}
-    return {"score": score_loss, "thought": functools.partial(thought_loss, hyper=hyper)}
 
 
 def log_preference_score(answer: Float[Array, "B S G"]) -> Float[Array, "B S"]:
@@ -80,67 +69,47 @@ def centred_weight(weight: Float[Array, "B S G"], baseline: str) -> Float[Array,
     return centred * (n / max(n - 1, 1)) if baseline == "leave_one_out" else centred
 
 
-def dual_weight(answer: Float[Array, "B S G"], baseline: str = "none") -> Float[Array, "B S G"]:
+def dual_weight(
+    answer: Float[Array, "B S G"], baseline: str = "none", instance_weight=misalignment_weight
+) -> Float[Array, "B S G"]:
     """A_i = +- w_mis (w_i - b): the advantage of every thought, positive side first."""
-    w_mis = misalignment_weight(log_preference_score(answer))
+    w_mis = instance_weight(log_preference_score(answer))
     signs = jnp.asarray(SIGN)[:, None]
     return signs * w_mis[:, None, None] * centred_weight(thought_weight(answer), baseline)
 
 
-def clipped_surrogate(
-    ratio: Float[Array, "B S G T"], advantage: Float[Array, "B S G 1"], clip: tuple[float, float], dual_clip: float
-) -> Float[Array, "B S G T"]:
-    """PPO's min(r A, clip(r) A), for A < 0 not below `dual_clip` A: else one token's ratio could explode."""
-    clipped = jnp.clip(ratio, 1.0 - clip[0], 1.0 + clip[1])
-    pessimistic = jnp.minimum(ratio * advantage, clipped * advantage)
-    return jnp.where(advantage < 0, jnp.maximum(pessimistic, dual_clip * advantage), pessimistic)
-
-
-def score_loss(logps: Logps, thoughts: ThoughtBatch):
+def score_loss(logps: Logps, thoughts: ThoughtBatch, instance_weight=misalignment_weight):
     """Eq. 14: - w_mis (sum_i w_i+ log pi(a | o_i+) - sum_i w_i- log pi(a | o_i-)), thoughts fixed."""
-    loss = -(dual_weight(logps.answer) * logps.answer).sum((1, 2))
-    return loss, _preference_metrics(logps) | _sampler_gap(logps, thoughts)
+    loss = -(dual_weight(logps.answer, instance_weight=instance_weight) * logps.answer).sum((1, 2))
+    return loss, preference_metrics(logps) | sampler_gap(logps, thoughts)
 
 
-def thought_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
+def thought_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, instance_weight=misalignment_weight):
     """Eq. 15: the PPO-clipped surrogate of +- w_mis (w_i - b) log pi(o_i), against the policy that sampled."""
-    log_ratio = logps.thought - thoughts.old_logp
-    ratio = jnp.exp(log_ratio)
-    advantage = dual_weight(logps.answer, hyper.baseline)[..., None]
-    surrogate = clipped_surrogate(ratio, advantage, hyper.clip, hyper.dual_clip)
-    loss = -_aggregate(surrogate, thoughts, hyper.token_aggregation).sum((1, 2))
-    metrics = _thought_metrics(logps, thoughts, log_ratio, hyper)
-    if hyper.kl:
-        kl = _aggregate(token_kl(logps.thought, thoughts.ref_logp), thoughts, hyper.token_aggregation)
-        loss = loss + hyper.kl * kl.mean(2).sum(1)
-        metrics["kl"] = kl.mean((1, 2))
-    return loss, metrics
+    return policy_loss(logps, thoughts, dual_weight(logps.answer, hyper.baseline, instance_weight), hyper)
 
 
-def joint_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
+def joint_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, instance_weight=misalignment_weight):
     """Eq. 14 + Eq. 15 from one forward pass (ours): half the cost of the alternating update."""
-    score, metrics = score_loss(logps, thoughts)
-    thought, more = thought_loss(logps, thoughts, hyper)
+    score, metrics = score_loss(logps, thoughts, instance_weight)
+    thought, more = thought_loss(logps, thoughts, hyper, instance_weight)
     return score + thought, metrics | more
 
 
-def token_kl(logp: Float[Array, "B S G T"], ref_logp: Float[Array, "B S G T"]) -> Float[Array, "B S G T"]:
-    """exp(d) - d - 1 with d = ref - logp: unbiased for KL(pi || ref) and never negative (J. Schulman's k3)."""
-    difference = ref_logp - logp
-    return jnp.expm1(difference) - difference
+def phases(hyper: Hyper, instance_weight=misalignment_weight):
+    """{"score": Eq. 14, "thought": Eq. 15}: the second sees the parameters that the first one left.
+
+    `instance_weight` is the weight of a pair as a function of log p [B S].
+    """
+    if hyper.updates == "joint":
+        return {"joint": functools.partial(joint_loss, hyper=hyper, instance_weight=instance_weight)}
+    return {
+        "score": functools.partial(score_loss, instance_weight=instance_weight),
+        "thought": functools.partial(thought_loss, hyper=hyper, instance_weight=instance_weight),
+    }
 
 
-def _written(thoughts: ThoughtBatch):
-    return jnp.arange(thoughts.thought.shape[-1]) < thoughts.thought_len[..., None]
-
-
-def _aggregate(per_token, thoughts: ThoughtBatch, aggregation: str):
-    """Sum over a thought's tokens (the exact gradient) or their mean (long thoughts weigh no more)."""
-    total = jnp.where(_written(thoughts), per_token, 0.0).sum(-1)
-    return total / thoughts.thought_len if aggregation == "mean" else total
-
-
-def _preference_metrics(logps: Logps):
+def preference_metrics(logps: Logps):
     """Per pair: what the two weights are made of."""
     log_score = log_preference_score(logps.answer)
     margin = log_score[:, 0] - log_score[:, 1]
@@ -154,26 +123,4 @@ def _preference_metrics(logps: Logps):
         "misalignment_weight": misalignment_weight(log_score),
         "effective_thoughts": (1.0 / (thought_weight(logps.answer) ** 2).sum(-1)).mean(1),
         "answer_mass": logps.answer_mass.mean((1, 2)),
-    }
-
-
-def _sampler_gap(logps: Logps, thoughts: ThoughtBatch):
-    """Per pair: |log pi(o)| of trainer less sampler by token, under the same parameters; it should be rounding."""
-    gap = jnp.abs(logps.thought - thoughts.old_logp)
-    return {
-        "logp_gap_mean": gap.sum((1, 2, 3)) / thoughts.thought_len.sum((1, 2)),
-        "logp_gap_max": gap.max((1, 2, 3)),
-    }
-
-
-def _thought_metrics(logps: Logps, thoughts: ThoughtBatch, log_ratio, hyper: Hyper):
-    """Per pair: how far the policy has moved from the one that sampled, and how varied it still is."""
-    tokens = thoughts.thought_len.sum((1, 2))
-    ratio = jnp.exp(log_ratio)
-    outside = (ratio < 1.0 - hyper.clip[0]) | (ratio > 1.0 + hyper.clip[1])
-    return {
-        "thought_length": thoughts.thought_len.mean((1, 2)),
-        "entropy": logps.entropy.sum((1, 2, 3)) / tokens,
-        "ratio_max": ratio.max((1, 2, 3)),
-        "clip_share": (outside & _written(thoughts)).sum((1, 2, 3)) / tokens,
     }

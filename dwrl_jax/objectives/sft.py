@@ -4,7 +4,7 @@ import dataclasses
 
 from dwrl_jax.types import Logps, ThoughtBatch
 
-SAMPLES_THOUGHTS = False
+THOUGHTS, VERDICTS = "written", False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,36 @@
+"""The scalar Bradley-Terry reward model: a value head on the last token of (x, y), no thought, no answer.
+
+r(x, y) = head . h at the last token of the conversation, and P(y+ > y-) = sigmoid(r+ - r-): the reward stands where
+log p stands elsewhere. The head starts from N(0, 1 / (D + 1)) as in arXiv 2009.01325, times `head_init`, and learns
+at a rate of its own, `optim.value_head_rate` times that of the rest (ours: the size of both).
+"""
+
+import dataclasses
+import functools
+
+from dwrl_jax.objectives.dwrl import log_preference_score, pair_nll, preference_metrics
+from dwrl_jax.types import Logps, ThoughtBatch
+
+THOUGHTS, VERDICTS = "none", False
+VALUE_HEAD = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """`centring` is the coefficient of (r+ + r-)^2; `head_init` scales the head at the start."""
+
+    centring: float = 0.0
+    head_init: float = 1.0
+
+
+def phases(hyper: Hyper):
+    return {"bt": functools.partial(reward_loss, hyper=hyper)}
+
+
+def reward_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
+    """-log sigmoid(r+ - r-) + centring * (r+ + r-)^2: the likelihood leaves the level of r open, the second term
+    (arXiv 2312.09244, Eq. 3) holds it near zero."""
+    reward = log_preference_score(logps.answer)
+    loss = pair_nll(reward) + hyper.centring * reward.sum(1) ** 2
+    metrics = preference_metrics(logps)
+    return loss, {name: metrics[name] for name in metrics.keys() - {"answer_mass", "effective_thoughts"}}

@@ -1,0 +1,51 @@
+"""GRPO (DeepSeekMath, arXiv 2402.03300) on the pointwise judge, with a correctness reward: a baseline of arXiv
+2510.15242, whose text does not say how it was done. So what follows is (ours):
+
+1. what the policy writes is a thought and a verdict behind it, one answer token drawn from the whole vocabulary;
+   its log-probability is part of the surrogate as those of the thought's tokens are;
+2. the reward of one writing is 1 where the verdict is right, "good" about y+ and "bad" about y-, else 0: also for
+   any other token. A verdict is right or wrong by itself, so there is no tie in training;
+3. a group is the n writings about one response. Where all its rewards are equal it teaches nothing;
+4. the standard deviation is that of the group itself, division by n.
+
+Held-out pairs are compared as for DWRL, by the mean probability of the good answer; a tie counts one half.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dwrl_jax.objectives._policy import Policy, policy_loss, sampler_gap
+from dwrl_jax.objectives.dwrl import preference_metrics
+from dwrl_jax.types import Logps, ThoughtBatch
+
+THOUGHTS, VERDICTS = "policy", True
+Hyper = Policy
+EPSILON = 1e-6
+
+
+def phases(hyper: Hyper):
+    """One update by the clipped surrogate of the standardised rewards."""
+    return {"policy": functools.partial(grpo_loss, hyper=hyper)}
+
+
+def grpo_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
+    """-1/n sum_i surrogate(A_i), summed over both responses: arXiv 2402.03300, Eq. 3, with the KL term outside the
+    clipping. `token_aggregation` "mean" is the paper's 1/|o_i|."""
+    reward = correctness(thoughts)
+    advantage = group_advantage(reward)
+    loss, metrics = policy_loss(logps, thoughts, advantage / reward.shape[-1], hyper)
+    metrics |= preference_metrics(logps) | sampler_gap(logps, thoughts)
+    return loss, metrics | {"reward": reward.mean((1, 2)), "equal_rewards": (advantage == 0).all(-1).mean(1)}
+
+
+def correctness(thoughts: ThoughtBatch) -> Float[Array, "B S G"]:
+    """1 for a right verdict, 0 for any other."""
+    return thoughts.verdict.right.astype(jnp.float32)
+
+
+def group_advantage(reward: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
+    """A_i = (r_i - mean r) / std r over the group; zero where all rewards are equal."""
+    centred = reward - reward.mean(-1, keepdims=True)
+    return centred / (reward.std(-1, keepdims=True) + EPSILON)
