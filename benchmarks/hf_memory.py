@@ -2,10 +2,10 @@
 
 python -m benchmarks.hf_memory [--processes=4] [--devices=2] [--layers=16] [--bound=MIB] [--folder=DIR]
 
-Makes a random checkpoint in bfloat16 (100 MB and 94 MB a layer times two), takes it out of the page cache and loads it
+Makes a random checkpoint in bfloat16 (197 MB and 94 MB a layer), takes it out of the page cache and loads it
 as float32 onto an "fsdp" mesh of forced CPU devices. On the CPU the parameters themselves lie in host memory, so what
 counts is the peak beyond them. With --bound no process can allocate more than that many MiB from the load on, its
-parameters included (RLIMIT_DATA): one that needs more dies. Linux only.
+parameters included (RLIMIT_DATA): one that needs more fails. Linux only.
 """
 
 import argparse
@@ -57,15 +57,13 @@ def measure(folder: Path, bound: int | None) -> dict:
         while not done.wait(0.002):
             peak[0] = max(peak[0], proc("status", "RssAnon"))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    threading.Thread(target=watch, daemon=True).start()
     if bound:
         resource.setrlimit(resource.RLIMIT_DATA, (proc("status", "VmData") + bound * MIB,) * 2)
     began = time.perf_counter()
     params = hf.load_params(folder, config, shardings=places)
     seconds = time.perf_counter() - began
     done.set()
-    watcher.join()
     leaves = [[shard.data.nbytes for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(params)]
     held = sum(map(sum, leaves))
     return {
@@ -111,12 +109,17 @@ def main() -> None:
         code = f"import benchmarks.hf_memory as m; m.child({str(folder)!r}, {given.bound})"
         numbers = ({hosts.NUMBER: str(number)} for number in range(given.processes))
         started = [subprocess.Popen([sys.executable, "-c", code], env=env | number) for number in numbers]
-        sys.exit(max(process.wait() for process in started))
+        while all(process.poll() in (None, 0) for process in started) and any(p.poll() is None for p in started):
+            time.sleep(0.1)
+        for process in started:
+            process.kill()
+        sys.exit(max(abs(process.wait()) for process in started))
 
 
 def child(folder: str, bound: int | None) -> None:
     print(json.dumps({k: round(v, 1) for k, v in measure(Path(folder), bound).items()}), file=sys.stderr, flush=True)
     hosts.wait("all have loaded")
+    os._exit(0)  # a usual exit would wait for those that the parent may have ended
 
 
 if __name__ == "__main__":
