@@ -1,6 +1,9 @@
 """Write a trained model as a folder for transformers and vLLM:
 
 python -m dwrl_jax.export --workdir=runs/x --output=DIR [--checkpoint=last|best|STEP] [--dtype=float32|bfloat16]
+
+It needs no particular devices: the parameters are spread over those that there are, of several hosts too if all of
+them run the command.
 """
 
 import argparse

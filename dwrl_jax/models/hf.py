@@ -206,8 +206,8 @@ def _read_piece(tensors: dict[str, Stored], weight: Weight, config: ModelConfig,
     if not weight.stacked:
         return np.array(weight.from_hf(tensors[weight.key].view())[index], config.param_dtype)
     layers, rest = range(config.layers)[index[0]], index[1:]
-    views = (weight.from_hf(tensors[weight.key.format(layer=layer)].view())[rest] for layer in layers)
-    return np.stack(list(views), dtype=config.param_dtype, casting="unsafe")
+    views = [weight.from_hf(tensors[weight.key.format(layer=layer)].view())[rest] for layer in layers]
+    return np.stack(views, dtype=config.param_dtype, casting="unsafe")
 
 
 def _place(piece: np.ndarray, devices: list) -> list[jax.Array]:
