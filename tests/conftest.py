@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.runs import fit
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
@@ -25,3 +27,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set DWRL_JAX_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A base model of the built-in world, made once."""
+    folder = tmp_path_factory.mktemp("base")
+    fit(folder, "--config.optim.steps=1", "--config.eval.pairs=0")
+    return folder / "base" / "model"
