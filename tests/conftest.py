@@ -9,6 +9,7 @@ import pytest
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config
 from dwrl_jax.models.presets import PRESETS, shrink
+from tests.runs import fit
 from tests.small import VOCAB, lively
 
 
@@ -38,3 +39,11 @@ def tiny():
     hf_config = shrink(PRESETS["qwen3-4b"], VOCAB)
     config = model_config(hf_config)
     return hf_config, config, lively(hf.random_params(config, 0))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A base model of the built-in world, made once."""
+    folder = tmp_path_factory.mktemp("base")
+    fit(folder, "--config.optim.steps=1", "--config.eval.pairs=0")
+    return folder / "base" / "model"

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import huggingface_hub
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,39 +19,7 @@ from dwrl_jax.dialogue import make_dialogue
 from dwrl_jax.errors import UserError
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 from dwrl_jax.pairs import Pair
-
-REPO = Path(__file__).parents[1]
-TINY = [
-    "--config=configs/tiny.py:smoke",
-    "--config.base.optim.steps=3",
-    "--config.eval.pairs=8",
-    "--config.eval.batch_size=4",
-    "--config.eval.curve_pairs=4",
-    "--config.data.batch_size=2",
-]
-
-
-def command(module, *arguments):
-    return [sys.executable, "-m", f"dwrl_jax.{module}", *map(str, arguments)]
-
-
-def call(module, *arguments, **options):
-    return subprocess.run(command(module, *arguments), cwd=REPO, capture_output=True, text=True, **options)
-
-
-def fit(workdir, *arguments):
-    config, workdir = parse([*TINY, f"--workdir={workdir}", *arguments])
-    return train.fit(config, workdir)
-
-
-def params_of(workdir):
-    hf_config, shape = export.read_architecture(workdir)
-    with checkpoint.open_manager(workdir) as manager:
-        return checkpoint.restore_params(manager, "last", export.abstract_params(shape))
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+from tests.runs import REPO, TINY, assert_same_run, call, command, fit, lines, params_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,14 +28,6 @@ def at_the_root():
     os.chdir(REPO)
     yield
     os.chdir(before)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A base model of the built-in world, made once."""
-    folder = tmp_path_factory.mktemp("base")
-    fit(folder, "--config.optim.steps=1", "--config.eval.pairs=0")
-    return folder / "base" / "model"
 
 
 @pytest.fixture(scope="module")
@@ -112,20 +71,6 @@ def test_thoughts_are_written_with_their_weights(four_steps):
     means = [np.mean([row["score"] for row in by_side[side]]) for side in ("chosen", "rejected")]
     assert group[0]["misalignment_weight"] == pytest.approx(means[1] / sum(means), rel=1e-4)
     assert group[0]["prompt"][0]["role"] == "user" and group[0]["response"]
-
-
-def assert_same_run(found, expected):
-    """Bit for bit: parameters, thoughts, held-out scores, and every metric that is not a time."""
-    jax.tree.map(np.testing.assert_array_equal, params_of(found), params_of(expected))
-    for name in ("base", "trained"):
-        assert (found / "eval" / f"{name}.jsonl").read_text() == (expected / "eval" / f"{name}.jsonl").read_text()
-    assert (found / "thoughts.jsonl").read_text() == (expected / "thoughts.jsonl").read_text()
-
-    def timeless(row):
-        return {k: v for k, v in row.items() if "second" not in k}
-
-    pairs = zip(lines(found / "metrics.jsonl"), lines(expected / "metrics.jsonl"), strict=True)
-    assert all(timeless(a) == timeless(b) for a, b in pairs)
 
 
 def test_killed_run_goes_on_bit_for_bit(base, four_steps, tmp_path):

@@ -32,5 +32,5 @@ def reward_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
     (arXiv 2312.09244, Eq. 3) holds it near zero."""
     reward = log_preference_score(logps.answer)
     loss = pair_nll(reward) + hyper.centring * reward.sum(1) ** 2
-    metrics = preference_metrics(logps)
-    return loss, {name: metrics[name] for name in metrics.keys() - {"answer_mass", "effective_thoughts"}}
+    of_thoughts = ("answer_mass", "effective_thoughts")
+    return loss, {name: found for name, found in preference_metrics(logps).items() if name not in of_thoughts}

@@ -1,0 +1,66 @@
+"""Whole runs of the quick trial on the built-in world, shared by tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dwrl_jax import checkpoint, export, train
+from dwrl_jax.commandline import parse
+
+REPO = Path(__file__).parents[1]
+SHORT = [
+    "--config.base.optim.steps=3",
+    "--config.eval.pairs=8",
+    "--config.eval.batch_size=4",
+    "--config.eval.curve_pairs=4",
+    "--config.data.batch_size=2",
+]
+
+
+def tiny(variant="smoke"):
+    """The flags of a run of few steps on the built-in world."""
+    return [f"--config={REPO / 'configs' / 'tiny.py'}:{variant}", *SHORT]
+
+
+TINY = tiny()
+
+
+def command(module, *arguments):
+    return [sys.executable, "-m", f"dwrl_jax.{module}", *map(str, arguments)]
+
+
+def call(module, *arguments, **options):
+    return subprocess.run(command(module, *arguments), cwd=REPO, capture_output=True, text=True, **options)
+
+
+def fit(workdir, *arguments, variant="smoke"):
+    config, workdir = parse([*tiny(variant), f"--workdir={workdir}", *arguments])
+    return train.fit(config, workdir)
+
+
+def params_of(workdir):
+    hf_config, shape = export.read_architecture(workdir)
+    with checkpoint.open_manager(workdir) as manager:
+        return checkpoint.restore_params(manager, "last", export.abstract_params(shape))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same_run(found, expected):
+    """Bit for bit: parameters, thoughts, held-out scores, and every metric that is not a time."""
+    jax.tree.map(np.testing.assert_array_equal, params_of(found), params_of(expected))
+    for name in ("base", "trained"):
+        assert (found / "eval" / f"{name}.jsonl").read_text() == (expected / "eval" / f"{name}.jsonl").read_text()
+    assert (found / "thoughts.jsonl").read_text() == (expected / "thoughts.jsonl").read_text()
+
+    def timeless(row):
+        return {k: v for k, v in row.items() if "second" not in k}
+
+    pairs = zip(lines(found / "metrics.jsonl"), lines(expected / "metrics.jsonl"), strict=True)
+    assert all(timeless(a) == timeless(b) for a, b in pairs)
