@@ -131,12 +131,13 @@ def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.s
 
 
 @hosts.by_first
-def keep_architecture(kept: Path, config: ConfigDict, folder: Path, tokenizer) -> None:
-    """The small files of the model to train, so that an export needs nothing but the workdir."""
+def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer) -> None:
+    """The small files of the model to train, so that an export needs nothing but the workdir; `hf_config` is its
+    config.json, the others are the starting model's."""
     partial = kept.with_name(f".{kept.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    records.write_json(partial / "config.json", architecture(config, folder, tokenizer))
+    records.write_json(partial / "config.json", hf_config)
     if (folder / "generation_config.json").exists():
         shutil.copy(folder / "generation_config.json", partial)
     tokenizer.save_pretrained(partial)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dwrl_jax import config as configuration
 from dwrl_jax import evaluate, export, hosts, loop, records, report, world
-from dwrl_jax.build import Held, build, keep_architecture, load_objective, load_tokenizer
+from dwrl_jax.build import Held, architecture, build, keep_architecture, load_objective, load_tokenizer
 from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
@@ -54,7 +54,8 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     folder = starting_model(config, workdir, begun)
     run, held, notes = build(config, workdir, folder)
     if not begun:
-        keep_architecture(workdir / export.ARCHITECTURE, config, folder, load_tokenizer(config, folder))
+        tokenizer = load_tokenizer(config, folder)
+        keep_architecture(workdir / export.ARCHITECTURE, architecture(config, folder, tokenizer), folder, tokenizer)
         records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     if run.thoughts == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
         print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from dwrl_jax import export, hosts, world
 from dwrl_jax.build import keep_architecture
 from dwrl_jax.models import hf
-from dwrl_jax.models.hf_config import model_config
+from dwrl_jax.models.hf_config import model_config, read_config
 from dwrl_jax.models.presets import PRESETS, shrink
 from tests.small import lively
 
@@ -78,7 +78,7 @@ def pair(saved):
 def alone(saved, tmp_path_factory):
     """What one process with eight devices found, and the workdir of a run whose checkpoint lies on all eight."""
     workdir = tmp_path_factory.mktemp("run")
-    keep_architecture(workdir / export.ARCHITECTURE, saved, world.make_tokenizer())
+    keep_architecture(workdir / export.ARCHITECTURE, read_config(saved), saved, world.make_tokenizer())
     (workdir / "config.json").write_text('{"model": {"param_dtype": "float32"}}')
     (error,) = run("tests.hf_process", saved, workdir, devices=8)
     return figures(error), workdir
