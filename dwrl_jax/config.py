@@ -59,12 +59,12 @@ def base_config() -> ConfigDict:
 
     config.objective = ConfigDict()
     config.objective.name = "dwrl"  # a module of dwrl_jax/objectives
-    config.objective.updates = "alternating"  # dwrl: "alternating" (the paper's) or "joint"
-    config.objective.baseline = "mean"  # dwrl: "none" (the paper's), "mean" or "leave_one_out"
-    config.objective.clip = (0.2, 0.2)  # dwrl: distances of the ratio's clipping below and above 1
-    config.objective.dual_clip = 3.0  # dwrl: bound of the loss of negative advantages, in advantages
-    config.objective.token_aggregation = "sum"  # dwrl: "sum" (exact) or "mean" over a thought's tokens
-    config.objective.kl = 0.0  # dwrl: coefficient of the KL term to the starting model
+    config.objective.updates = "alternating"  # dwrl and its ablation: "alternating" (the paper's) or "joint"
+    config.objective.baseline = "mean"  # likewise: "none" (the paper's), "mean" or "leave_one_out"
+    config.objective.clip = (0.2, 0.2)  # dwrl, grpo_point, irpm: distances of the ratio's clipping below and above 1
+    config.objective.dual_clip = 3.0  # likewise: bound of the loss of negative advantages, in advantages
+    config.objective.token_aggregation = "sum"  # likewise: "sum" (exact) or "mean" over a thought's tokens
+    config.objective.kl = 0.0  # likewise: coefficient of the KL term to the starting model
     config.objective.answer_weight = 1.0  # sft: weight of the answer's log-likelihood
     config.objective.centring = 0.0  # bt: coefficient of (r+ + r-)^2, which holds rewards near zero
     config.objective.head_init = 1.0  # bt: standard deviation of a fresh value head, times 1 / sqrt(width + 1)

@@ -17,7 +17,7 @@ from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config, with_value_head
 from dwrl_jax.models.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, logits, output_table
-from dwrl_jax.objectives import bt, bt_token, dwrl, dwrl_no_misalignment, grpo_point
+from dwrl_jax.objectives import bt, bt_token, dwrl, dwrl_no_misalignment, grpo_point, irpm
 from dwrl_jax.sampler import SamplerOptions, sample
 from dwrl_jax.train_step import make_optimizer
 from dwrl_jax.types import Logps, ThoughtBatch, Verdicts
@@ -133,6 +133,39 @@ def test_the_verdict_is_one_more_token():
         whole = found.replace(thought=appended(found.thought, verdict), entropy=jnp.zeros(place.shape))
         expected, _ = grpo_point.policy_loss(whole, joined, advantage, hyper)
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_wins_over_the_other_group_in_numbers():
+    score = jnp.log(jnp.asarray([[[0.9, 0.5, 0.1], [0.5, 0.2, 0.95]]]))
+    chosen, rejected = irpm.wins_over_the_other(score)[0]
+    np.testing.assert_allclose(chosen, [2 / 3, 0.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(rejected, [0.5, 2 / 3, 0], rtol=1e-6)
+
+
+def test_irpm_in_expectation_prefers_the_thought_that_separates():
+    """Over all groups of two: of two thoughts that some opposite score tells apart, the better one gains what the
+    other loses; better is a high score about y+ and a low one about y-."""
+    params = toy_params(4, seed=2)
+    pi, log_s = jax.nn.softmax(params["policy"], -1), np.asarray(jax.nn.log_sigmoid(params["score"]))
+    pairs = list(itertools.product(range(4), repeat=2))
+    groups = np.array(list(itertools.product(pairs, pairs)))
+    weight = np.prod([np.asarray(pi)[side][groups[:, side]].prod(1) for side in (0, 1)], 0)
+
+    def surrogate(params):
+        found = toy_logps(params, jnp.asarray(groups))
+        return (irpm.irpm_loss(found, toy_thoughts(found), irpm.Hyper())[0] * weight).sum()
+
+    expected = np.zeros((2, 4))  # gradient for log pi, before its normalisation
+    for group, probability in zip(groups, weight):
+        for side, sign in ((0, 1), (1, -1)):
+            own, others = log_s[side][group[side]], log_s[1 - side][group[1 - side]]
+            apart = ((others >= own.min()) & (others <= own.max())).any() and own[0] != own[1]
+            better = int(np.argmax(sign * own))
+            expected[side, group[side][better]] -= 0.5 * probability * apart
+            expected[side, group[side][1 - better]] += 0.5 * probability * apart
+    found = jax.jit(jax.grad(surrogate))(params)
+    assert_trees_close(found["policy"], jnp.asarray(expected, jnp.float32), 1e-4)  # its entries sum to zero already
+    assert not found["score"].any()  # the answer has no gradient
 
 
 def test_verdicts_are_drawn_from_the_whole_vocabulary():
@@ -299,7 +332,7 @@ def test_a_reward_model_is_exported_for_transformers(base, tmp_path):
     batch = make_batch(pairs=1, length=ids.shape[1])
     batch = batch.replace(prefix=jnp.asarray(ids.numpy())[None].repeat(2, 1), prefix_len=jnp.full((1, 2), ids.shape[1]))
     expected = rewards(judge, params_of(tmp_path / "run"), batch)[0, 0]
-    assert float(model(ids).logits[0, 0]) == pytest.approx(float(expected), abs=1e-4)
+    assert float(model(ids).logits[0, 0].detach()) == pytest.approx(float(expected), abs=1e-4)
 
 
 @pytest.mark.parametrize("preset", ["llama3.1-8b", "qwen2.5-3b"])

@@ -31,9 +31,12 @@ def phases(hyper: Hyper):
 
 
 def grpo_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
+    return group_loss(logps, thoughts, correctness(thoughts), hyper)
+
+
+def group_loss(logps: Logps, thoughts: ThoughtBatch, reward: Float[Array, "B S G"], hyper: Hyper):
     """-1/n sum_i surrogate(A_i), summed over both responses: arXiv 2402.03300, Eq. 3, with the KL term outside the
     clipping. `token_aggregation` "mean" is the paper's 1/|o_i|."""
-    reward = correctness(thoughts)
     advantage = group_advantage(reward)
     loss, metrics = policy_loss(logps, thoughts, advantage / reward.shape[-1], hyper)
     metrics |= preference_metrics(logps) | sampler_gap(logps, thoughts)
