@@ -44,15 +44,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     value_head = getattr(objective, "VALUE_HEAD", False)
     numerics = {name: config.model[name] for name in NUMERICS}
     shape = model_config(architecture(config, folder, tokenizer), **numerics)
-    talk = dialogue.make_dialogue(
-        tokenizer,
-        judge_question=config.dialogue.judge_question,
-        answer_question=config.dialogue.answer_question,
-        answers=config.dialogue.answers,
-        system=config.dialogue.system or None,
-        date=config.dialogue.date,
-    )
-    talk = dataclasses.replace(talk, bare=value_head)
+    talk = dataclasses.replace(make_talk(config, tokenizer, is_pairwise(objective)), bare=value_head)
     check_lengths(config, shape, talk)
     supervised = objective.THOUGHTS == "written"
     source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
@@ -130,6 +122,21 @@ def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.s
     return hf.with_value_head(params, shape, config.seed, config.objective.head_init, shardings=places)
 
 
+def make_talk(config: ConfigDict, tokenizer, pairwise: bool) -> dialogue.Dialogue:
+    """The config's dialogue about one response, or the one about two."""
+    names = ("pair_question", "label_question", "labels") if pairwise else ("judge_question", "answer_question", "answers")
+    judge_question, answer_question, answers = (config.dialogue[name] for name in names)
+    return dialogue.make_dialogue(
+        tokenizer,
+        judge_question=judge_question,
+        answer_question=answer_question,
+        answers=answers,
+        system=config.dialogue.system or None,
+        date=config.dialogue.date,
+        turn=config.dialogue.turn if pairwise else None,
+    )
+
+
 @hosts.by_first
 def keep_architecture(kept: Path, config: ConfigDict, folder: Path, tokenizer) -> None:
     """The small files of the model to train, so that an export needs nothing but the workdir."""
@@ -189,6 +196,11 @@ def load_objective(config: ConfigDict):
     return module, module.Hyper(**{field: config.objective[field] for field in fields})
 
 
+def is_pairwise(objective) -> bool:
+    """Whether the sides of an objective are the two orders of a pair's responses, shown together."""
+    return getattr(objective, "PAIRWISE", False)
+
+
 def batches(config: ConfigDict, source, talk, *, batch_size: int, shuffle: bool = True) -> data.Batches:
     return data.make_batches(
         source,
@@ -211,8 +223,21 @@ def training_source(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path, 
         split = "demonstrations" if name.endswith("demonstrations") else "train"
         clean = round(config.world.clean_share * count)
         source = world.WorldSource(made, split, talk, config.data.buckets[-1], clean)
+        if split == "demonstrations" and config.world.pairwise_share:
+            source = with_comparisons(config, source)
         return source, f"{count} pairs of the built-in world, {split}"
     return tokenised(config, talk, name, config.data.train_split, skipped, supervised)
+
+
+def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.WorldSource:
+    """The source with a share of pairwise dialogues; UserError where they are not closed by the same tokens."""
+    talk, pairwise = source.dialogue, make_talk(config, source.dialogue.tokenizer, pairwise=True)
+    if (pairwise.question_ids, pairwise.answer_ids) != (talk.question_ids, talk.answer_ids):
+        raise UserError(
+            "world.pairwise_share: one model judge needs one second question; set dialogue.label_question and "
+            "dialogue.labels to dialogue.answer_question and dialogue.answers"
+        )
+    return dataclasses.replace(source, pairwise=pairwise, pairwise_share=config.world.pairwise_share)
 
 
 def held_out(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path) -> tuple[Held, str]:

@@ -34,6 +34,14 @@ def base_config() -> ConfigDict:
     config.dialogue.judge_question = "Judge the response."  # asks for the thought
     config.dialogue.answer_question = "Is this a good response? A: Yes, B: No"  # asks for the answer
     config.dialogue.answers = ("A", "B")  # good, bad: one token each in their place
+    # pairwise objectives: shows the conversation and both responses, and asks for the thought
+    config.dialogue.pair_question = (
+        "Here is a conversation.\n\n{conversation}\n\nResponse A:\n{first}\n\nResponse B:\n{second}\n\n"
+        "Compare the two responses to the last message."
+    )
+    config.dialogue.turn = "{role}: {content}"  # pairwise: a turn of that conversation; blank lines stand between them
+    config.dialogue.label_question = "Which response is better, A or B?"  # pairwise: asks for the label
+    config.dialogue.labels = ("A", "B")  # pairwise: the first, the second is better: one token each in their place
     config.dialogue.date = "26 Jul 2024"  # for templates that print today's date: training equals evaluation
 
     config.data = ConfigDict()
@@ -49,6 +57,7 @@ def base_config() -> ConfigDict:
     config.world = ConfigDict()
     config.world.seed = 0  # of the built-in world, where data.train or data.eval is "world"
     config.world.clean_share = 0.67  # of the demonstrations: clean chains first, thoughts of mixed quality after
+    config.world.pairwise_share = 0.0  # of the demonstrations: dialogues that compare both responses, in both orders
 
     config.sampler = ConfigDict()
     config.sampler.group_size = 8  # thoughts per response, the paper's n
@@ -238,7 +247,9 @@ def check(config: ConfigDict) -> None:
         raise UserError("profile=True: the first step compiles and is not traced; give optim.steps at least 2")
     if config.objective.dual_clip <= 1:
         raise UserError(f"objective.dual_clip={config.objective.dual_clip}: must be above 1")
-    for key, size in (("dialogue.answers", 2), ("objective.clip", 2)):
+    if not 0 <= config.world.pairwise_share <= 1:
+        raise UserError(f"world.pairwise_share={config.world.pairwise_share}: must be from 0 to 1")
+    for key, size in (("dialogue.answers", 2), ("dialogue.labels", 2), ("objective.clip", 2)):
         if len(_get(config, key)) != size:
             raise UserError(f"{key}={_get(config, key)!r}: give {size} values")
     if not config.eval.votes or min(config.eval.votes) < 1:
