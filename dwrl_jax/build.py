@@ -41,10 +41,10 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
     tokenizer = load_tokenizer(config, folder)
     objective, hyper = load_objective(config)
-    value_head = getattr(objective, "VALUE_HEAD", False)
+    pairwise, value_head = is_pairwise(objective), getattr(objective, "VALUE_HEAD", False)
     numerics = {name: config.model[name] for name in NUMERICS}
     shape = model_config(architecture(config, folder, tokenizer), **numerics)
-    talk = dataclasses.replace(make_talk(config, tokenizer, is_pairwise(objective)), bare=value_head)
+    talk = dataclasses.replace(make_talk(config, tokenizer, pairwise), bare=value_head)
     check_lengths(config, shape, talk)
     supervised = objective.THOUGHTS == "written"
     source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
@@ -89,6 +89,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
         needs_reference=getattr(hyper, "kl", 0.0) > 0,
         eval_batches=held.batches if held else None,
         curve_batches=held.curve if held else None,
+        pairwise=pairwise,
         votes=tuple(config.eval.votes),
         eval_every=config.eval.every,
         thoughts_every=config.log.thoughts_every,
@@ -124,7 +125,9 @@ def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.s
 
 def make_talk(config: ConfigDict, tokenizer, pairwise: bool) -> dialogue.Dialogue:
     """The config's dialogue about one response, or the one about two."""
-    names = ("pair_question", "label_question", "labels") if pairwise else ("judge_question", "answer_question", "answers")
+    names = (
+        ("pair_question", "label_question", "labels") if pairwise else ("judge_question", "answer_question", "answers")
+    )
     judge_question, answer_question, answers = (config.dialogue[name] for name in names)
     return dialogue.make_dialogue(
         tokenizer,
@@ -191,6 +194,11 @@ def load_objective(config: ConfigDict):
         raise UserError(
             f"objective.name={name!r} judges without thoughts: give sampler.group_size=1 and eval.votes=(1,), "
             f"as --config=FILE:{name} does"
+        )
+    if is_pairwise(module) and config.score.readout != "choices":
+        raise UserError(
+            f"score.readout={config.score.readout!r}: {name} needs 'choices', where the two labels of a comparison "
+            "have probability 1 together"
         )
     fields = [field.name for field in dataclasses.fields(module.Hyper)]
     return module, module.Hyper(**{field: config.objective[field] for field in fields})

@@ -274,7 +274,7 @@ def _check_fields(name, text, known, needed) -> None:
         raise UserError(f"dialogue.{name}: {text!r} cannot be filled in ({error}); write {{{{ for a brace") from error
     wrong = needed - found or found - known
     if wrong:
-        braced = ", ".join("{%s}" % field for field in sorted(needed))
+        braced = ", ".join(f"{{{field}}}" for field in sorted(needed))
         raise UserError(f"dialogue.{name}: {text!r} must have {braced}; {min(wrong)!r} is missing or does not exist")
 def _asked(dialogue, thought):
     """The thought and the second question."""
