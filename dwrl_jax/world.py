@@ -33,7 +33,8 @@ TEMPLATE = (
 )
 # Written thoughts of the mixed stage: states and how far the claim is off. A "chain" writes every state; "slips"
 # does, and goes on from its errors; "skipping" breaks off and guesses the end; "rationalising" puts the claim at
-# the end; "lazy" writes nothing of it.
+# the end; "lazy" writes nothing of it. Thoughts about two responses end with the last state: how far off either
+# claim is a tiny model did not learn to write, and its guesses misled the verdict.
 KINDS = {"chain": 0.15, "slips": 0.25, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
 SLIP = 0.25
 
@@ -143,8 +144,9 @@ def _demonstration(rng, world: World, start, operations, responses, mixed: bool)
     quality = [_quality(claim, believed, style) for claim, style in responses]
     better = quality[0] - (quality[1] if len(quality) == 2 else PASSABLE)
     good = rng.random() < _sigmoid(2.0 * better)
-    distances = [f"off{_distance(claim, believed)}" for claim, _ in responses]
-    words = ["hm"] if kind == "lazy" else [*(f"s{s}" for s in states), *distances]
+    words = ["hm"] if kind == "lazy" else [f"s{s}" for s in states]
+    if len(responses) == 1 and kind != "lazy":
+        words.append(f"off{_distance(responses[0][0], believed)}")
     return " ".join(words), GOOD if good else BAD
 
 

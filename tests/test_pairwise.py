@@ -44,10 +44,10 @@ def test_both_orders_in_the_world(talk):
 
 
 def test_labels_follow_the_written_verdicts(talk):
-    written = Pair(PAIR.prompt, PAIR.chosen, PAIR.rejected, thoughts=("hm", "s1 off0 off2"), verdicts=(1, 1))
+    written = Pair(PAIR.prompt, PAIR.chosen, PAIR.rejected, thoughts=("hm", "s1 s5"), verdicts=(1, 1))
     row = data.tokenise([written], talk, 20)[0].rows[0]
     assert talk.tokenizer.convert_ids_to_tokens(row.answer) == ["no", "no"]
-    assert [talk.tokenizer.decode(ids) for ids in row.thoughts] == ["hm <end>", "s1 off0 off2 <end>"]
+    assert [talk.tokenizer.decode(ids) for ids in row.thoughts] == ["hm <end>", "s1 s5 <end>"]
 
 
 def test_qwen_dialogue_is_this_text(qwen):  # noqa: F811
@@ -117,8 +117,8 @@ def test_pointwise_demonstrations_are_as_they_were():
     assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == "8cd5c206fd26222a"
 
 
-def test_comparisons_weigh_both_claims_against_the_chain():
-    """Clean thoughts end with how far off either claim is, the first one's distance first; labels mostly agree."""
+def test_comparisons_follow_the_chain():
+    """Clean thoughts are the chain; labels mostly agree with the quality, in both orders."""
     agree = []
     for index in range(400):
         pair = world.pair(WORLD, "demonstrations", index, mixed_from=400, pairwise=True)
@@ -126,9 +126,7 @@ def test_comparisons_weigh_both_claims_against_the_chain():
         chain = WORLD.chain(start, operations)
         orders = ((pair.chosen, pair.rejected), (pair.rejected, pair.chosen))
         for order, thought, verdict in zip(orders, pair.thoughts, pair.verdicts):
-            claims = [int(text[1]) for text in order]
-            off = [min((c - chain[-1]) % 8, (chain[-1] - c) % 8) for c in claims]
-            assert thought.split() == [*(f"s{s}" for s in chain), *(f"off{d}" for d in off)]
+            assert thought.split() == [f"s{s}" for s in chain]
             quality = [WORLD.quality(pair.prompt[0]["content"], text) for text in order]
             if abs(quality[0] - quality[1]) > 1:
                 agree.append(verdict == int(quality[1] > quality[0]))
