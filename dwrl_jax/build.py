@@ -242,7 +242,7 @@ def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.Wor
     talk, pairwise = source.dialogue, make_talk(config, source.dialogue.tokenizer, pairwise=True)
     if (pairwise.question_ids, pairwise.answer_ids) != (talk.question_ids, talk.answer_ids):
         raise UserError(
-            "world.pairwise_share: one model judge needs one second question; set dialogue.label_question and "
+            "world.pairwise_share: both kinds of dialogue must end alike; set dialogue.label_question and "
             "dialogue.labels to dialogue.answer_question and dialogue.answers"
         )
     return dataclasses.replace(source, pairwise=pairwise, pairwise_share=config.world.pairwise_share)

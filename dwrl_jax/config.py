@@ -70,10 +70,13 @@ def base_config() -> ConfigDict:
     config.objective.name = "dwrl"  # a module of dwrl_jax/objectives
     config.objective.updates = "alternating"  # dwrl: "alternating" (the paper's) or "joint"
     config.objective.baseline = "mean"  # dwrl: "none" (the paper's), "mean" or "leave_one_out"
-    config.objective.clip = (0.2, 0.2)  # dwrl: distances of the ratio's clipping below and above 1
-    config.objective.dual_clip = 3.0  # dwrl: bound of the loss of negative advantages, in advantages
-    config.objective.token_aggregation = "sum"  # dwrl: "sum" (exact) or "mean" over a thought's tokens
-    config.objective.kl = 0.0  # dwrl: coefficient of the KL term to the starting model
+    config.objective.clip = (0.2, 0.2)  # dwrl*, grpo_*, rm_r1: distances of the ratio's clipping below and above 1
+    config.objective.dual_clip = 3.0  # dwrl*, grpo_*, rm_r1: bound of the loss of negative advantages, in advantages
+    config.objective.token_aggregation = "sum"  # dwrl*, grpo_*, rm_r1: "sum" (exact) or "mean" over a thought's tokens
+    config.objective.kl = 0.0  # dwrl*, grpo_*, rm_r1: coefficient of the KL term to the starting model
+    config.objective.label_smoothing = 0.0  # gram: share of the target that goes to the other label
+    config.objective.policy_updates = 1  # grpo_*, rm_r1: on the same thoughts; clipping acts from the second on
+    config.objective.format_weight = 0.2  # rm_r1: reward of the format, where a right label earns 1
     config.objective.answer_weight = 1.0  # sft: weight of the answer's log-likelihood
     config.objective.centring = 0.0  # bt: coefficient of (r+ + r-)^2, which holds rewards near zero
     config.objective.head_init = 1.0  # bt: standard deviation of a fresh value head, times 1 / sqrt(width + 1)
@@ -137,7 +140,14 @@ def accelerator_run(hub_id: str) -> ConfigDict:
 
 # What an objective needs to differ in, whatever the model and the data: applied last by `with_objective`
 _NO_THOUGHT = {"sampler.group_size": 1, "sampler.max_thought": 1, "eval.votes": (1,)}
-OBJECTIVES: dict[str, dict[str, object]] = {"bt": _NO_THOUGHT, "bt_token": _NO_THOUGHT}
+_PAIRWISE = {"score.readout": "choices", "base.world.pairwise_share": 0.5}
+OBJECTIVES: dict[str, dict[str, object]] = {
+    "bt": _NO_THOUGHT,
+    "bt_token": _NO_THOUGHT,
+    "gram": _NO_THOUGHT | _PAIRWISE,
+    "grpo_pair": _PAIRWISE,
+    "rm_r1": _PAIRWISE,
+}
 
 
 def read_variant(variant: str) -> tuple[str, bool]:
@@ -155,9 +165,11 @@ def read_variant(variant: str) -> tuple[str, bool]:
 
 
 def with_objective(config: ConfigDict, name: str) -> ConfigDict:
-    """The config for the objective `name`, with what that one needs."""
-    config.objective.name = name
-    config.update_from_flattened_dict(OBJECTIVES.get(name, {}))
+    """The config for the objective `name`, with what that one needs, of its base too if it makes one."""
+    needed = {"objective.name": name} | OBJECTIVES.get(name, {})
+    if config.base is None:
+        needed = {key: value for key, value in needed.items() if not key.startswith("base.")}
+    config.update_from_flattened_dict(needed)
     return config
 
 
@@ -201,6 +213,7 @@ AT_LEAST_ONE = [
     "sampler.group_size",
     "sampler.max_thought",
     "score.chunk",
+    "objective.policy_updates",
     "optim.steps",
     "optim.micro_batches",
     "eval.batch_size",
@@ -212,6 +225,7 @@ NOT_NEGATIVE = [
     "objective.kl",
     "objective.centring",
     "objective.head_init",
+    "objective.format_weight",
     "optim.value_head_rate",
     "optim.learning_rate",
     "optim.warmup",
@@ -247,6 +261,8 @@ def check(config: ConfigDict) -> None:
         raise UserError("profile=True: the first step compiles and is not traced; give optim.steps at least 2")
     if config.objective.dual_clip <= 1:
         raise UserError(f"objective.dual_clip={config.objective.dual_clip}: must be above 1")
+    if not 0 <= config.objective.label_smoothing < 0.5:
+        raise UserError(f"objective.label_smoothing={config.objective.label_smoothing}: must be from 0 to below 0.5")
     if not 0 <= config.world.pairwise_share <= 1:
         raise UserError(f"world.pairwise_share={config.world.pairwise_share}: must be from 0 to 1")
     for key, size in (("dialogue.answers", 2), ("dialogue.labels", 2), ("objective.clip", 2)):

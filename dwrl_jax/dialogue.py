@@ -276,6 +276,8 @@ def _check_fields(name, text, known, needed) -> None:
     if wrong:
         braced = ", ".join(f"{{{field}}}" for field in sorted(needed))
         raise UserError(f"dialogue.{name}: {text!r} must have {braced}; {min(wrong)!r} is missing or does not exist")
+
+
 def _asked(dialogue, thought):
     """The thought and the second question."""
     return [_turn("assistant", thought), _turn("user", dialogue.answer_question)]
