@@ -50,6 +50,10 @@ def world_config():
     config.dialogue.judge_question = "judge"
     config.dialogue.answer_question = "good?"
     config.dialogue.answers = ("yes", "no")
+    config.dialogue.pair_question = "{conversation} A {first} B {second} judge"
+    config.dialogue.turn = "{content}"
+    config.dialogue.label_question = config.dialogue.answer_question  # one judge for both kinds of dialogue
+    config.dialogue.labels = config.dialogue.answers
     config.data.buckets = (20,)
     config.sampler.max_thought = 8
     return config

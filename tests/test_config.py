@@ -45,4 +45,6 @@ def test_every_config_takes_every_objective():
             build.load_objective(config)
             flat = configuration.flat(quick.to_dict())
             for key, value in configuration.OBJECTIVES.get(name, {}).items():
+                if key.startswith("base.") and quick.base is None:
+                    continue
                 assert flat[key] == value, f"{path.name}:{name},smoke changes {key} after the objective has set it"
