@@ -1,0 +1,174 @@
+"""A table and figures of many runs, from the rows that `dwrl_jax.reproduce` left and the files of each run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.special import expit
+
+from dwrl_jax import evaluate, records
+
+RESAMPLES = 4000
+BUDGETS = {"pairs": "pairs", "generated_tokens": "generated tokens", "seconds": "seconds"}
+Rows = list[dict]
+
+
+def write(workdir: Path, rows: Rows, reference: str) -> None:
+    """workdir/table.md and, for each config, workdir/figures_CONFIG.png; of rows of whatever is finished."""
+    parts = []
+    for config in dict.fromkeys(row["config"] for row in rows):
+        part = [row for row in rows if row["config"] == config]
+        parts.append(f"**{config}**\n\n{table(workdir, part, reference)}")
+        figure(workdir, part).savefig(workdir / f"figures_{config}.png", dpi=110)
+    (workdir / "table.md").write_text("\n\n".join(parts) + "\n")
+
+
+def table(workdir: Path, rows: Rows, reference: str) -> str:
+    """Markdown, a line for each method and budget: means over seeds, and the paired difference to the reference."""
+    titles = ("method", "as much of", "seeds", "accuracy %, mean ± sd", "NLL", f"less {reference}, 95 % interval")
+    titles += ("pairs", "generated tokens", "seconds")
+    lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
+    base = [row for row in rows if row["method"] == reference and row["budget"] == "pairs"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for budget in BUDGETS:
+            part = [row for row in rows if (row["method"], row["budget"]) == (method, budget)]
+            if part:
+                lines.append(line(workdir, part, base, is_reference=method == reference))
+    return "\n".join(lines)
+
+
+def line(workdir: Path, rows: Rows, base: Rows, *, is_reference: bool) -> str:
+    accuracy = 100 * np.array([row["accuracy"] for row in rows])
+    spread = f" ± {accuracy.std(ddof=1):.1f}" if len(rows) > 1 else ""
+
+    def mean(name):
+        return np.mean([row[name] for row in rows])
+
+    against = ""
+    differences = [] if is_reference else paired(workdir, rows, base)
+    if differences:
+        centre = 100 * np.mean([one.mean() for one in differences])
+        low, high = (100 * bound for bound in two_level_interval(differences))
+        against = f"{centre:+.1f} [{low:+.1f}, {high:+.1f}]"
+    cells = [
+        f"`{rows[0]['method']}`",
+        BUDGETS[rows[0]["budget"]],
+        str(len(rows)),
+        f"{accuracy.mean():.1f}{spread}",
+        f"{mean('nll'):.3f}",
+        against,
+        f"{mean('pairs'):,.0f}",
+        f"{mean('generated_tokens'):,.0f}",
+        f"{mean('seconds'):,.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def margins(workdir: Path, row: dict) -> tuple[np.ndarray, Float[np.ndarray, "N R"]]:
+    """Pair ids [N], and the log-odds of the right order of each pair after training."""
+    ids, log_scores = records.read_scores(workdir / row["workdir"] / "eval" / "trained.jsonl")
+    return ids, evaluate.margins(log_scores, row["votes"], row["pairwise"])
+
+
+def paired(workdir: Path, rows: Rows, base: Rows) -> list[Float[np.ndarray, " N"]]:
+    """For each seed that both have, wins less those of the reference on the same held-out pairs."""
+    of_seed = {row["seed"]: row for row in base}
+    return [difference(workdir, row, of_seed[row["seed"]]) for row in rows if row["seed"] in of_seed]
+
+
+def difference(workdir: Path, row: dict, other: dict) -> Float[np.ndarray, " N"]:
+    """Of every pair that both were asked about: the share of votes that win, less the other's."""
+    (ids, margin), (other_ids, other_margin) = (margins(workdir, one) for one in (row, other))
+    _, mine, others = np.intersect1d(ids, other_ids, return_indices=True)
+    return evaluate.wins(margin[mine]).mean(1) - evaluate.wins(other_margin[others]).mean(1)
+
+
+def two_level_interval(differences: list[Float[np.ndarray, " N"]]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean: seeds are drawn anew, and pairs within each."""
+    rng = np.random.default_rng(0)
+    drawn = np.stack(
+        [rng.choice(one, (RESAMPLES, len(one))).mean(1) for one in differences]
+    )  # a mean of each seed's pairs drawn anew, for each resample
+    seeds = rng.integers(0, len(differences), (RESAMPLES, len(differences)))
+    means = drawn[seeds, np.arange(RESAMPLES)[:, None]].mean(1)
+    return tuple(np.percentile(means, (2.5, 97.5)))
+
+
+def figure(workdir: Path, rows: Rows) -> Figure:
+    """Accuracy against three budgets and against votes, calibration, and the two weights during training."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    picture = Figure(figsize=(16, 8), layout="constrained")
+    axes = picture.subplots(2, 4).ravel()
+    for index, method in enumerate(methods):
+        part = [row for row in rows if row["method"] == method and row["budget"] == "pairs"]
+        style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "label": method}
+        steps = [steps_of(workdir, row) for row in part]
+        for axis, name in zip(axes, ("pairs", "sample/tokens", "time/step_seconds")):
+            draw_against(axis, part, steps, name, style)
+        draw_votes(axes[3], workdir, part, style)
+        draw_calibration(axes[4], workdir, part, style)
+        draw_curve(axes[5], steps, "train/misalignment_weight", style)
+        draw_curve(axes[6], steps, "train/effective_thoughts", style)
+    titles = ("pairs seen", "generated tokens", "seconds of training", "votes k", "said probability", "step", "step")
+    ylabels = ["held-out accuracy"] * 4 + ["share that is right", "misalignment weight", "effective thoughts"]
+    for axis, title, ylabel in zip(axes, titles, ylabels):
+        axis.set(xlabel=title, ylabel=ylabel)
+        axis.grid(alpha=0.3)
+    axes[3].set_xscale("log", base=2)
+    axes[7].axis("off")
+    axes[7].legend(*axes[0].get_legend_handles_labels(), loc="center", title="mean over seeds")
+    return picture
+
+
+def steps_of(workdir: Path, row: dict) -> Rows:
+    steps = [json.loads(text) for text in (workdir / row["workdir"] / "metrics.jsonl").read_text().splitlines()]
+    return [step | {"pairs": row["pairs"] / row["steps"]} for step in steps]
+
+
+def draw_against(axis: Axes, rows: Rows, steps: list[Rows], name: str, style: dict) -> None:
+    """Accuracy of the curve's pairs against what was used so far; the base model is the first point."""
+    curves = []
+    for row, run in zip(rows, steps):
+        used = np.cumsum([step.get(name, 0.0) for step in run])
+        points = [(u, step["eval/accuracy"]) for u, step in zip(used, run) if "eval/accuracy" in step]
+        if points and used[-1] > 0:
+            curves.append([(0.0, row["base_accuracy"]), *points])
+    shortest = min(map(len, curves), default=0)
+    if shortest > 1:
+        x, y = np.array([curve[:shortest] for curve in curves]).mean(0).T
+        axis.plot(x, y, marker=".", **style)
+
+
+def draw_votes(axis: Axes, workdir: Path, rows: Rows, style: dict) -> None:
+    curves = []
+    for row in rows:
+        _, log_scores = records.read_scores(workdir / row["workdir"] / "eval" / "trained.jsonl")
+        votes = [k for k in (1, 2, 4, 8, 16, 32) if k <= log_scores.shape[2]]
+        wins = [evaluate.wins(evaluate.margins(log_scores, k, row["pairwise"])).mean() for k in votes]
+        curves.append(wins)
+    if curves:
+        axis.plot(votes, np.mean(curves, 0), marker=".", **style)
+
+
+def draw_calibration(axis: Axes, workdir: Path, rows: Rows, style: dict) -> None:
+    """Share of right answers among those said with a probability, in ten bins of all seeds."""
+    if not rows:
+        return
+    margin = np.concatenate([margins(workdir, row)[1].ravel() for row in rows])
+    said, right = expit(np.abs(margin)), evaluate.wins(margin)
+    bins = np.minimum(((said - 0.5) * 20).astype(int), 9)
+    points = [(said[bins == b].mean(), right[bins == b].mean()) for b in range(10) if (bins == b).sum() >= 30]
+    axis.plot([0.5, 1], [0.5, 1], color="0.7", linewidth=1)
+    if points:
+        axis.plot(*np.array(points).T, marker=".", **style)
+
+
+def draw_curve(axis: Axes, steps: list[Rows], name: str, style: dict) -> None:
+    curves = [[step[name] for step in run if name in step] for run in steps]
+    shortest = min(map(len, curves), default=0)
+    if shortest:
+        smooth = np.mean([curve[:shortest] for curve in curves], 0)
+        axis.plot(np.arange(1, shortest + 1), smooth, linewidth=1, **style)

@@ -1,0 +1,66 @@
+"""What `dwrl_jax.reproduce` runs: which methods, on which configs, with which seeds. Data alone."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One line of a table: an objective, and what differs from its config (keys and values of --config.KEY)."""
+
+    objective: str
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """`seeded` are the keys that get the seed of a cell. Every arm trains on as many pairs as the `reference`;
+    `budgets` are what it is given as much of, once more, where it uses less or more of it: "generated_tokens"
+    or "seconds"."""
+
+    configs: tuple[str, ...]  # files of configs/
+    arms: Mapping[str, Arm]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    seeded: tuple[str, ...] = ("seed",)
+    budgets: tuple[str, ...] = ()
+    reference: str = "dwrl"
+
+
+METHODS = (
+    "dwrl",
+    "dwrl_no_misalignment",
+    "grpo_point",
+    "grpo_pair",
+    "rm_r1",
+    "irpm",
+    "bt",
+    "bt_token",
+    "bt_prefilled",
+    "gram",
+)
+WORLD = ("seed", "world.seed", "base.seed", "base.world.seed")  # data, world and base model: all anew
+RATES = (1e-4, 3e-4, 1e-3)
+
+
+def _rates() -> dict[str, Arm]:
+    return {f"{name}@{rate:g}": Arm(name, {"optim.learning_rate": rate}) for name in METHODS for rate in RATES}
+
+
+SUITES = {
+    # learning rates, on worlds that the table does not use
+    "tiny_rates": Suite(("tiny",), _rates(), (101, 102), seeded=WORLD, reference=f"dwrl@{RATES[1]:g}"),
+    "tiny": Suite(
+        ("tiny",),
+        {name: Arm(name) for name in METHODS},
+        seeds=(11, 12, 13, 14, 15),
+        seeded=WORLD,
+        budgets=("generated_tokens", "seconds"),
+    ),
+    "hh": Suite(
+        ("qwen3b", "qwen7b", "llama3b", "llama8b"),
+        {name: Arm(name) for name in METHODS},
+        seeds=(0, 1, 2, 3, 4),
+        budgets=("generated_tokens", "seconds"),
+    ),
+}

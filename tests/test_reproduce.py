@@ -1,0 +1,116 @@
+"""Smoke: a small suite from its command, stopped and gone on with; exact: what its table says of given scores."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dwrl_jax import comparison, records, reproduce
+from dwrl_jax.suites import METHODS, SUITES
+from tests.small import REPO
+
+SMALL = ("optim.steps=3", "base.optim.steps=4", "eval.pairs=12", "eval.curve_pairs=12", "eval.every=1")
+
+
+def command(workdir, *more):
+    settings = [f"--config.{setting}" for setting in SMALL]
+    line = [sys.executable, "-m", "dwrl_jax.reproduce", "--suite=tiny", f"--workdir={workdir}", *settings, *more]
+    return subprocess.run(line, cwd=REPO, capture_output=True, text=True)
+
+
+def test_a_suite_runs_each_cell_once(tmp_path):
+    """Two arms on one base model; the second command runs what is new; all stands in the table and the figures."""
+    done = command(tmp_path, "--arms=bt_token", "--seeds=11")
+    assert done.returncode == 0, done.stderr
+    first = (tmp_path / "tiny/bt_token/pairs-11/results.json").stat().st_mtime_ns
+    done = command(tmp_path, "--arms=dwrl,bt_token", "--seeds=11")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tiny/bt_token/pairs-11/results.json").stat().st_mtime_ns == first
+    rows = {(row["method"], row["budget"]): row for row in reproduce.read_rows(tmp_path)}
+    assert set(rows) >= {("dwrl", "pairs"), ("bt_token", "pairs")}
+    assert set(rows) <= {("dwrl", "pairs"), ("bt_token", "pairs"), ("bt_token", "seconds")}
+    dwrl, token = rows["dwrl", "pairs"], rows["bt_token", "pairs"]
+    assert dwrl["pairs"] == token["pairs"] == 48
+    assert dwrl["generated_tokens"] > token["generated_tokens"] == 0
+    results = json.loads((tmp_path / dwrl["workdir"] / "results.json").read_text())
+    assert dwrl["accuracy"] == results["trained"]["k8"]["accuracy"] and dwrl["nll"] == results["trained"]["k8"]["nll"]
+    assert len(list((tmp_path / "bases").iterdir())) == 1
+    assert "| `dwrl` | pairs | 1 |" in done.stdout and "| `bt_token` | pairs | 1 |" in done.stdout
+    assert (tmp_path / "figures_tiny.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--arms=dwrl,nothing"], "--arms=nothing: choose from dwrl, "),
+        (["--seeds=77"], "--seeds=77: choose from 11, 12, 13, 14, 15"),
+        (["--arm=dwrl", "--size=3"], "not a flag"),
+        (["--config.optim.step=3"], "step"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, flags, message):
+    done = command(tmp_path, *flags)
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_every_method_of_the_paper_is_in_the_suites():
+    paper = {"dwrl", "dwrl_no_misalignment", "grpo_point", "grpo_pair", "bt", "bt_token", "bt_prefilled", "gram"}
+    assert paper <= set(METHODS) and set(SUITES["tiny"].arms) == set(SUITES["hh"].arms) == set(METHODS)
+    assert not set(SUITES["tiny"].seeds) & set(SUITES["tiny_rates"].seeds), "rates are chosen on other worlds"
+
+
+def used(steps, tokens, seconds):
+    return {"steps": steps, "per_step": {"generated_tokens": tokens, "seconds": seconds}}
+
+
+@pytest.mark.parametrize(
+    "row, budget, expected",
+    [
+        (used(250, 1000, 0.5), "generated_tokens", 500),
+        (used(250, 1000, 0.5), "seconds", None),  # as much already
+        (used(250, 0, 0.05), "generated_tokens", None),  # has none to spend
+        (used(250, 0, 0.05), "seconds", 2500),
+        (used(250, 4000, 2.0), "seconds", 62),
+    ],
+)
+def test_steps_of_an_equal_budget(row, budget, expected):
+    assert reproduce.equal_steps(row, used(250, 2000, 0.5), budget) == expected
+
+
+def a_run(workdir, name, right, ids):
+    """A run whose trained judge is right about given pairs, with its row."""
+    scores = np.where(np.asarray(right)[:, None, None], [[-1.0], [-2.0]], [[-2.0], [-1.0]])
+    (workdir / name).mkdir()
+    records.write_scores(workdir / name / "eval" / "trained.jsonl", np.asarray(ids), scores)
+    method, seed = name.split("-")
+    row = {"config": "c", "method": method, "budget": "pairs", "seed": int(seed), "workdir": name, "votes": 1}
+    numbers = {"accuracy": float(np.mean(right)), "nll": 0.5, "pairs": 16, "generated_tokens": 5, "seconds": 1.0}
+    return row | numbers | {"pairwise": False}
+
+
+def test_the_table_says_what_the_scores_say(tmp_path):
+    """Paired by pair and by seed: 3 of 4 and 4 of 4 against 2 of 4 and 2 of 4, one pair unknown to one of them."""
+    rows = [
+        a_run(tmp_path, "ours-1", [1, 1, 1, 0], [0, 1, 2, 3]),
+        a_run(tmp_path, "ours-2", [1, 1, 1, 1], [0, 1, 2, 3]),
+        a_run(tmp_path, "other-1", [0, 1, 1, 0, 1], [0, 1, 2, 3, 4]),
+        a_run(tmp_path, "other-2", [0, 1, 1, 0], [0, 1, 2, 3]),
+    ]
+    found = comparison.paired(tmp_path, rows[2:], rows[:2])
+    np.testing.assert_array_equal(found, [[-1, 0, 0, 0], [-1, 0, 0, -1]])
+    text = comparison.table(tmp_path, rows, "ours")
+    assert "| `ours` | pairs | 2 | 87.5 ± 17.7 | 0.500 |  | 16 | 5 | 1 |" in text
+    assert "| -37.5 [" in text.splitlines()[-1]
+
+
+def test_the_interval_knows_seeds_and_pairs():
+    """No spread, no width; a spread between seeds alone shows; so does one between pairs alone."""
+    assert comparison.two_level_interval([np.full(50, 0.25)] * 3) == (0.25, 0.25)
+    low, high = comparison.two_level_interval([np.zeros(50), np.ones(50)])
+    assert (low, high) == (0.0, 1.0)
+    pairs = np.tile([0.0, 1.0], 200)
+    low, high = comparison.two_level_interval([pairs])
+    assert low == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.01) and high == pytest.approx(0.549, abs=0.01)
