@@ -10,5 +10,5 @@ from dwrl_jax.config import accelerator_run, is_smoke, smoke
 
 
 def get_config(variant=""):
-    config = accelerator_run("meta-llama/Llama-3.2-3B-Instruct")
+    config = accelerator_run("meta-llama/Llama-3.2-3B-Instruct", tensor=4, micro_batches=8)
     return smoke(config, "llama3.2-3b") if is_smoke(variant) else config

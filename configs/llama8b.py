@@ -10,5 +10,5 @@ from dwrl_jax.config import accelerator_run, is_smoke, smoke
 
 
 def get_config(variant=""):
-    config = accelerator_run("meta-llama/Llama-3.1-8B-Instruct")
+    config = accelerator_run("meta-llama/Llama-3.1-8B-Instruct", tensor=4, micro_batches=8)
     return smoke(config, "llama3.1-8b") if is_smoke(variant) else config

@@ -10,5 +10,5 @@ from dwrl_jax.config import accelerator_run, is_smoke, smoke
 
 
 def get_config(variant=""):
-    config = accelerator_run("Qwen/Qwen2.5-3B-Instruct")
+    config = accelerator_run("Qwen/Qwen2.5-3B-Instruct", tensor=2, micro_batches=8)
     return smoke(config, "qwen2.5-3b") if is_smoke(variant) else config

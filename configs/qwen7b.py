@@ -10,5 +10,5 @@ from dwrl_jax.config import accelerator_run, is_smoke, smoke
 
 
 def get_config(variant=""):
-    config = accelerator_run("Qwen/Qwen2.5-7B-Instruct")
+    config = accelerator_run("Qwen/Qwen2.5-7B-Instruct", tensor=4, micro_batches=8)
     return smoke(config, "qwen2.5-7b") if is_smoke(variant) else config

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import sys
 import time
@@ -32,28 +33,34 @@ PROFILED = 3  # steps
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Recipe:
+    """What the programs of a run are made of: no data, weights or tokenizer."""
+
+    seed: int
+    judge: Judge
+    mesh: jax.sharding.Mesh
+    sampler: SamplerOptions
+    samples_thoughts: bool
+    votes: tuple[int, ...]
+    phases: dict[str, Callable]
+    optimizer: optax.GradientTransformation
+    micro_batches: int
+    needs_reference: bool  # the objective compares with the starting model
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Recipe):
     """All that one training run is made of. Counts are in pairs and steps."""
 
     workdir: Path
-    seed: int
     steps: int
-    judge: Judge
-    mesh: jax.sharding.Mesh
     load_params: Callable[[], Any]  # the starting model, laid out for training
     batches: Batches
     describe: Callable[[int], Pair]  # pair id -> training pair
     describe_held_out: Callable[[int], Pair]
     decode: Callable[[np.ndarray], str]  # token ids -> text
-    sampler: SamplerOptions
-    samples_thoughts: bool
-    phases: dict[str, Callable]
-    optimizer: optax.GradientTransformation
-    micro_batches: int
-    needs_reference: bool  # the objective compares with the starting model
     eval_batches: Batches | None  # held-out pairs in a fixed order
     curve_batches: Batches | None  # those of them that the curve is drawn on
-    votes: tuple[int, ...]
     eval_every: int
     thoughts_every: int
     thought_pairs: int
@@ -90,12 +97,21 @@ class Programs:
     train_step: Callable
 
 
-def make_programs(run: Run) -> Programs:
-    def begin(params):
-        return TrainState(jnp.int32(0), params, run.optimizer.init(params))
+def abstract_state(run: Recipe) -> TrainState:
+    """Shapes, types and places of the training state; nothing is computed."""
+    boxed = axis_names(run.judge.model.config)
+    shapes = jax.eval_shape(functools.partial(_begin, run.optimizer), nn.meta.unbox(boxed))
+    places = sharding.like_parameters(run.mesh, shapes, boxed)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
-    whole, boxed = sharding.whole(run.mesh), axis_names(run.judge.model.config)
-    state = sharding.like_parameters(run.mesh, jax.eval_shape(begin, nn.meta.unbox(boxed)), boxed)
+
+def _begin(optimizer: optax.GradientTransformation, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def make_programs(run: Recipe) -> Programs:
+    whole = sharding.whole(run.mesh)
+    state = jax.tree.map(lambda x: x.sharding, abstract_state(run))
 
     def sampler(group_size):
         options = dataclasses.replace(run.sampler, group_size=group_size)
@@ -110,7 +126,7 @@ def make_programs(run: Run) -> Programs:
     own, votes = run.sampler.group_size, max(run.votes)
     sample_own = sampler(own)
     return Programs(
-        begin=jax.jit(begin, donate_argnums=0, out_shardings=state),
+        begin=jax.jit(functools.partial(_begin, run.optimizer), donate_argnums=0, out_shardings=state),
         sample=sample_own,
         sample_votes=sample_own if votes == own else sampler(votes),
         reference_logp=jax.jit(lambda params, *group: logps(run.judge, params, *group).thought, out_shardings=whole),

@@ -26,6 +26,7 @@ class OptimizerOptions:
     epsilon: float
     weight_decay: float
     clip_norm: float
+    moment_dtype: str = "float32"  # of the first moment; optax keeps the second in the parameters' own
 
 
 def learning_rate(options: OptimizerOptions, steps: int) -> optax.Schedule:
@@ -53,6 +54,7 @@ def make_optimizer(options: OptimizerOptions, steps: int, phases: int) -> optax.
             b1=options.beta1,
             b2=options.beta2,
             eps=options.epsilon,
+            mu_dtype=options.moment_dtype,
             weight_decay=options.weight_decay,
             mask=decayed,
         ),
