@@ -132,7 +132,7 @@ def sample(
         thought=state.thought.reshape(B, S, G, T),
         thought_len=thought_len.reshape(B, S, G),
         old_logp=state.logp.reshape(B, S, G, T),
-        verdict=_verdicts(judge, params, asked, group.keys, T, (B, S, G)) if options.verdicts else None,
+        verdict=_verdicts(judge, params, asked, group.keys, T, ended.reshape(B, S, G)) if options.verdicts else None,
     )
     return thoughts, score.reshape(B, S, G), mass.reshape(B, S, G)
 
@@ -294,8 +294,11 @@ def _ask(judge, params, prefix, written, opened, prefix_len) -> Float[Array, "P 
     return hidden[:, :, -1]
 
 
-def _verdicts(judge, params, asked: Float[Array, "P G D"], keys, position: int, shape) -> Verdicts:
+def _verdicts(
+    judge, params, asked: Float[Array, "P G D"], keys, position: int, ended: Bool[Array, "B S G"]
+) -> Verdicts:
     """An answer for each thought, from the whole vocabulary, at the `position` behind the longest thought."""
     scaled = logits(asked, output_table(params))
-    token, logp = (x.reshape(shape) for x in _draw(keys, position, scaled, scaled))
-    return Verdicts(token, logp, right=token == jnp.asarray(judge.answers)[:, None])
+    token, logp = (x.reshape(ended.shape) for x in _draw(keys, position, scaled, scaled))
+    answers = jnp.asarray(judge.answers)
+    return Verdicts(token, logp, right=token == answers[:, None], well_formed=ended & jnp.isin(token, answers))

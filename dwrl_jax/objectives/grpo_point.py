@@ -11,6 +11,7 @@
 Held-out pairs are compared as for DWRL, by the mean probability of the good answer; a tie counts one half.
 """
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -21,25 +22,38 @@ from dwrl_jax.objectives.dwrl import preference_metrics
 from dwrl_jax.types import Logps, ThoughtBatch
 
 THOUGHTS, VERDICTS = "policy", True
-Hyper = Policy
 EPSILON = 1e-6
 
 
+@dataclasses.dataclass(frozen=True)
+class Hyper(Policy):
+    """`policy_updates` follow each other on the same writings; in the first one no ratio is off 1 to be clipped."""
+
+    policy_updates: int = 1
+
+
 def phases(hyper: Hyper):
-    """One update by the clipped surrogate of the standardised rewards."""
-    return {"policy": functools.partial(grpo_loss, hyper=hyper)}
+    """Updates by the clipped surrogate of the standardised rewards."""
+    return policy_phases(functools.partial(grpo_loss, hyper=hyper), hyper.policy_updates)
+
+
+def policy_phases(loss, count: int) -> dict:
+    """`count` updates by one loss."""
+    return {"policy" if count == 1 else f"policy_{i + 1}": loss for i in range(count)}
 
 
 def grpo_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
     return group_loss(logps, thoughts, correctness(thoughts), hyper)
 
 
-def group_loss(logps: Logps, thoughts: ThoughtBatch, reward: Float[Array, "B S G"], hyper: Hyper):
-    """-1/n sum_i surrogate(A_i), summed over both responses: arXiv 2402.03300, Eq. 3, with the KL term outside the
-    clipping. `token_aggregation` "mean" is the paper's 1/|o_i|."""
+def group_loss(
+    logps: Logps, thoughts: ThoughtBatch, reward: Float[Array, "B S G"], hyper: Policy, describe=preference_metrics
+):
+    """-1/n sum_i surrogate(A_i), summed over both sides: arXiv 2402.03300, Eq. 3, with the KL term outside the
+    clipping. `token_aggregation` "mean" is the paper's 1/|o_i|; `describe(logps)` adds metrics."""
     advantage = group_advantage(reward)
     loss, metrics = policy_loss(logps, thoughts, advantage / reward.shape[-1], hyper)
-    metrics |= preference_metrics(logps) | sampler_gap(logps, thoughts)
+    metrics |= describe(logps) | sampler_gap(logps, thoughts)
     return loss, metrics | {"reward": reward.mean((1, 2)), "equal_rewards": (advantage == 0).all(-1).mean(1)}
 
 
@@ -51,4 +65,5 @@ def correctness(thoughts: ThoughtBatch) -> Float[Array, "B S G"]:
 def group_advantage(reward: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
     """A_i = (r_i - mean r) / std r over the group; zero where all rewards are equal."""
     centred = reward - reward.mean(-1, keepdims=True)
-    return centred / (reward.std(-1, keepdims=True) + EPSILON)
+    equal = reward.max(-1, keepdims=True) == reward.min(-1, keepdims=True)  # else rounding would be magnified
+    return jnp.where(equal, 0.0, centred / (reward.std(-1, keepdims=True) + EPSILON))
