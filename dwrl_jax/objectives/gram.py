@@ -1,0 +1,38 @@
+"""GRAM: a pairwise judge without thoughts, cross-entropy on the label token (arXiv 2506.14175).
+
+    loss = - mean over both orders of [(1 - e) log pi(l | x, y_1, y_2) + e log pi(l' | x, y_1, y_2)]
+
+with the right label l, the other label l' and the label smoothing e. In the paper that is its supervised step:
+smoothed labels make it a regularised pairwise ranking loss. What is (ours):
+
+1. every pair is learnt from in both orders at once;
+2. pi is renormalised over the two labels, so that l' is all that l is not;
+3. the paper's pre-training on unlabelled comparisons is left out.
+"""
+
+import dataclasses
+
+from dwrl_jax.objectives._pairwise import log_other, pairwise_metrics
+from dwrl_jax.types import Logps, ThoughtBatch
+
+THOUGHTS, VERDICTS, PAIRWISE = "none", False, True
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """`label_smoothing` is the share of the target that goes to the other label."""
+
+    label_smoothing: float = 0.0
+
+
+def phases(hyper: Hyper):
+    """One phase: the smoothed cross-entropy of the label, in nats, its mean over both orders."""
+
+    def label_loss(logps: Logps, thoughts: ThoughtBatch):
+        right = (1.0 - hyper.label_smoothing) * logps.answer
+        loss = -right.mean((1, 2))
+        if hyper.label_smoothing:
+            loss = loss - hyper.label_smoothing * log_other(logps.answer).mean((1, 2))
+        return loss, pairwise_metrics(logps)
+
+    return {"label": label_loss}

@@ -1,0 +1,42 @@
+"""RM-R1 style: GRPO on the pairwise judge, with a reward for the format beside that for the label (arXiv 2505.02387).
+
+    r_i = 1[the label is right] + format_weight * 1[well formed]
+
+and the rest as in `grpo_pair`. From the paper: a judge that compares two responses after a written thought, trained
+by reinforcement learning with a reward that a rule can check. What is (ours), beside the list of `grpo_pair`:
+
+1. the format in our dialogue: the thought ended itself instead of being cut off at the length limit, and the
+   verdict is one of the two labels;
+2. its weight;
+3. what the paper does before, distilling long thoughts of stronger models, and its prompts with rubrics are left
+   out: the starting model and `dialogue.pair_question` are what they are.
+"""
+
+import dataclasses
+import functools
+
+from dwrl_jax.objectives import grpo_point
+from dwrl_jax.objectives._pairwise import pairwise_metrics
+from dwrl_jax.objectives.grpo_point import correctness, group_loss, policy_phases
+from dwrl_jax.types import Logps, ThoughtBatch
+
+THOUGHTS, VERDICTS, PAIRWISE = "policy", True, True
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper(grpo_point.Hyper):
+    """`format_weight` is the reward of the format, where a right label earns 1."""
+
+    format_weight: float = 0.2
+
+
+def phases(hyper: Hyper):
+    """Updates by the clipped surrogate of the standardised rewards."""
+    return policy_phases(functools.partial(comparison_loss, hyper=hyper), hyper.policy_updates)
+
+
+def comparison_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
+    """The surrogate of correctness and format, in both orders."""
+    right, well_formed = correctness(thoughts), thoughts.verdict.well_formed
+    loss, metrics = group_loss(logps, thoughts, right + hyper.format_weight * well_formed, hyper, pairwise_metrics)
+    return loss, metrics | {"verdict_accuracy": right.mean((1, 2)), "well_formed": well_formed.mean((1, 2))}
