@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dwrl_jax.dialogue import encode_thoughts, fit_prefixes, has_control_token, prefix_ids_batch
+from dwrl_jax.dialogue import encode_thoughts, fit_prefixes, has_control_token, prefix_ids_batch, sides
 from dwrl_jax.errors import UserError
 from dwrl_jax.pairs import Pair, Skipped, skip
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
@@ -23,7 +23,7 @@ _CHUNK = 2048  # pairs that are rendered and tokenised by one call
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised pair; sides in the order (chosen, rejected)."""
+    """A tokenised pair; sides in the order (chosen, rejected), pairwise the one of them that is shown first."""
 
     pair_id: int
     prefix: tuple[np.ndarray, np.ndarray]  # int32 ids up to the place where the thought begins
@@ -62,8 +62,8 @@ class FitReport:
 def tokenise(pairs, dialogue, max_length, *, strict=False) -> tuple[Examples, FitReport]:
     """Examples with prefixes of at most `max_length` tokens; `pair_id` is the index in `pairs`.
 
-    The answer target is the good answer for both sides unless the pair has verdicts. A pair that does not
-    fit is left out, or a UserError with `strict`; nothing left is always one.
+    The answer target is the right one of the dialogue's `sides` unless the pair has verdicts. A pair that does
+    not fit is left out, or a UserError with `strict`; nothing left is always one.
     """
     rows, drops, skipped = [], [], Skipped()
     for start in range(0, len(pairs), _CHUNK):
@@ -73,18 +73,19 @@ def tokenise(pairs, dialogue, max_length, *, strict=False) -> tuple[Examples, Fi
                 skip(skipped, pair.where, "control token in text", strict)
             else:
                 clean.append((pair_id, pair))
-        flat = prefix_ids_batch(dialogue, [(p.prompt, y) for _, p in clean for y in (p.chosen, p.rejected)])
+        judged = [sides(dialogue, p.chosen, p.rejected) for _, p in clean]
+        flat = prefix_ids_batch(dialogue, [(p.prompt, y) for (_, p), (both, _) in zip(clean, judged) for y in both])
         written = iter(encode_thoughts(dialogue, [t for _, p in clean for t in p.thoughts or ()]))
-        for (pair_id, pair), chosen, rejected in zip(clean, flat[::2], flat[1::2]):
+        for (pair_id, pair), (both, right), *ids in zip(clean, judged, flat[::2], flat[1::2]):
             thoughts = (next(written), next(written)) if pair.thoughts else None
-            fitted = (chosen, rejected, 0)
-            if max(len(chosen), len(rejected)) > max_length:
-                fitted = fit_prefixes(dialogue, pair.prompt, (pair.chosen, pair.rejected), max_length)
+            fitted = (*ids, 0)
+            if max(map(len, ids)) > max_length:
+                fitted = fit_prefixes(dialogue, pair.prompt, both, max_length)
             if fitted is None:
                 skip(skipped, pair.where, "too long", strict)
                 continue
             prefix = tuple(np.asarray(ids, np.int32) for ids in fitted[:2])
-            answer = tuple(dialogue.answer_ids[verdict] for verdict in pair.verdicts or (0, 0))
+            answer = tuple(dialogue.answer_ids[verdict] for verdict in pair.verdicts or right)
             rows.append(Example(pair_id, prefix, answer, thoughts, pair))
             drops.append(fitted[2])
     if not rows:

@@ -3,6 +3,11 @@
     user: x   assistant: y   user: judge_question    ->  assistant: thought, closed by one end token
                              user: answer_question   ->  assistant: answer, one token
 
+A pairwise dialogue shows both responses in one user turn and asks which is the better one:
+
+    user: pair_question, with the conversation and two responses in it  ->  assistant: thought
+                             user: label_question                       ->  assistant: label, one token
+
 Every id comes from the tokenizer's own chat template: `apply_chat_template(tokenize=False)`, then
 `tokenizer(text, add_special_tokens=False)`. A conversation is cut into a prefix (up to the place where the
 thought begins), the thought (through its end token) and `question_ids` (from that same end token through the
@@ -13,6 +18,7 @@ prompt for the answer). Put together they are, token for token, the template's r
 import dataclasses
 import json
 import re
+import string
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +38,8 @@ FALLBACK_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '\\n\\nAssistant:' }}{%- endif %}"
 )
+
+SHOWN = {"conversation", "first", "second"}  # what a pair_question has in it
 
 _PROBES = (  # (messages, response, thought)
     (({"role": "user", "content": "Say hello."},), "Hello.", "It is polite."),
@@ -53,6 +61,8 @@ class Dialogue:
 
     `answers` are the good and the bad one, `answer_ids` the token of each in its place. `question_ids[0]` is
     `end_id`, the token that closes a thought: append `question_ids[1:]` after a thought that has its end.
+    In a pairwise dialogue, one with a `turn`, the two questions are `pair_question` and `label_question`, the
+    answers are the labels of the first and of the second response, and a response is a pair of them.
     """
 
     tokenizer: Any
@@ -61,6 +71,7 @@ class Dialogue:
     answers: tuple[str, str]
     system: str | None  # put first where a conversation has no system message of its own
     date: str  # for templates that print today's date
+    turn: str | None  # how a turn is written where the conversation is shown: with {role} and {content}
     template: str
     begin_ids: tuple[int, ...] = ()  # a begin token that the tokenizer adds but the template does not print
     question_ids: tuple[int, ...] = ()
@@ -95,11 +106,15 @@ def with_template(tokenizer) -> Any:
     return tokenizer
 
 
-def make_dialogue(tokenizer, *, judge_question, answer_question, answers, system=None, date="26 Jul 2024") -> Dialogue:
+def make_dialogue(
+    tokenizer, *, judge_question, answer_question, answers, system=None, date="26 Jul 2024", turn=None
+) -> Dialogue:
     """Resolve both questions and both answers (good, bad) to tokens, and check that the template allows it.
 
+    With `turn` the dialogue is pairwise and `judge_question` shows {conversation}, {first} and {second}.
     UserError when the text before a turn changes with the turn, when a thought is not closed by exactly one
-    end token, when an answer is not one token in its place, or when there is more than one begin token.
+    end token, when an answer is not one token in its place, when there is more than one begin token, or when a
+    text that is to be filled in lacks a field or has one that does not exist.
     """
     try:
         template = with_template(tokenizer).get_chat_template()
@@ -116,20 +131,35 @@ def make_dialogue(tokenizer, *, judge_question, answer_question, answers, system
         answers=tuple(answers),
         system=system or None,
         date=date,
+        turn=turn,
         template=template,
         pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
+    if turn is not None:
+        _check_fields("turn", turn, {"role", "content"}, needed={"content"})
+        _check_fields("pair_question", judge_question, SHOWN, needed=SHOWN)
     resolved, again = (_resolve(dialogue, *probe) for probe in _PROBES)
     if resolved != again:
         raise _unusable("what follows a thought depends on what came before it")
     control = _control_pattern(tokenizer, resolved["question_ids"])
     dialogue = dataclasses.replace(dialogue, **resolved, control=control)
     if dialogue.answer_ids[0] == dialogue.answer_ids[1]:
-        raise UserError(f"dialogue.answers: {dialogue.answers} are the same token; choose two that differ")
-    for key in ("judge_question", "answer_question", "system"):
-        if has_control_token(dialogue, getattr(dialogue, key) or ""):
-            raise UserError(f"dialogue.{key} contains a control token of the tokenizer: take it out")
+        key = _key(dialogue, "answers")
+        raise UserError(f"{key}: {dialogue.answers} are the same token; choose two that differ")
+    for name in ("judge_question", "answer_question", "system", "turn"):
+        if has_control_token(dialogue, getattr(dialogue, name) or ""):
+            raise UserError(f"{_key(dialogue, name)} contains a control token of the tokenizer: take it out")
     return dialogue
+
+
+def sides(dialogue, chosen, rejected) -> tuple[tuple, tuple[int, int]]:
+    """What is judged on the two sides of a pair, and the right answer of each as an index of `answers`.
+
+    The two responses, each to be found good; in a pairwise dialogue the two orders, (chosen, rejected) first.
+    """
+    if dialogue.turn is None:
+        return (chosen, rejected), (0, 0)
+    return ((chosen, rejected), (rejected, chosen)), (0, 1)
 
 
 def prefix_ids(dialogue, messages, response) -> list[int]:
@@ -207,16 +237,45 @@ def _turn(role, content):
     return {"role": role, "content": content}
 
 
+def _opened(dialogue, messages):
+    """The system message, where there is one or we have one to put first, and the turns behind it."""
+    if messages[0]["role"] == "system":
+        return messages[:1], messages[1:]
+    return [] if dialogue.system is None else [_turn("system", dialogue.system)], messages
+
+
 def _answered(dialogue, messages, response):
     """The conversation through the response."""
-    own = dialogue.system is None or messages[0]["role"] == "system"
-    system = [] if own else [_turn("system", dialogue.system)]
-    return [*system, *messages, _turn("assistant", response)]
+    system, said = _opened(dialogue, messages)
+    return [*system, *said, _turn("assistant", response)]
 
 
 def _judged(dialogue, messages, response):
     """The conversation through the first question."""
-    return [*_answered(dialogue, messages, response), _turn("user", dialogue.judge_question)]
+    if dialogue.turn is None:
+        return [*_answered(dialogue, messages, response), _turn("user", dialogue.judge_question)]
+    system, said = _opened(dialogue, messages)
+    conversation = "\n\n".join(dialogue.turn.format(**turn) for turn in said)
+    first, second = response
+    question = dialogue.judge_question.format(conversation=conversation, first=first, second=second)
+    return [*system, _turn("user", question)]
+
+
+def _key(dialogue, name) -> str:
+    """The config's name of one of the texts."""
+    pairwise = {"judge_question": "pair_question", "answer_question": "label_question", "answers": "labels"}
+    return f"dialogue.{name if dialogue.turn is None else pairwise.get(name, name)}"
+
+
+def _check_fields(name, text, known, needed) -> None:
+    try:
+        found = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+    except ValueError as error:
+        raise UserError(f"dialogue.{name}: {text!r} cannot be filled in ({error}); write {{{{ for a brace") from error
+    wrong = needed - found or found - known
+    if wrong:
+        braced = ", ".join(f"{{{field}}}" for field in sorted(needed))
+        raise UserError(f"dialogue.{name}: {text!r} must have {braced}; {min(wrong)!r} is missing or does not exist")
 
 
 def _asked(dialogue, thought):
@@ -247,7 +306,7 @@ def _encode(dialogue, texts) -> list[list[int]]:
 
 def _resolve(dialogue, messages, response, thought) -> dict:
     """The token fields of a Dialogue, read off one probe conversation."""
-    judged = _judged(dialogue, messages, response)
+    judged = _judged(dialogue, messages, sides(dialogue, response, response)[0][0])
     asked = judged + _asked(dialogue, thought)
     before, through = _texts(dialogue, [judged, asked], prompt=True)
     answered = _texts(dialogue, [asked + [_turn("assistant", a)] for a in dialogue.answers], prompt=False)
@@ -286,7 +345,7 @@ def _answer_id(dialogue, answer, asked_ids, full_ids, end_id) -> int:
     if start != len(asked_ids) or len(new) != 1:
         tokens = dialogue.tokenizer.convert_ids_to_tokens(new)
         raise UserError(
-            f"dialogue.answers: {answer!r} must be one token where the answer stands, but it is {tokens}; "
+            f"{_key(dialogue, 'answers')}: {answer!r} must be one token where the answer stands, but it is {tokens}; "
             "choose a shorter answer"
         )
     return new[0]

@@ -23,7 +23,8 @@ STYLES = {"curt": -1.0, "plain": 0.0, "warm": 1.0}
 DISTANCE_WEIGHT, STYLE_WEIGHT = 1.5, 0.7
 TRUE_CLAIMS = 0.3  # share of responses that claim the truth outright; the others claim any state
 SPLITS = {"train": 0, "demonstrations": 1, "eval": 2}
-GOOD, BAD = 0, 1
+PASSABLE = -1.2  # quality of a response that is called good as often as not
+GOOD, BAD = 0, 1  # verdicts, and which of two is better: the first or the second
 JUDGE, ASK, ANSWERS = "judge", "good?", ("yes", "no")
 OTHER_ANSWERS = ("A", "B", "a", "I")  # of dialogues in other words, so that any config can be tried on the world
 TEMPLATE = (
@@ -32,7 +33,8 @@ TEMPLATE = (
 )
 # Written thoughts of the mixed stage: states and how far the claim is off. A "chain" writes every state; "slips"
 # does, and goes on from its errors; "skipping" breaks off and guesses the end; "rationalising" puts the claim at
-# the end; "lazy" writes nothing of it.
+# the end; "lazy" writes nothing of it. A thought ends with how far off the claim is; one about two responses first
+# repeats each claim, for a tiny model did not learn to tell two distances without.
 KINDS = {"chain": 0.15, "slips": 0.25, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
 SLIP = 0.25
 
@@ -77,11 +79,11 @@ def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-def pair(world: World, split: str, index: int, *, mixed_from: int | None = None) -> Pair:
+def pair(world: World, split: str, index: int, *, mixed_from: int | None = None, pairwise: bool = False) -> Pair:
     """Pair number `index` of a split.
 
-    Demonstrations carry a thought and a verdict for each side: clean chains up to index `mixed_from`, thoughts
-    of mixed quality from there on.
+    Demonstrations carry a thought and a verdict for each side, a response or with `pairwise` an order of both:
+    clean chains up to index `mixed_from`, thoughts of mixed quality from there on.
     """
     rng = np.random.default_rng([world.seed, 1 + SPLITS[split], index])
     start, operations = int(rng.integers(STATES)), rng.integers(OPERATIONS, size=CHAIN)
@@ -99,7 +101,8 @@ def pair(world: World, split: str, index: int, *, mixed_from: int | None = None)
     thoughts = verdicts = None
     if split == "demonstrations":
         mixed = mixed_from is not None and index >= mixed_from
-        thoughts, verdicts = zip(*(_demonstration(rng, world, start, operations, r, mixed) for r in responses))
+        judged = [responses, responses[::-1]] if pairwise else [responses[:1], responses[1:]]
+        thoughts, verdicts = zip(*(_demonstration(rng, world, start, operations, side, mixed) for side in judged))
     content = " ".join([f"s{start}", *(f"o{o}" for o in operations)])
     return Pair(
         prompt=({"role": "user", "content": content},),
@@ -122,9 +125,8 @@ def _text(response: tuple[int, str]) -> str:
     return f"s{response[0]} {response[1]}"
 
 
-def _demonstration(rng, world: World, start, operations, response, mixed: bool) -> tuple[str, int]:
-    """A thought about one response, and the verdict of a judge who believes it."""
-    claim, style = response
+def _demonstration(rng, world: World, start, operations, responses, mixed: bool) -> tuple[str, int]:
+    """A thought about one response or two, and the verdict of a judge who believes it."""
     truth = world.chain(start, operations)
     kind = rng.choice(list(KINDS), p=list(KINDS.values())) if mixed else "chain"
     states = list(truth)
@@ -137,27 +139,46 @@ def _demonstration(rng, world: World, start, operations, response, mixed: bool) 
     elif kind == "skipping":
         states = [*truth[: rng.integers(1, CHAIN - 1)], int(rng.integers(STATES))]
     elif kind == "rationalising":
-        states[-1] = claim
+        states[-1] = responses[rng.integers(len(responses))][0]
     believed = truth[-1] if kind == "lazy" else states[-1]
-    good = rng.random() < _sigmoid(2.0 * (_quality(claim, believed, style) + 1.2))
-    words = ["hm"] if kind == "lazy" else [*(f"s{s}" for s in states), f"off{_distance(claim, believed)}"]
-    return " ".join(words), GOOD if good else BAD
+    quality = [_quality(claim, believed, style) for claim, style in responses]
+    better = quality[0] - (quality[1] if len(quality) == 2 else PASSABLE)
+    good = rng.random() < _sigmoid(2.0 * better)
+    words = [f"s{s}" for s in states]
+    for claim, _ in responses:
+        words += [f"s{claim}"] * (len(responses) == 2) + [f"off{_distance(claim, believed)}"]
+    return "hm" if kind == "lazy" else " ".join(words), GOOD if good else BAD
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldSource:
-    """An unlimited source of examples: one split of a world, tokenised as it is asked for."""
+    """An unlimited source of examples: one split of a world, tokenised as it is asked for.
+
+    A `pairwise_share` of them, drawn from the seed, stands in the dialogue `pairwise` instead.
+    """
 
     world: World
     split: str
     dialogue: Dialogue
     max_length: int  # tokens of a prefix
     mixed_from: int | None = None
+    pairwise: Dialogue | None = None
+    pairwise_share: float = 0.0
 
     def examples(self, start: int, stop: int) -> list[Example]:
-        pairs = [pair(self.world, self.split, i, mixed_from=self.mixed_from) for i in range(start, stop)]
-        found, _ = tokenise(pairs, self.dialogue, self.max_length, strict=True)
-        return [dataclasses.replace(e, pair_id=start + e.pair_id) for e in found.examples(0, len(found))]
+        rows = []
+        for dialogue in (self.dialogue, self.pairwise):
+            ids = [i for i in range(start, stop) if self._dialogue(i) is dialogue]
+            if ids:
+                both = dialogue.turn is not None
+                pairs = [pair(self.world, self.split, i, mixed_from=self.mixed_from, pairwise=both) for i in ids]
+                found, _ = tokenise(pairs, dialogue, self.max_length, strict=True)
+                rows += [dataclasses.replace(row, pair_id=ids[row.pair_id]) for row in found.rows]
+        return sorted(rows, key=lambda row: row.pair_id)
+
+    def _dialogue(self, index: int) -> Dialogue | None:
+        drawn = self.pairwise_share and np.random.default_rng([self.world.seed, 4, index]).random()
+        return self.pairwise if drawn < self.pairwise_share else self.dialogue
 
 
 def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
