@@ -1,4 +1,8 @@
-"""Held-out pairs: scores with k votes, and what they say about a judge."""
+"""Held-out pairs: scores with k votes, and what they say about a judge.
+
+A pointwise judge scores both responses (sides) of a pair. A pairwise one sees both at once, in two orders
+(sides): its log scores are those of the right label among the two, and P(y+ > y-) is their mean over orders.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -11,6 +15,7 @@ from scipy.stats import bootstrap
 from dwrl_jax.types import PreferenceBatch
 
 CALIBRATION_BINS = 10
+FAINTEST = float(np.finfo(np.float32).eps)
 
 
 def vote_scores(
@@ -30,14 +35,54 @@ def vote_scores(
     return np.concatenate(ids)[order], np.concatenate(scores)[order]
 
 
-def margins(log_scores: Float[np.ndarray, "N S K"], votes: int) -> Float[np.ndarray, "N R"]:
-    """log p^+ - log p^- where p^ is the mean over `votes` thoughts, for each of the R = K // votes disjoint
-    groups: all samples serve to estimate what a judge with `votes` thoughts does."""
+def votes_of(log_scores: Float[np.ndarray, "N S K"], votes: int) -> Float[np.ndarray, "N S R votes"]:
+    """R = K // votes disjoint groups: all samples serve to estimate what a judge with `votes` thoughts does."""
     n, sides, samples = log_scores.shape
     repeats = samples // votes
-    groups = log_scores[..., : repeats * votes].reshape(n, sides, repeats, votes)
-    log_p = logsumexp(groups, axis=-1) - np.log(votes)
+    return log_scores[..., : repeats * votes].reshape(n, sides, repeats, votes)
+
+
+def margins(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> Float[np.ndarray, "N R"]:
+    """Log-odds of y+ over y-: log p^+ - log p^-, where p^ is the mean over `votes` thoughts.
+
+    Of a pairwise judge those of the mean over both orders.
+    """
+    if pairwise:
+        right, wrong = order_probabilities(log_scores, votes)
+        return np.log(right.sum(1)) - np.log(wrong.sum(1))
+    log_p = logsumexp(votes_of(log_scores, votes), axis=-1) - np.log(votes)
     return log_p[:, 0] - log_p[:, 1]
+
+
+def order_probabilities(
+    log_scores: Float[np.ndarray, "N S K"], votes: int
+) -> tuple[Float[np.ndarray, "N S R"], Float[np.ndarray, "N S R"]]:
+    """Probability of the right and of the wrong label in each order, means over `votes` thoughts.
+
+    No vote is taken to be surer than float32 can say, so that the log-odds stay finite.
+    """
+    right = np.clip(np.exp(votes_of(log_scores, votes).astype(np.float64)), FAINTEST, 1 - FAINTEST).mean(-1)
+    return right, 1 - right
+
+
+def order_metrics(log_scores: Float[np.ndarray, "N S K"], votes: int) -> dict[str, float]:
+    """What the order does to a pairwise judge.
+
+    "flips": share of pairs where the two orders disagree about which response is better, one that cannot decide
+    counts one half. "position_bias": mean probability that the first of two is better, less one half.
+    """
+    right, wrong = order_probabilities(log_scores, votes)
+    won = wins(right - wrong)
+    return {
+        "flips": float(np.abs(won[:, 0] - won[:, 1]).mean()),
+        "position_bias": float((right[:, 0] + wrong[:, 1]).mean() / 2 - 0.5),
+    }
+
+
+def metrics(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> dict:
+    """The summary of a judge with `votes` thoughts; of a pairwise one with what the order does."""
+    found = summary(margins(log_scores, votes, pairwise))
+    return found | (order_metrics(log_scores, votes) if pairwise else {})
 
 
 def wins(margin: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

@@ -53,13 +53,21 @@ def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, m
         board.add_scalar(name, value, step)
 
 
-def weigh(log_scores: Float[Array, "B S G"]) -> dict[str, Array]:
-    """The weights of thoughts [B S G] and of pairs [B] that `thought_rows` writes down, made where scores are."""
-    return {
-        "thought_weight": dwrl.thought_weight(log_scores),
-        "dual_weight": dwrl.dual_weight(log_scores),
-        "misalignment_weight": dwrl.misalignment_weight(dwrl.log_preference_score(log_scores)),
-    }
+def weigh(log_scores: Float[Array, "B S G"], pairwise: bool = False) -> dict[str, Array]:
+    """The weights of thoughts [B S G] and of pairs [B] that `thought_rows` writes down, made where scores are.
+
+    What sets one side against the other has no meaning where the sides are two orders.
+    """
+    weight = {"thought_weight": dwrl.thought_weight(log_scores)}
+    return (
+        weight
+        if pairwise
+        else weight
+        | {
+            "dual_weight": dwrl.dual_weight(log_scores),
+            "misalignment_weight": dwrl.misalignment_weight(dwrl.log_preference_score(log_scores)),
+        }
+    )
 
 
 def thought_rows(
@@ -74,7 +82,8 @@ def thought_rows(
     describe: Callable[[int], Pair],
 ) -> list[dict]:
     """Rows of thoughts.jsonl for the first pairs of a batch, from arrays on the host; `describe` finds the pair
-    of an id. Scores and weights are those under the policy that sampled.
+    of an id. Scores and weights are those under the policy that sampled. In pairwise dialogues the side's response
+    is the one that is shown first, and the score is the probability of the right label.
     """
     rows = []
     for b in np.flatnonzero(batch.valid)[:pairs]:
@@ -93,10 +102,8 @@ def thought_rows(
                         "thought": decode(ids[:-1] if ended else ids),
                         "cut_off": bool(not ended),
                         "score": float(np.exp(log_scores[b, s, g])),
-                        "thought_weight": float(weights["thought_weight"][b, s, g]),
-                        "dual_weight": float(weights["dual_weight"][b, s, g]),
-                        "misalignment_weight": float(weights["misalignment_weight"][b]),
                     }
+                    | {name: float(weight[(b, s, g)[: weight.ndim]]) for name, weight in weights.items()}
                 )
     return rows
 
@@ -106,7 +113,12 @@ def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, rows: list[
     """Lines of thoughts.jsonl, and the same as text for tensorboard."""
     with open(workdir / "thoughts.jsonl", "a") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    lines = [f"    {r['side']:8} score {r['score']:.3f} weight {r['dual_weight']:+.3f} {r['thought']}" for r in rows]
+
+    def line(row):
+        weight = f"weight {row['dual_weight']:+.3f} " if "dual_weight" in row else ""
+        return f"    {row['side']:8} score {row['score']:.3f} {weight}{row['thought']}"
+
+    lines = [line(row) for row in rows]
     board.add_text("thoughts", "\n".join(lines), step)
 
 

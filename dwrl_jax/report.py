@@ -90,31 +90,36 @@ def read_thoughts(path: Path) -> dict[int, dict[int, dict]]:
     return splits[max(splits, key=lambda name: (len(splits[name]), name == "eval"))] if splits else {}
 
 
-def moment(name: str, step: int, rows: dict) -> dict:
-    """A pair as judged at one step: thoughts by falling weight and the mean score, for both sides."""
+def moment(name: str, step: int, rows: dict, pairwise: bool) -> dict:
+    """A pair as judged at one step: thoughts by falling weight and the mean score, for both sides.
+
+    Of a pairwise judge the sides are the orders, and a score is the probability that it is right.
+    """
     sides = {side: [row for (s, _), row in rows.items() if s == side] for side in ("chosen", "rejected")}
     score = {side: sum(r["score"] for r in thoughts) / max(len(thoughts), 1) for side, thoughts in sides.items()}
     total = sum(score.values())
     ranked = {side: sorted(sides[side], key=lambda r: -r["thought_weight"]) for side in sides}
-    probability = score["chosen"] / total if total else 0.5
+    probability = total / 2 if pairwise else score["chosen"] / total if total else 0.5
     return {"name": name, "step": step, "thoughts": ranked, "score": score, "probability": probability}
 
 
-def examples(steps: dict[int, dict[int, dict]]) -> list[dict]:
+def examples(steps: dict[int, dict[int, dict]], pairwise: bool) -> list[dict]:
     """Pairs to show, from clearly right to clearly wrong at the last step; before and after if logged."""
     if not steps:
         return []
     first, last = min(steps), max(steps)
     both = steps[first].keys() & steps[last].keys() if first < last else set()
-    moments = {pair: moment("after", last, rows) for pair, rows in steps[last].items() if pair in both or not both}
+    kept = {pair: rows for pair, rows in steps[last].items() if pair in both or not both}
+    moments = {pair: moment("after", last, rows, pairwise) for pair, rows in kept.items()}
     order = sorted(moments, key=lambda pair: -moments[pair]["probability"])
     picks = np.unique(np.linspace(0, len(order) - 1, min(SHOWN_PAIRS, len(order))).round().astype(int))
     shown = [(order[i], [moments[order[i]]]) for i in picks]
     for pair, seen in shown:
         if both:
-            seen.insert(0, moment("before", first, steps[first][pair]))
+            seen.insert(0, moment("before", first, steps[first][pair], pairwise))
     if first < last and not both:
-        shown += [(pair, [moment("before", first, rows)]) for pair, rows in list(steps[first].items())[:2]]
+        early = list(steps[first].items())[:2]
+        shown += [(pair, [moment("before", first, rows, pairwise)]) for pair, rows in early]
     return [{"pair": pair, "moments": seen} for pair, seen in shown if all(all(m["thoughts"].values()) for m in seen)]
 
 
@@ -206,6 +211,7 @@ def write_report(workdir: Path) -> Path:
     # the shallowest: the config may hold that of the run which made the base model
     sizes = sorted((key.count("."), value) for key, value in config.items() if key.endswith("group_size"))
     group_size = int(sizes[0][1]) if sizes else None
+    pairwise = any("flips" in cell for cell in results["trained"].values())
     known = ("base", "trained", "gain", "reference", "sources", "config", "steps", "seconds")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -222,7 +228,8 @@ def write_report(workdir: Path) -> Path:
             warnings=warnings(series, results, group_size),
             curves=curves(series, group_size),
             last={name: (int(at[-1]), float(values[-1])) for name, (at, values) in sorted(series.items())},
-            examples=examples(steps),
+            examples=examples(steps, pairwise),
+            pairwise=pairwise,
             config=config,
         )
     except (KeyError, jinja2.UndefinedError) as error:

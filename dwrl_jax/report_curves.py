@@ -38,6 +38,7 @@ class Panel:
 def subjects(group_size: int | None) -> dict[str, list[Panel]]:
     """The pictures, grouped by what they tell; `group_size` (thoughts per response) may be unknown."""
     accuracy = {"train/pair_accuracy": "training pairs", "eval/accuracy": "held out"}
+    flips = {"train/flips": "training pairs", "eval/flips": "held out"}
     nll = {"train/pair_nll": "training pairs", "eval/nll": "held out"}
     score = {"train/log_preference_score_chosen": "chosen", "train/log_preference_score_rejected": "rejected"}
     gap = {"train/logp_gap_mean": "mean", "train/logp_gap_max": "largest"}
@@ -51,6 +52,7 @@ def subjects(group_size: int | None) -> dict[str, list[Panel]]:
         "Does it learn?": [
             Panel("Pair accuracy", "%", accuracy, 100, {"chance": 50}),
             Panel("Pair NLL", "nats", nll, lines={"chance": math.log(2)}),
+            Panel("The two orders disagree", "% of pairs", flips, 100),
         ],
         "What it says about the responses": [
             Panel("Preference scores", "log p, nats", score),
