@@ -41,18 +41,10 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
     tokenizer = load_tokenizer(config, folder)
     objective, hyper = load_objective(config)
-    value_head = getattr(objective, "VALUE_HEAD", False)
+    pairwise, value_head = is_pairwise(objective), getattr(objective, "VALUE_HEAD", False)
     numerics = {name: config.model[name] for name in NUMERICS}
     shape = model_config(architecture(config, folder, tokenizer), **numerics)
-    talk = dialogue.make_dialogue(
-        tokenizer,
-        judge_question=config.dialogue.judge_question,
-        answer_question=config.dialogue.answer_question,
-        answers=config.dialogue.answers,
-        system=config.dialogue.system or None,
-        date=config.dialogue.date,
-    )
-    talk = dataclasses.replace(talk, bare=value_head)
+    talk = dataclasses.replace(make_talk(config, tokenizer, pairwise), bare=value_head)
     check_lengths(config, shape, talk)
     supervised = objective.THOUGHTS == "written"
     source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
@@ -97,6 +89,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
         needs_reference=getattr(hyper, "kl", 0.0) > 0,
         eval_batches=held.batches if held else None,
         curve_batches=held.curve if held else None,
+        pairwise=pairwise,
         votes=tuple(config.eval.votes),
         eval_every=config.eval.every,
         thoughts_every=config.log.thoughts_every,
@@ -128,6 +121,23 @@ def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.s
         return hf.load_params(folder, shape, shardings=places)
     params = hf.load_params(folder, given, shardings=sharding.shardings(mesh, axis_names(given)))
     return hf.with_value_head(params, shape, config.seed, config.objective.head_init, shardings=places)
+
+
+def make_talk(config: ConfigDict, tokenizer, pairwise: bool) -> dialogue.Dialogue:
+    """The config's dialogue about one response, or the one about two."""
+    names = (
+        ("pair_question", "label_question", "labels") if pairwise else ("judge_question", "answer_question", "answers")
+    )
+    judge_question, answer_question, answers = (config.dialogue[name] for name in names)
+    return dialogue.make_dialogue(
+        tokenizer,
+        judge_question=judge_question,
+        answer_question=answer_question,
+        answers=answers,
+        system=config.dialogue.system or None,
+        date=config.dialogue.date,
+        turn=config.dialogue.turn if pairwise else None,
+    )
 
 
 @hosts.by_first
@@ -185,8 +195,18 @@ def load_objective(config: ConfigDict):
             f"objective.name={name!r} judges without thoughts: give sampler.group_size=1 and eval.votes=(1,), "
             f"as --config=FILE:{name} does"
         )
+    if is_pairwise(module) and config.score.readout != "choices":
+        raise UserError(
+            f"score.readout={config.score.readout!r}: {name} needs 'choices', where the two labels of a comparison "
+            "have probability 1 together"
+        )
     fields = [field.name for field in dataclasses.fields(module.Hyper)]
     return module, module.Hyper(**{field: config.objective[field] for field in fields})
+
+
+def is_pairwise(objective) -> bool:
+    """Whether the sides of an objective are the two orders of a pair's responses, shown together."""
+    return getattr(objective, "PAIRWISE", False)
 
 
 def batches(config: ConfigDict, source, talk, *, batch_size: int, shuffle: bool = True) -> data.Batches:
@@ -211,8 +231,21 @@ def training_source(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path, 
         split = "demonstrations" if name.endswith("demonstrations") else "train"
         clean = round(config.world.clean_share * count)
         source = world.WorldSource(made, split, talk, config.data.buckets[-1], clean)
+        if split == "demonstrations" and config.world.pairwise_share:
+            source = with_comparisons(config, source)
         return source, f"{count} pairs of the built-in world, {split}"
     return tokenised(config, talk, name, config.data.train_split, skipped, supervised)
+
+
+def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.WorldSource:
+    """The source with a share of pairwise dialogues; UserError where they are not closed by the same tokens."""
+    talk, pairwise = source.dialogue, make_talk(config, source.dialogue.tokenizer, pairwise=True)
+    if (pairwise.question_ids, pairwise.answer_ids) != (talk.question_ids, talk.answer_ids):
+        raise UserError(
+            "world.pairwise_share: both kinds of dialogue must end alike; set dialogue.label_question and "
+            "dialogue.labels to dialogue.answer_question and dialogue.answers"
+        )
+    return dataclasses.replace(source, pairwise=pairwise, pairwise_share=config.world.pairwise_share)
 
 
 def held_out(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path) -> tuple[Held, str]:

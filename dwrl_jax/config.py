@@ -34,6 +34,14 @@ def base_config() -> ConfigDict:
     config.dialogue.judge_question = "Judge the response."  # asks for the thought
     config.dialogue.answer_question = "Is this a good response? A: Yes, B: No"  # asks for the answer
     config.dialogue.answers = ("A", "B")  # good, bad: one token each in their place
+    # pairwise objectives: shows the conversation and both responses, and asks for the thought
+    config.dialogue.pair_question = (
+        "Here is a conversation.\n\n{conversation}\n\nResponse A:\n{first}\n\nResponse B:\n{second}\n\n"
+        "Compare the two responses to the last message."
+    )
+    config.dialogue.turn = "{role}: {content}"  # pairwise: a turn of that conversation; blank lines stand between them
+    config.dialogue.label_question = "Which response is better, A or B?"  # pairwise: asks for the label
+    config.dialogue.labels = ("A", "B")  # pairwise: the first, the second is better: one token each in their place
     config.dialogue.date = "26 Jul 2024"  # for templates that print today's date: training equals evaluation
 
     config.data = ConfigDict()
@@ -49,6 +57,7 @@ def base_config() -> ConfigDict:
     config.world = ConfigDict()
     config.world.seed = 0  # of the built-in world, where data.train or data.eval is "world"
     config.world.clean_share = 0.67  # of the demonstrations: clean chains first, thoughts of mixed quality after
+    config.world.pairwise_share = 0.0  # of the demonstrations: dialogues that compare both responses, in both orders
 
     config.sampler = ConfigDict()
     config.sampler.group_size = 8  # thoughts per response, the paper's n
@@ -61,10 +70,13 @@ def base_config() -> ConfigDict:
     config.objective.name = "dwrl"  # a module of dwrl_jax/objectives
     config.objective.updates = "alternating"  # dwrl and its ablation: "alternating" (the paper's) or "joint"
     config.objective.baseline = "mean"  # likewise: "none" (the paper's), "mean" or "leave_one_out"
-    config.objective.clip = (0.2, 0.2)  # dwrl, grpo_point, irpm: distances of the ratio's clipping below and above 1
+    config.objective.clip = (0.2, 0.2)  # all that learn from their thoughts: how far below and above 1 ratios go
     config.objective.dual_clip = 3.0  # likewise: bound of the loss of negative advantages, in advantages
     config.objective.token_aggregation = "sum"  # likewise: "sum" (exact) or "mean" over a thought's tokens
     config.objective.kl = 0.0  # likewise: coefficient of the KL term to the starting model
+    config.objective.label_smoothing = 0.0  # gram: share of the target that goes to the other label
+    config.objective.policy_updates = 1  # grpo_*, rm_r1: on the same thoughts; clipping acts from the second on
+    config.objective.format_weight = 0.2  # rm_r1: reward of the format, where a right label earns 1
     config.objective.answer_weight = 1.0  # sft: weight of the answer's log-likelihood
     config.objective.centring = 0.0  # bt: coefficient of (r+ + r-)^2, which holds rewards near zero
     config.objective.head_init = 1.0  # bt: standard deviation of a fresh value head, times 1 / sqrt(width + 1)
@@ -128,7 +140,15 @@ def accelerator_run(hub_id: str) -> ConfigDict:
 
 # What an objective needs to differ in, whatever the model and the data: applied last by `with_objective`
 _NO_THOUGHT = {"sampler.group_size": 1, "sampler.max_thought": 1, "eval.votes": (1,)}
-OBJECTIVES: dict[str, dict[str, object]] = {"bt": _NO_THOUGHT, "bt_token": _NO_THOUGHT}
+_COMPARES = {"score.readout": "choices"}
+OBJECTIVES: dict[str, dict[str, object]] = {
+    "bt": _NO_THOUGHT,
+    "bt_token": _NO_THOUGHT,
+    "gram": _NO_THOUGHT | _COMPARES,
+    "grpo_pair": _COMPARES,
+    "rm_r1": _COMPARES,
+}
+PAIRWISE = ("gram", "grpo_pair", "rm_r1")  # those that judge both responses at once
 
 
 def read_variant(variant: str) -> tuple[str, bool]:
@@ -192,6 +212,7 @@ AT_LEAST_ONE = [
     "sampler.group_size",
     "sampler.max_thought",
     "score.chunk",
+    "objective.policy_updates",
     "optim.steps",
     "optim.micro_batches",
     "eval.batch_size",
@@ -203,6 +224,7 @@ NOT_NEGATIVE = [
     "objective.kl",
     "objective.centring",
     "objective.head_init",
+    "objective.format_weight",
     "optim.value_head_rate",
     "optim.learning_rate",
     "optim.warmup",
@@ -238,7 +260,11 @@ def check(config: ConfigDict) -> None:
         raise UserError("profile=True: the first step compiles and is not traced; give optim.steps at least 2")
     if config.objective.dual_clip <= 1:
         raise UserError(f"objective.dual_clip={config.objective.dual_clip}: must be above 1")
-    for key, size in (("dialogue.answers", 2), ("objective.clip", 2)):
+    if not 0 <= config.objective.label_smoothing < 0.5:
+        raise UserError(f"objective.label_smoothing={config.objective.label_smoothing}: must be from 0 to below 0.5")
+    if not 0 <= config.world.pairwise_share <= 1:
+        raise UserError(f"world.pairwise_share={config.world.pairwise_share}: must be from 0 to 1")
+    for key, size in (("dialogue.answers", 2), ("dialogue.labels", 2), ("objective.clip", 2)):
         if len(_get(config, key)) != size:
             raise UserError(f"{key}={_get(config, key)!r}: give {size} values")
     if not config.eval.votes or min(config.eval.votes) < 1:

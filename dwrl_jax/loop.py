@@ -54,6 +54,7 @@ class Run:
     needs_reference: bool  # the objective has a KL term to the starting model
     eval_batches: Batches | None  # held-out pairs in a fixed order
     curve_batches: Batches | None  # those of them that the curve is drawn on
+    pairwise: bool  # the sides are the two orders of both responses, and a score is the right label's
     votes: tuple[int, ...]
     eval_every: int
     thoughts_every: int
@@ -104,7 +105,7 @@ def make_programs(run: Run) -> Programs:
         def sample_and_weigh(params, start, batch, stream, step):
             key = sampling_key(run.seed, stream, 0 if run.thoughts == "start" else step)
             thoughts, log_scores = _think(run, options, params, start, batch, key)
-            return thoughts, log_scores, records.weigh(log_scores)
+            return thoughts, log_scores, records.weigh(log_scores, run.pairwise)
 
         return jax.jit(sample_and_weigh, out_shardings=whole)
 
@@ -249,10 +250,11 @@ def _curve(run: Run, programs: Programs, state: TrainState, start) -> dict[str, 
     if not (run.curve_batches and run.eval_every and (step % run.eval_every == 0 or step == run.steps)):
         return {}
     _, log_scores = _score_pairs(run, programs, state.params, start, run.curve_batches)
-    found = evaluate.summary(evaluate.margins(log_scores, max(run.votes)))
+    found = evaluate.metrics(log_scores, max(run.votes), run.pairwise)
     if not sys.stderr.isatty():
         print(f"step {step} of {run.steps}: held-out accuracy {found['accuracy']:.3f}", flush=True)
-    return {f"eval/{name}": found[name] for name in ("accuracy", "nll", "ties", "brier", "ece")}
+    names = ("accuracy", "nll", "ties", "brier", "ece", "flips", "position_bias")
+    return {f"eval/{name}": found[name] for name in names if name in found}
 
 
 def _held_out(run: Run, programs: Programs, name: str, params, start, step: int) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dwrl_jax import config as configuration
 from dwrl_jax import evaluate, export, hosts, loop, records, report, world
-from dwrl_jax.build import Held, build, keep_architecture, load_objective, load_tokenizer
+from dwrl_jax.build import Held, build, is_pairwise, keep_architecture, load_objective, load_tokenizer
 from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
@@ -120,10 +120,11 @@ def preset(name: str) -> dict:
 def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> dict:
     """What results.json says of the held-out scores [N S K] of "base" and "trained"."""
     results = {"base": {}, "trained": {}, "gain": {}, "reference": {"no_thought": None, "ceiling": None}}
+    pairwise = is_pairwise(load_objective(config)[0])
     for votes in sorted(config.eval.votes):
-        margin = {name: evaluate.margins(found, votes) for name, found in scores.items()}
+        margin = {name: evaluate.margins(found, votes, pairwise) for name, found in scores.items()}
         for name in ("base", "trained"):
-            results[name][f"k{votes}"] = evaluate.summary(margin[name])
+            results[name][f"k{votes}"] = evaluate.metrics(scores[name], votes, pairwise)
         results["gain"][f"k{votes}"] = evaluate.gain(margin["base"], margin["trained"])
     results["sources"] = by_source(config, [pair.source for pair in held.pairs], scores)
     if held.world is not None:
@@ -135,10 +136,10 @@ def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> 
 def by_source(config: ConfigDict, names: list[str], scores: dict[str, np.ndarray]) -> dict:
     """The same by the pairs' source, where there is more than one, for the largest number of votes."""
     sources = sorted(set(names)) if len(set(names)) > 1 else []
-    votes = max(config.eval.votes)
+    votes, pairwise = max(config.eval.votes), is_pairwise(load_objective(config)[0])
 
     def part(found, source):
-        return evaluate.summary(evaluate.margins(found[np.array(names) == source], votes))
+        return evaluate.metrics(found[np.array(names) == source], votes, pairwise)
 
     return {source: {name: {f"k{votes}": part(found, source)} for name, found in scores.items()} for source in sources}
 
@@ -150,8 +151,10 @@ def table(results: dict) -> str:
     def row(name, found):
         low, high = found["interval"]
         between = f"{100 * low:.1f} to {100 * high:.1f}"
+        flips = f"   flips {100 * found['flips']:.1f}%" if "flips" in found else ""
         lines.append(
             f"{name:28} {100 * found['accuracy']:7.1f}%  {between:>15} {found['nll']:7.3f} {100 * found['ties']:5.1f}%"
+            + flips
         )
 
     for name in ("base", "trained"):
