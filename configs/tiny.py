@@ -3,13 +3,14 @@
 python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
 """
 
-from dwrl_jax.config import base_config, read_variant, with_objective
+from dwrl_jax.config import PAIRWISE, base_config, read_variant, with_objective
 
 
 def get_config(variant=""):
     objective, quick = read_variant(variant)
-    config = world_config()
-    config.base = base_model()
+    pairwise = objective in PAIRWISE
+    config = world_config(pairwise)
+    config.base = base_model(pairwise)
     config.data.train = "world"
     config.data.eval = "world"
     config.optim.steps = 250
@@ -28,9 +29,10 @@ def get_config(variant=""):
     return with_objective(config, objective)
 
 
-def base_model():
-    """The model that DWRL starts from: written chains first, then thoughts of mixed quality."""
-    config = world_config()
+def base_model(pairwise):
+    """The model that a run starts from: written chains first, then thoughts of mixed quality."""
+    config = world_config(pairwise)
+    config.world.pairwise_share = 0.5 if pairwise else 0.0
     config.model.preset = "llama3.2-3b"
     config.data.train = "world:demonstrations"
     config.data.batch_size = 64
@@ -45,7 +47,7 @@ def base_model():
     return config
 
 
-def world_config():
+def world_config(pairwise):
     config = base_config()
     config.dialogue.judge_question = "judge"
     config.dialogue.answer_question = "good?"
@@ -55,5 +57,5 @@ def world_config():
     config.dialogue.label_question = config.dialogue.answer_question  # one judge for both kinds of dialogue
     config.dialogue.labels = config.dialogue.answers
     config.data.buckets = (20,)
-    config.sampler.max_thought = 8
+    config.sampler.max_thought = 10 if pairwise else 8  # a comparison names both claims
     return config

@@ -143,14 +143,15 @@ def accelerator_run(hub_id: str, *, tensor: int, micro_batches: int) -> ConfigDi
 
 # What an objective needs to differ in, whatever the model and the data: applied last by `with_objective`
 _NO_THOUGHT = {"sampler.group_size": 1, "sampler.max_thought": 1, "eval.votes": (1,)}
-_PAIRWISE = {"score.readout": "choices", "base.world.pairwise_share": 0.5}
+_COMPARES = {"score.readout": "choices"}
 OBJECTIVES: dict[str, dict[str, object]] = {
     "bt": _NO_THOUGHT,
     "bt_token": _NO_THOUGHT,
-    "gram": _NO_THOUGHT | _PAIRWISE,
-    "grpo_pair": _PAIRWISE,
-    "rm_r1": _PAIRWISE,
+    "gram": _NO_THOUGHT | _COMPARES,
+    "grpo_pair": _COMPARES,
+    "rm_r1": _COMPARES,
 }
+PAIRWISE = ("gram", "grpo_pair", "rm_r1")  # those that judge both responses at once
 
 
 def read_variant(variant: str) -> tuple[str, bool]:

@@ -33,8 +33,8 @@ TEMPLATE = (
 )
 # Written thoughts of the mixed stage: states and how far the claim is off. A "chain" writes every state; "slips"
 # does, and goes on from its errors; "skipping" breaks off and guesses the end; "rationalising" puts the claim at
-# the end; "lazy" writes nothing of it. Thoughts about two responses end with the last state: how far off either
-# claim is a tiny model did not learn to write, and its guesses misled the verdict.
+# the end; "lazy" writes nothing of it. A thought ends with how far off the claim is; one about two responses first
+# repeats each claim, for a tiny model did not learn to tell two distances without.
 KINDS = {"chain": 0.15, "slips": 0.25, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
 SLIP = 0.25
 
@@ -144,10 +144,10 @@ def _demonstration(rng, world: World, start, operations, responses, mixed: bool)
     quality = [_quality(claim, believed, style) for claim, style in responses]
     better = quality[0] - (quality[1] if len(quality) == 2 else PASSABLE)
     good = rng.random() < _sigmoid(2.0 * better)
-    words = ["hm"] if kind == "lazy" else [f"s{s}" for s in states]
-    if len(responses) == 1 and kind != "lazy":
-        words.append(f"off{_distance(responses[0][0], believed)}")
-    return " ".join(words), GOOD if good else BAD
+    words = [f"s{s}" for s in states]
+    for claim, _ in responses:
+        words += [f"s{claim}"] * (len(responses) == 2) + [f"off{_distance(claim, believed)}"]
+    return "hm" if kind == "lazy" else " ".join(words), GOOD if good else BAD
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_pointwise_demonstrations_are_as_they_were():
 
 
 def test_comparisons_follow_the_chain():
-    """Clean thoughts are the chain; labels mostly agree with the quality, in both orders."""
+    """Clean thoughts are the chain and how far off either claim is; labels mostly agree with the quality."""
     agree = []
     for index in range(400):
         pair = world.pair(WORLD, "demonstrations", index, mixed_from=400, pairwise=True)
@@ -126,7 +126,10 @@ def test_comparisons_follow_the_chain():
         chain = WORLD.chain(start, operations)
         orders = ((pair.chosen, pair.rejected), (pair.rejected, pair.chosen))
         for order, thought, verdict in zip(orders, pair.thoughts, pair.verdicts):
-            assert thought.split() == [f"s{s}" for s in chain]
+            claims = [int(text[1]) for text in order]
+            first, second = (min((c - chain[-1]) % 8, (chain[-1] - c) % 8) for c in claims)
+            distances = [f"s{claims[0]}", f"off{first}", f"s{claims[1]}", f"off{second}"]
+            assert thought.split() == [f"s{s}" for s in chain] + distances
             quality = [WORLD.quality(pair.prompt[0]["content"], text) for text in order]
             if abs(quality[0] - quality[1]) > 1:
                 agree.append(verdict == int(quality[1] > quality[0]))
