@@ -11,5 +11,5 @@ from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
 
 def get_config(variant=""):
     objective, quick = read_variant(variant)
-    config = accelerator_run("Qwen/Qwen2.5-7B-Instruct")
+    config = accelerator_run("Qwen/Qwen2.5-7B-Instruct", tensor=4, micro_batches=8)
     return with_objective(smoke(config, "qwen2.5-7b") if quick else config, objective)

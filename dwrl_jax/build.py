@@ -16,6 +16,7 @@ from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import NUMERICS, model_config, read_config, with_value_head
+from dwrl_jax.models.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
 from dwrl_jax.pairs import Pair, read_pairs
 from dwrl_jax.sampler import SamplerOptions
@@ -37,10 +38,18 @@ def load_tokenizer(config: ConfigDict, folder: Path):
     return dialogue.load_tokenizer(config.model.tokenizer or folder)
 
 
+def small_config(config: ConfigDict, tokenizer) -> dict:
+    """config.json of the small model that model.preset names; UserError for a name that there is not."""
+    name = config.model.preset
+    if name not in PRESETS:
+        raise UserError(f"model.preset={name!r}: choose one of {', '.join(PRESETS)}")
+    return shrink(PRESETS[name], 1 + max(tokenizer.get_vocab().values()))
+
+
 def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, Held | None, dict[str, str]]:
     """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
     tokenizer = load_tokenizer(config, folder)
-    objective, hyper = load_objective(config)
+    objective, _ = load_objective(config)
     pairwise, value_head = is_pairwise(objective), getattr(objective, "VALUE_HEAD", False)
     numerics = {name: config.model[name] for name in NUMERICS}
     shape = model_config(architecture(config, folder, tokenizer), **numerics)
@@ -51,46 +60,18 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     if source.examples(0, 1)[0].thoughts is None and supervised:
         raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
     held, eval_note = held_out(config, talk, workdir / "skipped_eval.txt") if config.eval.pairs else (None, "none")
-    phases = objective.phases(hyper)
-    optim = train_step.OptimizerOptions(
-        **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
-    )
-    mesh = make_mesh(config, shape)
+    parts = recipe(config, shape, talk.question_ids, talk.answer_ids, talk.pad_id)
     run = loop.Run(
+        **vars(parts),
         workdir=workdir,
-        seed=config.seed,
         steps=config.optim.steps,
-        judge=Judge(
-            model=Decoder(shape),
-            question=talk.question_ids,
-            answers=talk.answer_ids,
-            pad=talk.pad_id,
-            temperature=config.sampler.temperature,
-            readout="value" if value_head else config.score.readout,
-            chunk=config.score.chunk,
-        ),
-        mesh=mesh,
-        load_params=lambda: load_start(config, folder, shape, mesh),
+        load_params=lambda: load_start(config, folder, shape, parts.mesh),
         batches=batches(config, source, talk, batch_size=config.data.batch_size),
         describe=lambda pair_id: find_pair(source, pair_id),
         describe_held_out=lambda pair_id: find_pair(held.batches.source, pair_id),
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-        sampler=SamplerOptions(
-            config.sampler.group_size,
-            config.sampler.max_thought,
-            config.sampler.top_k,
-            config.sampler.top_p,
-            verdicts=objective.VERDICTS,
-        ),
-        thoughts=objective.THOUGHTS,
-        phases=phases,
-        optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
-        micro_batches=config.optim.micro_batches,
-        needs_reference=getattr(hyper, "kl", 0.0) > 0,
         eval_batches=held.batches if held else None,
         curve_batches=held.curve if held else None,
-        pairwise=pairwise,
-        votes=tuple(config.eval.votes),
         eval_every=config.eval.every,
         thoughts_every=config.log.thoughts_every,
         thought_pairs=config.log.thought_pairs,
@@ -99,6 +80,42 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
         profile=config.profile,
     )
     return run, held, {"train": train_note, "eval": eval_note}
+
+
+def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, devices=None) -> loop.Recipe:
+    """What the programs are made of, for the ids of the second question, of both answers and of padding."""
+    objective, hyper = load_objective(config)
+    phases = objective.phases(hyper)
+    optim = train_step.OptimizerOptions(
+        **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
+    )
+    return loop.Recipe(
+        seed=config.seed,
+        judge=Judge(
+            model=Decoder(shape),
+            question=question,
+            answers=answers,
+            pad=pad,
+            temperature=config.sampler.temperature,
+            readout="value" if getattr(objective, "VALUE_HEAD", False) else config.score.readout,
+            chunk=config.score.chunk,
+        ),
+        mesh=make_mesh(config, shape, devices),
+        sampler=SamplerOptions(
+            config.sampler.group_size,
+            config.sampler.max_thought,
+            config.sampler.top_k,
+            config.sampler.top_p,
+            verdicts=objective.VERDICTS,
+        ),
+        thoughts=objective.THOUGHTS,
+        pairwise=is_pairwise(objective),
+        votes=tuple(config.eval.votes),
+        phases=phases,
+        optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
+        micro_batches=config.optim.micro_batches,
+        needs_reference=getattr(hyper, "kl", 0.0) > 0,
+    )
 
 
 def architecture(config: ConfigDict, folder: Path, tokenizer) -> dict:

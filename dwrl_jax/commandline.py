@@ -14,12 +14,20 @@ def parse(arguments: list[str] | None = None) -> tuple[ConfigDict, Path]:
 
     UserError for a missing or unknown flag, an unknown key and a value of the wrong type.
     """
+    config, found = parse_flags(arguments, {"workdir": "runs/tiny"})
+    return config, Path(found["workdir"]).expanduser()
+
+
+def parse_flags(
+    arguments: list[str] | None, required: dict[str, str], optional: tuple[str, ...] = ()
+) -> tuple[ConfigDict, dict[str, str | None]]:
+    """The config and the values of other flags; `required` has an example of each. Errors as of `parse`."""
     arguments = sys.argv if arguments is None else ["", *arguments]
     values = flags.FlagValues()
     config_flag = config_flags.DEFINE_config_file(
         "config", None, "Config file.", flag_values=values, sys_argv=arguments
     )
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    others = {name: flags.DEFINE_string(name, None, "", flag_values=values) for name in (*required, *optional)}
     _check_file(arguments)
     try:
         rest = values(arguments)
@@ -27,12 +35,13 @@ def parse(arguments: list[str] | None = None) -> tuple[ConfigDict, Path]:
         raise
     except Exception as error:  # absl and ml_collections raise a dozen kinds, some of them plain KeyErrors
         raise UserError(_reason(error)) from error
+    example = " ".join(f"--{name}={value}" for name, value in {"config": "configs/tiny.py", **required}.items())
     if len(rest) > 1:
-        raise UserError(f"{rest[1]}: not a flag; flags look like --config=configs/tiny.py --workdir=runs/tiny")
-    for flag in (config_flag, workdir):
+        raise UserError(f"{rest[1]}: not a flag; flags look like {example}")
+    for name, flag in {"config": config_flag, **{name: others[name] for name in required}}.items():
         if flag.value is None:
-            raise UserError(f"--{flag.name} is missing, e.g. --config=configs/tiny.py --workdir=runs/tiny")
-    return config_flag.value, Path(workdir.value).expanduser()
+            raise UserError(f"--{name} is missing, e.g. {example}")
+    return config_flag.value, {name: flag.value for name, flag in others.items()}
 
 
 def _check_file(arguments: list[str]) -> None:

@@ -17,7 +17,7 @@ def base_config() -> ConfigDict:
     config.model.preset = ""  # random weights of this architecture in small (models/presets.py), for trying out
     config.model.tokenizer = ""  # folder or hub id, if not the model's own; a preset's own is the built-in world's
     config.model.dtype = "float32"  # computation; "bfloat16" on accelerators
-    config.model.param_dtype = "float32"  # weights and optimizer
+    config.model.param_dtype = "float32"  # weights and the optimizer's second moment
     config.model.remat = (
         "dots"  # what the backward pass keeps: all ("none"), products and attention ("dots") or layers ("full")
     )
@@ -97,6 +97,7 @@ def base_config() -> ConfigDict:
     config.optim.weight_decay = 0.0  # on matrices only
     config.optim.clip_norm = 1.0
     config.optim.value_head_rate = 10.0  # bt: learning rate of the value head, in those of the rest
+    config.optim.moment_dtype = "float32"  # of Adam's first moment; "bfloat16" saves 2 bytes per parameter
     config.optim.micro_batches = 1  # parts of the batch whose gradients are summed; exact, saves memory
     config.optim.packing = True  # short thoughts share lanes: at most two more programs per bucket, fewer positions
 
@@ -121,10 +122,11 @@ def base_config() -> ConfigDict:
     return config.lock()
 
 
-def accelerator_run(hub_id: str) -> ConfigDict:
+def accelerator_run(hub_id: str, *, tensor: int, micro_batches: int) -> ConfigDict:
     """Full fine-tuning of a published model on HH-RLHF with the paper's numbers of pairs (20,000 and 1,000).
 
-    Learning rate, group size and lengths are (ours): the paper's are not known.
+    Learning rate, group size and lengths are (ours): the paper's are not known. `tensor` parts of heads and
+    `micro_batches` are those of the plan in the config's docstring; a machine with fewer devices needs others.
     """
     config = base_config()
     config.model.path = hub_id
@@ -133,7 +135,8 @@ def accelerator_run(hub_id: str) -> ConfigDict:
     config.data.train = config.data.eval = "Anthropic/hh-rlhf"
     config.data.batch_size = 64
     config.optim.steps = 312  # one pass over 20,000 pairs
-    config.optim.micro_batches = 16
+    config.optim.micro_batches = micro_batches
+    config.mesh.tensor = tensor
     config.eval.every = 52
     return config
 
@@ -180,6 +183,7 @@ def smoke(config: ConfigDict, preset: str) -> ConfigDict:
     """
     config.model.path, config.model.preset = "", preset
     config.model.dtype, config.model.remat = "float32", "none"
+    config.mesh.tensor = 1
     config.data.train = config.data.eval = "world"
     config.data.buckets = (64, 128, 256)
     config.data.batch_size = 4
@@ -205,6 +209,7 @@ CHOICES = {
     "objective.baseline": ("none", "mean", "leave_one_out"),
     "objective.token_aggregation": ("sum", "mean"),
     "score.readout": ("vocab", "choices"),
+    "optim.moment_dtype": ("float32", "bfloat16"),
     "optim.schedule": ("constant", "linear", "cosine"),
 }
 AT_LEAST_ONE = [

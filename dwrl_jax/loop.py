@@ -33,29 +33,35 @@ PROFILED = 3  # steps
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Recipe:
+    """What the programs of a run are made of: no data, weights or tokenizer."""
+
+    seed: int
+    judge: Judge
+    mesh: jax.sharding.Mesh
+    sampler: SamplerOptions
+    thoughts: str  # where they come from: the objective's THOUGHTS
+    pairwise: bool  # the sides are the two orders of both responses, and a score is the right label's
+    votes: tuple[int, ...]
+    phases: dict[str, Callable]
+    optimizer: optax.GradientTransformation
+    micro_batches: int
+    needs_reference: bool  # the objective has a KL term to the starting model
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Recipe):
     """All that one training run is made of. Counts are in pairs and steps."""
 
     workdir: Path
-    seed: int
     steps: int
-    judge: Judge
-    mesh: jax.sharding.Mesh
     load_params: Callable[[], Any]  # the starting model, laid out for training
     batches: Batches
     describe: Callable[[int], Pair]  # pair id -> training pair
     describe_held_out: Callable[[int], Pair]
     decode: Callable[[np.ndarray], str]  # token ids -> text
-    sampler: SamplerOptions
-    thoughts: str  # where they come from: the objective's THOUGHTS
-    phases: dict[str, Callable]
-    optimizer: optax.GradientTransformation
-    micro_batches: int
-    needs_reference: bool  # the objective has a KL term to the starting model
     eval_batches: Batches | None  # held-out pairs in a fixed order
     curve_batches: Batches | None  # those of them that the curve is drawn on
-    pairwise: bool  # the sides are the two orders of both responses, and a score is the right label's
-    votes: tuple[int, ...]
     eval_every: int
     thoughts_every: int
     thought_pairs: int
@@ -92,12 +98,21 @@ class Programs:
     train_step: Callable
 
 
-def make_programs(run: Run) -> Programs:
-    def begin(params):
-        return TrainState(jnp.int32(0), params, run.optimizer.init(params))
+def abstract_state(run: Recipe) -> TrainState:
+    """Shapes, types and places of the training state; nothing is computed."""
+    boxed = axis_names(run.judge.model.config)
+    shapes = jax.eval_shape(functools.partial(_begin, run.optimizer), nn.meta.unbox(boxed))
+    places = sharding.like_parameters(run.mesh, shapes, boxed)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
-    whole, boxed = sharding.whole(run.mesh), axis_names(run.judge.model.config)
-    state = sharding.like_parameters(run.mesh, jax.eval_shape(begin, nn.meta.unbox(boxed)), boxed)
+
+def _begin(optimizer: optax.GradientTransformation, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def make_programs(run: Recipe) -> Programs:
+    whole = sharding.whole(run.mesh)
+    state = jax.tree.map(lambda x: x.sharding, abstract_state(run))
 
     def sampler(group_size):
         options = dataclasses.replace(run.sampler, group_size=group_size)
@@ -112,7 +127,7 @@ def make_programs(run: Run) -> Programs:
     own, votes = run.sampler.group_size, max(run.votes)
     sample_own = sampler(own)
     return Programs(
-        begin=jax.jit(begin, donate_argnums=0, out_shardings=state),
+        begin=jax.jit(functools.partial(_begin, run.optimizer), donate_argnums=0, out_shardings=state),
         sample=sample_own,
         sample_votes=sample_own if votes == own else sampler(votes),
         reference_logps=jax.jit(functools.partial(logps, run.judge), out_shardings=whole),
@@ -120,7 +135,7 @@ def make_programs(run: Run) -> Programs:
     )
 
 
-def _think(run: Run, options: SamplerOptions, params, start, batch: PreferenceBatch, key):
+def _think(run: Recipe, options: SamplerOptions, params, start, batch: PreferenceBatch, key):
     """Thoughts, of the policy, of the starting model or none at all, and their log scores under the policy."""
     if run.thoughts == "none":
         thoughts = no_thoughts(batch, run.judge.end)

@@ -15,12 +15,20 @@ from ml_collections import ConfigDict
 
 from dwrl_jax import config as configuration
 from dwrl_jax import evaluate, export, hosts, loop, records, report, world
-from dwrl_jax.build import Held, architecture, build, is_pairwise, keep_architecture, load_objective, load_tokenizer
+from dwrl_jax.build import (
+    Held,
+    architecture,
+    build,
+    is_pairwise,
+    keep_architecture,
+    load_objective,
+    load_tokenizer,
+    small_config,
+)
 from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config
-from dwrl_jax.models.presets import PRESETS, shrink
 
 
 @exit_cleanly
@@ -105,17 +113,11 @@ def starting_model(config: ConfigDict, workdir: Path, begun: bool) -> Path:
     if not begun:
         hosts.by_first(shutil.rmtree)(folder, ignore_errors=True)
         tokenizer = load_tokenizer(config, folder)
-        hf_config = shrink(preset(config.model.preset), 1 + max(tokenizer.get_vocab().values()))
+        hf_config = small_config(config, tokenizer)
         shape = model_config(hf_config)
         params = hf.random_params(shape, config.seed)
         hosts.attempt(hf.save_model, folder, params, shape, hf_config, tokenizer=tokenizer)
     return folder
-
-
-def preset(name: str) -> dict:
-    if name not in PRESETS:
-        raise UserError(f"model.preset={name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> dict:

@@ -27,6 +27,7 @@ class OptimizerOptions:
     weight_decay: float
     clip_norm: float
     value_head_rate: float = 1.0  # of a value head, in learning rates
+    moment_dtype: str = "float32"  # of the first moment; optax keeps the second in the parameters' own
 
 
 def learning_rate(options: OptimizerOptions, steps: int) -> optax.Schedule:
@@ -54,6 +55,7 @@ def make_optimizer(options: OptimizerOptions, steps: int, phases: int) -> optax.
             b1=options.beta1,
             b2=options.beta2,
             eps=options.epsilon,
+            mu_dtype=options.moment_dtype,
             weight_decay=options.weight_decay,
             mask=decayed,
         ),

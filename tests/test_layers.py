@@ -5,11 +5,24 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "dwrl_jax"
 LAYERS = [
-    {"errors", "types", "sharding", "hosts"},
+    {"errors", "types", "sharding", "hosts", "chips", "hlo"},
     {"suites", "objectives", "models", "dialogue", "config", "pairs", "packing"},
-    {"data", "world", "gpm", "sampler", "logps"},
+    {"data", "world", "gpm", "sampler", "logps", "counts"},
     {"train_step", "evaluate", "checkpoint", "records"},
-    {"loop", "report", "report_curves", "comparison", "commandline", "build", "train", "export", "reproduce"},
+    {
+        "loop",
+        "report",
+        "report_curves",
+        "comparison",
+        "commandline",
+        "build",
+        "train",
+        "export",
+        "reproduce",
+        "plan",
+        "lowering",
+        "plan_text",
+    },
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -46,4 +59,4 @@ def test_equations_know_no_model():
 
 def test_only_entry_points_read_the_config():
     readers = {path.stem for path in FILES if "ConfigDict" in path.read_text()}
-    assert readers <= {"config", "commandline", "build", "train", "reproduce"}
+    assert readers <= {"config", "commandline", "build", "train", "reproduce", "plan"}

@@ -112,6 +112,18 @@ PRESETS: dict[str, dict] = {
 }
 
 
+def published(hub_id: str) -> dict:
+    """The config.json of a hub id among PRESETS, "-Instruct" or not; UserError for another."""
+    name = hub_id.rpartition("/")[2].lower().removesuffix("-instruct")
+    found = [config for key, config in PRESETS.items() if key.replace("-", "") == name.replace("-", "")]
+    if not found:
+        raise UserError(
+            f"model.path={hub_id!r}: no such folder, and its shape is not known without a download; "
+            f"give a folder with its config.json, or one of {', '.join(PRESETS)}"
+        )
+    return found[0]
+
+
 def shrink(hf_config: dict, vocab_size: int, **changes) -> dict:
     """The same architecture in small: two layers of width 64, four query heads on two key/value heads.
 

@@ -1,0 +1,129 @@
+"""What a step needs, counted from shapes: compilers count the body of a loop once, so they cannot be asked.
+
+FLOPs are those that the mathematics needs: a multiply-add is two, and of a causal pass the half that is masked is
+not counted. `c` is a model's shape, its letters those of transformer.py; `s` and `share` are `Sizes` and `Share`.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dwrl_jax.models.transformer import ModelConfig, axis_names
+
+# passes over the forward computation: itself, two in the backward pass, and again where it was not kept
+PASSES = {"none": 3, "dots": 3, "full": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Lengths of one step, in tokens; `rows` responses, each with `group` thoughts."""
+
+    rows: int
+    prefix: int
+    group: int
+    thought: int
+    question: int
+
+    @property
+    def branches(self) -> int:
+        return self.rows * self.group
+
+    @property
+    def branch(self) -> int:
+        return 1 + self.thought + self.question
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What part of a step one device has: `rows` of the rows, of heads and feed-forward one in `tensor`."""
+
+    rows: int
+    tensor: int
+    devices: int
+
+
+def layer_weights(c: ModelConfig) -> int:
+    """Weights of one layer's products."""
+    return c.hidden_size * (c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.mlp_size)
+
+
+def parameters(c: ModelConfig) -> int:
+    return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(axis_names(c))))
+
+
+def forward(c: ModelConfig, tokens: float, keys: float, heads: float) -> float:
+    """FLOPs of a forward pass over `tokens` that see `keys` each, `heads` of them through the head.
+
+    Per token and layer 2 per weight, 4 N H per key (scores and mixing); 2 D V per token through the head.
+    """
+    layers = c.layers * tokens * (2 * layer_weights(c) + 4 * c.heads * c.head_dim * keys)
+    return layers + 2 * heads * c.hidden_size * c.vocab_size
+
+
+def prefix_flops(c: ModelConfig, s: Sizes) -> float:
+    """Keys and values of the prefixes, before the first thought."""
+    return forward(c, s.rows * s.prefix, s.prefix / 2, 0)
+
+
+def thought_flops(c: ModelConfig, s: Sizes) -> float:
+    """Every thought to its full length, and the second questions."""
+    thoughts = forward(c, s.branches * s.thought, s.prefix + s.thought / 2, s.branches * s.thought)
+    return thoughts + forward(c, s.branches * (1 + s.question), s.prefix + s.thought, s.branches)
+
+
+def update_flops(c: ModelConfig, s: Sizes, phases: int) -> float:
+    """`phases` gradients: a pass forward, two backward and, by remat, the forward one again.
+
+    A pass computes each prefix once and its branches beside it.
+    """
+    branches = forward(c, s.branches * s.branch, s.prefix + s.branch / 2, s.branches * (s.thought + 1))
+    return phases * PASSES[c.remat] * (prefix_flops(c, s) + branches)
+
+
+def token_bytes(c: ModelConfig) -> int:
+    """Bytes of one token's keys and values, all layers."""
+    return 2 * c.layers * c.kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
+
+
+def region_bytes(c: ModelConfig, s: Sizes, share: Share) -> float:
+    """Bytes of a device's keys and values at the end of sampling: prefixes, and branches to their full length."""
+    return share.rows * (s.prefix + s.group * s.thought) * token_bytes(c) / share.tensor
+
+
+def decode_weights(c: ModelConfig, share: Share) -> float:
+    """Bytes of a device's copy of the weights in the layout for decoding."""
+    return parameters(c) * jnp.dtype(c.dtype).itemsize / share.tensor
+
+
+def prefix_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
+    """Bytes that a device reads and writes before the first thought, at least: weights, and activations once."""
+    return decode_weights(c, share) + _activations(c, share.rows * s.prefix, share.tensor)
+
+
+def thought_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
+    """Bytes that a device reads in decoding, at least.
+
+    At every token all weights, and the keys and values that are there already, half of the thoughts' on average.
+    """
+    regions = share.rows * (s.prefix + s.group * s.thought / 2) * token_bytes(c) / share.tensor
+    return s.thought * (decode_weights(c, share) + regions)
+
+
+def update_reads(c: ModelConfig, s: Sizes, share: Share, phases: int, micro_batches: int, state: int) -> float:
+    """Bytes that a device reads and writes in an update, at least.
+
+    Of each micro-batch every pass reads the gathered weights, and activations once; the sum of gradients, in
+    float32, is read and written; the optimizer reads and writes the `state` bytes of the training state.
+    """
+    activations = _activations(c, share.rows * (s.prefix + s.group * s.branch), share.tensor)
+    sums = 8 * parameters(c) / share.devices
+    per_micro_batch = PASSES[c.remat] * decode_weights(c, share) + sums
+    return phases * (PASSES[c.remat] * activations + micro_batches * per_micro_batch + 2 * state)
+
+
+def _activations(c: ModelConfig, tokens: float, tensor: int) -> float:
+    """Bytes written and read once: a layer's input twice, its heads and its feed-forward, for all layers."""
+    split = (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.mlp_size
+    return 2 * c.layers * tokens * (2 * c.hidden_size + split / tensor) * jnp.dtype(c.dtype).itemsize

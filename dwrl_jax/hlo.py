@@ -1,0 +1,154 @@
+"""What a compiled program sends between devices, read from its text (`compiled.as_text()`)."""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64}
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+_LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BRANCHES = re.compile(
+    r" conditional\(.*(?:branch_computations=\{(.*?)\}|true_computation=(\S+), false_computation=(\S+))"
+)
+_CALLED = re.compile(r"(?: fusion| call| async-start)\(.*(?:calls|to_apply)=%?([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that one device sends, by kind of collective; `turn` is one turn of a loop that ends when data says so.
+
+    Such loops follow each other here, all over the same kind of turn: `turn` is their mean.
+    """
+
+    once: dict[str, float]
+    turn: dict[str, float]
+
+    def total(self, turns: int) -> float:
+        """Bytes of a run in which these loops take `turns` turns together."""
+        return sum(self.once.values()) + turns * sum(self.turn.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """Where a computation is used: how often by one run of its user; inf for a loop that ends when data says so."""
+
+    name: str
+    times: float
+    branch: bool = False
+
+
+def traffic(text: str, devices: int) -> Traffic:
+    """Collectives of a program over `devices` devices.
+
+    A loop with a counter is counted by its turns. Of a conditional all branches count, but not the loops in them
+    that end when data says so: another way to the same tokens. An operation that is spread over several fusions
+    to run beside them is counted once.
+    """
+    computations, entry = _computations(text)
+    once, turns, loops = defaultdict(float), defaultdict(float), 0
+    todo = [(entry, 1.0, once, False)]
+    while todo:
+        name, times, into, branch = todo.pop()
+        seen = set()
+        for line in _lines(computations, name):
+            found = _sent(line, devices)
+            if found and found[2] not in seen:
+                into[found[0]] += times * found[1]
+                seen |= {found[2]} if found[2] else set()
+            for use in _uses(line, computations):
+                if use.times < math.inf:
+                    todo.append((use.name, times * use.times, into, branch or use.branch))
+                elif not branch:
+                    todo.append((use.name, 1.0, turns, branch))
+                    loops += use.name == _LOOP.search(line)[2]
+    return Traffic(dict(once), {kind: sent / loops for kind, sent in turns.items()})
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of every computation, and the name of the first one to run."""
+    found, entry, lines = {}, "", []
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            lines = found.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif line.startswith("  "):
+            lines.append(line)
+    return found, entry
+
+
+def _lines(computations: dict[str, list[str]], name: str) -> Iterator[str]:
+    """A computation's lines with those of the fusions and calls in it."""
+    for line in computations[name]:
+        yield line
+        called = _CALLED.search(line)
+        if called and called[1] in computations:
+            yield from _lines(computations, called[1])
+
+
+def _uses(line: str, computations) -> Iterator[_Use]:
+    loop = _LOOP.search(line)
+    if loop:
+        times = _turns(line, computations[loop[1]])
+        yield from (_Use(loop[1], times), _Use(loop[2], times))
+    branches = _BRANCHES.search(line)
+    if branches:
+        names = branches[1].split(",") if branches[1] else branches.groups()[1:]
+        yield from (_Use(name.strip(" %,"), 1.0, branch=True) for name in names)
+
+
+def _turns(line: str, condition: list[str]) -> float:
+    """Turns of a loop that counts from 0 to a constant; inf for another."""
+    known = _KNOWN.search(line)
+    if known:
+        return float(known[1])
+    root = next(x for x in condition if x.startswith("  ROOT"))
+    if " compare(" not in root or "direction=LT" not in root:
+        return math.inf
+    limit = root.split(" compare(")[1].split(")")[0].split(",")[-1].split("%")[-1].strip()
+    constant = next((x for x in condition if re.search(rf"%?{re.escape(limit)} = .* constant\(", x)), None)
+    return float(re.search(r" constant\((\d+)\)", constant)[1]) if constant else math.inf
+
+
+def _sent(line: str, devices: int) -> tuple[str, float, str] | None:
+    """(kind, bytes that a device sends on a ring, channel) of a collective."""
+    found = _COLLECTIVE.search(line)
+    if not found:
+        return None
+    arrays, kind = [_bytes(*array) for array in _ARRAY.findall(found[1]) if array[0] in _BITS or array[1]], found[2]
+    if found[3] and kind != "all-reduce":
+        arrays = arrays[len(arrays) // 2 :]  # operands come before results
+    size, group = sum(arrays), _group(line, devices)
+    share = {
+        "all-gather": size * (group - 1) / group,
+        "all-reduce": 2 * size * (group - 1) / group,
+        "reduce-scatter": size * (group - 1),
+        "all-to-all": size * (group - 1) / group,
+        "collective-permute": size,
+    }[kind]
+    channel = re.search(r"channel_id=(\d+)", line)
+    return kind, share, channel[0] if channel else ""
+
+
+def _bytes(dtype: str, sizes: str) -> float:
+    bits = _BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
+    return math.prod(int(size) for size in sizes.split(",") if size) * bits / 8
+
+
+def _group(line: str, devices: int) -> int:
+    """Devices that take part together."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(found[1].split(","))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(found[1])
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", found[2]))
+    return devices

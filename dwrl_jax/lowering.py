@@ -1,0 +1,86 @@
+"""The programs of a run, compiled from shapes for devices that need not be there."""
+
+import dataclasses
+import math
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+
+from dwrl_jax import hlo, loop, sharding
+from dwrl_jax.types import PreferenceBatch, ThoughtBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program and its bytes on each device; of one that the compiler found no room for, `used` alone."""
+
+    seconds: float  # of compiling
+    used: int  # arguments, temporaries, code, and results that do not take an argument's place
+    arguments: int = 0
+    temporaries: int = 0
+    alias: int = 0
+    traffic: hlo.Traffic | None = None
+
+
+def compile_program(recipe: loop.Recipe, name: str, length: int, pairs: int) -> Program:
+    """Compile "sample" or "update" for prefixes of `length` tokens, as a run would."""
+    began = time.perf_counter()
+    with jax.set_mesh(recipe.mesh):
+        lowered = _lower(recipe, name, length, pairs)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            return Program(time.perf_counter() - began, _used(error))
+    seconds, found = time.perf_counter() - began, compiled.memory_analysis()
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    own = found.temp_size_in_bytes + found.generated_code_size_in_bytes
+    return Program(
+        seconds=seconds,
+        used=found.argument_size_in_bytes + own + results,
+        arguments=found.argument_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        alias=found.alias_size_in_bytes,
+        traffic=hlo.traffic(compiled.as_text(), recipe.mesh.size),
+    )
+
+
+def _lower(recipe: loop.Recipe, name: str, length: int, pairs: int):
+    whole, options = sharding.whole(recipe.mesh), recipe.sampler
+    programs, state = loop.make_programs(recipe), loop.abstract_state(recipe)
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct((pairs, *shape), dtype, sharding=whole)
+
+    batch = PreferenceBatch(
+        prefix=array(jnp.int32, 2, length),
+        prefix_len=array(jnp.int32, 2),
+        answer=array(jnp.int32, 2),
+        valid=array(jnp.bool_),
+        pair_id=array(jnp.int32),
+    )
+    if name == "sample":
+        return programs.sample.lower(state.params, batch, loop.TRAINING, 0)
+    group = 2, options.group_size
+    logp = array(jnp.float32, *group, options.max_thought)
+    thoughts = ThoughtBatch(
+        thought=array(jnp.int32, *group, options.max_thought),
+        thought_len=array(jnp.int32, *group),
+        old_logp=logp,
+        ref_logp=logp if recipe.needs_reference else None,
+    )
+    return programs.train_step.lower(state, batch, thoughts, None)
+
+
+def _used(error: Exception) -> int:
+    """Bytes that a program wanted which the TPU compiler refused; any other error is raised again."""
+    found = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+        raise error
+    return round(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])
+
+
+def shard_bytes(tree) -> int:
+    """Bytes of a tree of shapes with shardings on each device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,261 @@
+"""What a run would need: python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8 [--json=FILE]
+
+Compiles the run's own sampling and update programs for devices that need not be there, and sets memory, work and
+traffic against the chip's published figures. Reads no weights and downloads nothing. Exit code 0: it fits, 1: it
+does not, 2: bad input.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from dwrl_jax import build, chips, counts, loop, sharding
+from dwrl_jax import config as configuration
+from dwrl_jax.commandline import parse_flags
+from dwrl_jax.errors import exit_cleanly
+from dwrl_jax.lowering import Program, compile_program, shard_bytes
+from dwrl_jax.models.hf_config import NUMERICS, model_config, read_config
+from dwrl_jax.models.presets import published
+from dwrl_jax.models.transformer import ModelConfig
+from dwrl_jax.plan_text import table
+
+QUESTION = 24  # tokens of the second question where no tokenizer is at hand: about those of our default questions
+
+
+@exit_cleanly
+def main() -> None:
+    logging.set_verbosity(logging.ERROR)
+    config, flags = parse_flags(None, {"topology": "v5e:8x8"}, ("json",))
+    plan = make_plan(config, flags["topology"], lambda text: print(text, file=sys.stderr, flush=True))
+    print(table(plan))
+    if flags["json"]:
+        Path(flags["json"]).write_text(json.dumps(plan, indent=1) + "\n")
+    sys.exit(0 if plan["fits"] else 1)
+
+
+def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
+    """The plan of a run, as --json writes it. Bytes are those of one device.
+
+    `say` hears of progress. UserError for a config or a topology that cannot be.
+    """
+    configuration.check(config)
+    if topology != "gpu":
+        jax.config.update("jax_platforms", "cpu")  # an attached TPU may be busy, and libtpu without one complains
+    chip, devices = chips.topology(topology)
+    shape, tokens, assumed = _model(config, topology)
+    recipe = _written_once(build.recipe(config, shape, *tokens, devices))
+    points = _points(config, recipe)
+    programs = _compile_all(recipe, config.data.buckets[-1], points, say)
+    memory = _memory(config, recipe, {name: found[0] for name, found in programs.items()})
+    total = {name: sum(terms.values()) for name, terms in memory.items()}
+    unit = _unit(recipe)
+    largest = {}
+    for name, key in (("sample", "batch_pairs"), ("update", "micro_batch_pairs")):
+        if name in programs:
+            parts = recipe.micro_batches if name == "update" else 1
+            found = [(point // parts, program.used) for point, program in zip(points[name], programs[name])]
+            room = chip.memory - total[name] + programs[name][0].used
+            largest[key] = largest_size(found, room, unit)
+    phases = _phases(chip, config, recipe, programs)
+    return {
+        "fits": max(total.values()) <= chip.memory,
+        "hbm_bytes": chip.memory,
+        "per_device": memory | {"total": max(total.values())},
+        "programs": {name: _described(found[0]) | {"total_bytes": total[name]} for name, found in programs.items()},
+        "phases": phases,
+        "step_flops": sum(phase["flops"] for phase in phases.values()) * len(devices),
+        "step_seconds": sum(phase["seconds"] for phase in phases.values()) if chip.flops else None,
+        "largest": largest,
+        "topology": topology,
+        "chip": dataclasses.asdict(chip),
+        "devices": len(devices),
+        "mesh": dict(recipe.mesh.shape),
+        "pairs": config.data.batch_size,
+        "micro_batches": recipe.micro_batches,
+        "assumed": assumed,
+    }
+
+
+def _model(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[str]]:
+    """The model's shape; the ids of the second question, both answers and padding; and what had to be assumed."""
+    hf_config, tokenizer, assumed = _architecture(config)
+    numerics = {name: config.model[name] for name in NUMERICS}
+    if numerics["attention"] == "auto" and topology.partition(":")[0] in chips.TPUS:
+        numerics["attention"] = "splash"  # what "auto" is where a TPU is attached
+    shape = model_config(hf_config, **numerics)
+    if tokenizer is None:
+        return shape, (tuple(range(QUESTION)), (1, 2), 0), [*assumed, f"the second question has {QUESTION} tokens"]
+    talk = build.make_talk(config, tokenizer)
+    build.check_lengths(config, shape, talk)
+    return shape, (talk.question_ids, talk.answer_ids, talk.pad_id), assumed
+
+
+def _architecture(config: ConfigDict):
+    """config.json, the tokenizer where it is on this machine, and what had to be assumed."""
+    if config.model.path:
+        folder = Path(config.model.path).expanduser()
+        local = folder.is_dir()
+        hf_config = read_config(folder) if local else published(config.model.path)
+        tokenizer = Path(config.model.tokenizer or folder).expanduser()
+        found = (tokenizer / "tokenizer.json").is_file()
+        assumed = [] if local else [f"{config.model.path} has the shape published for it (models/presets.py)"]
+        return hf_config, build.load_tokenizer(config, folder) if found else None, assumed
+    if config.base is not None:
+        return _architecture(config.base)
+    tokenizer = build.load_tokenizer(config, Path())
+    return build.small_config(config, tokenizer), tokenizer, []
+
+
+def _written_once(recipe: loop.Recipe) -> loop.Recipe:
+    """Written thoughts are one for each response, whatever the group that would be sampled."""
+    if recipe.samples_thoughts:
+        return recipe
+    return dataclasses.replace(recipe, sampler=dataclasses.replace(recipe.sampler, group_size=1))
+
+
+def _unit(recipe: loop.Recipe) -> int:
+    """Pairs that give each device one row, or the fewest that rows can be shared out of."""
+    parts = math.prod(recipe.mesh.shape[axis] for axis in sharding.ROWS)
+    return parts // math.gcd(parts, 2)
+
+
+def _points(config: ConfigDict, recipe: loop.Recipe) -> dict[str, tuple[int, int]]:
+    """Pairs that each program is compiled for: the config's, and others to see how memory grows with rows.
+
+    An update's rows are those of a micro-batch.
+    """
+
+    def other(pairs):
+        return pairs // 2 if pairs % (2 * _unit(recipe)) == 0 else 2 * pairs
+
+    pairs, parts = config.data.batch_size, recipe.micro_batches
+    points = {"sample": (pairs, other(pairs))} if recipe.samples_thoughts else {}
+    return points | {"update": (pairs, parts * other(pairs // parts))}
+
+
+def _compile_all(recipe: loop.Recipe, length: int, points, say) -> dict[str, list[Program]]:
+    """All programs, as many at a time as there are processors: a compiler uses one."""
+
+    def one(name, pairs):
+        program = compile_program(recipe, name, length, pairs)
+        size = "" if name == "sample" else f" in {recipe.micro_batches} parts"
+        fate = "" if program.traffic else ": no room for it on the chip"
+        say(f"compiled {name} of {pairs} pairs{size} in {program.seconds:.0f} s{fate}")
+        return program
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {name: [pool.submit(one, name, size) for size in sizes] for name, sizes in points.items()}
+        return {name: [job.result() for job in found] for name, found in jobs.items()}
+
+
+def largest_size(points: list[tuple[int, int]], room: int, unit: int) -> int | None:
+    """The largest size, a multiple of `unit`, whose program needs at most `room` bytes; None where size costs nothing.
+
+    From two (size, bytes): memory is taken as affine in rows.
+    """
+    (size, used), (other, others) = points
+    slope = (used - others) / (size - other)
+    if slope <= 0:
+        return None
+    return max(math.floor((size + (room - used) / slope) / unit) * unit, 0)
+
+
+def _share(config: ConfigDict, recipe: loop.Recipe) -> tuple[counts.Sizes, counts.Share]:
+    options, mesh = recipe.sampler, recipe.mesh
+    rows = 2 * config.data.batch_size
+    sizes = counts.Sizes(
+        rows=rows,
+        prefix=config.data.buckets[-1],
+        group=options.group_size,
+        thought=options.max_thought,
+        question=len(recipe.judge.question),
+    )
+    parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
+    return sizes, counts.Share(rows=rows // parts, tensor=mesh.shape[sharding.TENSOR], devices=mesh.size)
+
+
+def _memory(config: ConfigDict, recipe: loop.Recipe, programs: dict[str, Program]) -> dict[str, dict[str, int]]:
+    """Bytes on each device while each program runs, by term. What is not counted from shapes is left to temporaries."""
+    shape, state = recipe.judge.model.config, loop.abstract_state(recipe)
+    sizes, share = _share(config, recipe)
+    kept = {"parameters": shard_bytes(state.params), "optimizer": shard_bytes(state.opt_state)}
+    found = {name: dict(kept) for name in programs}
+    if recipe.needs_reference:
+        for terms in found.values():
+            terms["starting_model"] = kept["parameters"]
+    if "sample" in programs:
+        own = {
+            "decode_weights": round(counts.decode_weights(shape, share)),
+            "kv_regions": round(counts.region_bytes(shape, sizes, share)),
+        }
+        rest = programs["sample"].used - kept["parameters"] - sum(own.values())
+        found["sample"] |= own | {"temporaries": rest}
+    found["update"]["temporaries"] = programs["update"].used - sum(kept.values())
+    return found
+
+
+def _described(program: Program) -> dict:
+    traffic = program.traffic
+    return {
+        "compile_seconds": round(program.seconds, 1),
+        "refused": traffic is None,
+        "argument_bytes": program.arguments,
+        "temporary_bytes": program.temporaries,
+        "alias_bytes": program.alias,
+        "collective_bytes": traffic and traffic.once,
+        "collective_bytes_per_token": traffic and traffic.turn,
+    }
+
+
+def _phases(chip: chips.Chip, config: ConfigDict, recipe: loop.Recipe, programs) -> dict[str, dict]:
+    """FLOPs, bytes of memory and bytes sent by each device in each part of a step, and which of them bounds it."""
+    shape, phases = recipe.judge.model.config, len(recipe.phases)
+    sizes, share = _share(config, recipe)
+    state = shard_bytes(loop.abstract_state(recipe))
+    traffic = {name: found[0].traffic for name, found in programs.items()}
+    sample = traffic.get("sample")
+    work = {
+        "prefixes": (
+            counts.prefix_flops(shape, sizes),
+            counts.prefix_reads(shape, sizes, share),
+            sample and sample.total(0),
+        ),
+        "thoughts": (
+            counts.thought_flops(shape, sizes),
+            counts.thought_reads(shape, sizes, share),
+            sample and sample.total(sizes.thought) - sample.total(0),
+        ),
+        "update": (
+            counts.update_flops(shape, sizes, phases),
+            counts.update_reads(shape, sizes, share, phases, recipe.micro_batches, state),
+            traffic["update"] and traffic["update"].total(0),
+        ),
+    }
+    names = list(work) if recipe.samples_thoughts else ["update"]
+    return {name: _bound(chip, work[name][0] / share.devices, *work[name][1:]) for name in names}
+
+
+def _bound(chip: chips.Chip, flops: float, memory: float, sent: float | None) -> dict:
+    """A roofline: the longest of three times that would each be enough if the others took none."""
+    found = {"flops": flops, "memory_bytes": memory, "sent_bytes": sent}
+    if chip.flops is None:
+        return found | {"seconds": None, "bound": None}
+    times = {
+        "compute": flops / chip.flops,
+        "memory": memory / chip.memory_speed,
+        "links": (sent or 0) / chip.link_speed,
+    }
+    bound = max(times, key=times.get)
+    return found | {"times": times, "seconds": times[bound], "bound": bound}
+
+
+if __name__ == "__main__":
+    main()
