@@ -20,6 +20,7 @@ class Program:
     used: int  # arguments, temporaries, code, and results that do not take an argument's place
     arguments: int = 0
     temporaries: int = 0
+    code: int = 0
     alias: int = 0
     traffic: hlo.Traffic | None = None
 
@@ -41,6 +42,7 @@ def compile_program(recipe: loop.Recipe, name: str, length: int, pairs: int) -> 
         used=found.argument_size_in_bytes + own + results,
         arguments=found.argument_size_in_bytes,
         temporaries=found.temp_size_in_bytes,
+        code=found.generated_code_size_in_bytes,
         alias=found.alias_size_in_bytes,
         traffic=hlo.traffic(compiled.as_text(), recipe.mesh.size),
     )

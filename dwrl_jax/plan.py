@@ -52,28 +52,19 @@ def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
     chip, devices = chips.topology(topology)
     shape, tokens, assumed = _model(config, topology)
     recipe = _written_once(build.recipe(config, shape, *tokens, devices))
-    points = _points(config, recipe)
-    programs = _compile_all(recipe, config.data.buckets[-1], points, say)
-    memory = _memory(config, recipe, {name: found[0] for name, found in programs.items()})
+    programs = _compile_all(recipe, config, say)
+    memory = _memory(config, recipe, programs)
     total = {name: sum(terms.values()) for name, terms in memory.items()}
-    unit = _unit(recipe)
-    largest = {}
-    for name, key in (("sample", "batch_pairs"), ("update", "micro_batch_pairs")):
-        if name in programs:
-            parts = recipe.micro_batches if name == "update" else 1
-            found = [(point // parts, program.used) for point, program in zip(points[name], programs[name])]
-            room = chip.memory - total[name] + programs[name][0].used
-            largest[key] = largest_size(found, room, unit)
     phases = _phases(chip, config, recipe, programs)
     return {
         "fits": max(total.values()) <= chip.memory,
         "hbm_bytes": chip.memory,
         "per_device": memory | {"total": max(total.values())},
-        "programs": {name: _described(found[0]) | {"total_bytes": total[name]} for name, found in programs.items()},
+        "programs": {name: _described(programs[name]) | {"total_bytes": total[name]} for name in memory},
         "phases": phases,
         "step_flops": sum(phase["flops"] for phase in phases.values()) * len(devices),
         "step_seconds": sum(phase["seconds"] for phase in phases.values()) if chip.flops else None,
-        "largest": largest,
+        "largest": _largest(chip, config, recipe, programs, total),
         "topology": topology,
         "chip": dataclasses.asdict(chip),
         "devices": len(devices),
@@ -127,39 +118,52 @@ def _unit(recipe: loop.Recipe) -> int:
     return parts // math.gcd(parts, 2)
 
 
-def _points(config: ConfigDict, recipe: loop.Recipe) -> dict[str, tuple[int, int]]:
-    """Pairs that each program is compiled for: the config's, and others to see how memory grows with rows.
-
-    An update's rows are those of a micro-batch.
-    """
-
-    def other(pairs):
-        return pairs // 2 if pairs % (2 * _unit(recipe)) == 0 else 2 * pairs
-
-    pairs, parts = config.data.batch_size, recipe.micro_batches
-    points = {"sample": (pairs, other(pairs))} if recipe.samples_thoughts else {}
-    return points | {"update": (pairs, parts * other(pairs // parts))}
+def _other(config: ConfigDict, recipe: loop.Recipe) -> int:
+    """Pairs of another update, half or twice as large, that shows how memory grows with a micro-batch's rows."""
+    pairs = config.data.batch_size // recipe.micro_batches
+    return recipe.micro_batches * (pairs // 2 if pairs % (2 * _unit(recipe)) == 0 else 2 * pairs)
 
 
-def _compile_all(recipe: loop.Recipe, length: int, points, say) -> dict[str, list[Program]]:
-    """All programs, as many at a time as there are processors: a compiler uses one."""
+def _compile_all(recipe: loop.Recipe, config: ConfigDict, say) -> dict[str, Program]:
+    """All programs, as many at a time as there are processors: a compiler uses one. "other" is an update too."""
+    length, pairs = config.data.buckets[-1], config.data.batch_size
+    wanted = {"sample": ("sample", pairs), "update": ("update", pairs), "other": ("update", _other(config, recipe))}
+    if not recipe.samples_thoughts:
+        del wanted["sample"]
 
     def one(name, pairs):
         program = compile_program(recipe, name, length, pairs)
-        size = "" if name == "sample" else f" in {recipe.micro_batches} parts"
-        fate = "" if program.traffic else ": no room for it on the chip"
-        say(f"compiled {name} of {pairs} pairs{size} in {program.seconds:.0f} s{fate}")
+        fate = "" if program.traffic else ": the compiler found no room"
+        say(f"compiled {name} of {pairs} pairs in {program.seconds:.0f} s{fate}")
         return program
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {name: [pool.submit(one, name, size) for size in sizes] for name, sizes in points.items()}
-        return {name: [job.result() for job in found] for name, found in jobs.items()}
+        jobs = {name: pool.submit(one, *what) for name, what in wanted.items()}
+        return {name: job.result() for name, job in jobs.items()}
+
+
+def _largest(chip: chips.Chip, config: ConfigDict, recipe: loop.Recipe, programs, total) -> dict[str, int | None]:
+    """Largest sizes that fit, in pairs, with memory taken as affine in rows.
+
+    Of a micro-batch from two compiled updates. Compiling a second sampler would take as long as all the rest, so
+    of a batch by counting as fixed no more than parameters, code and weights laid out for decoding: at least that
+    many pairs where the plan's own fit, at most that many where they do not.
+    """
+    found, room = {}, {name: chip.memory - total[name] + programs[name].used for name in total}
+    if "sample" in programs:
+        program, (_, share) = programs["sample"], _share(config, recipe)
+        fixed = program.arguments + program.code + round(counts.decode_weights(recipe.judge.model.config, share))
+        points = [(0, fixed), (config.data.batch_size, program.used)]
+        found["batch_pairs"] = largest_size(points, room["sample"], _unit(recipe))
+    pairs = config.data.batch_size, _other(config, recipe)
+    points = [(n // recipe.micro_batches, programs[name].used) for n, name in zip(pairs, ("update", "other"))]
+    return found | {"micro_batch_pairs": largest_size(points, room["update"], _unit(recipe))}
 
 
 def largest_size(points: list[tuple[int, int]], room: int, unit: int) -> int | None:
     """The largest size, a multiple of `unit`, whose program needs at most `room` bytes; None where size costs nothing.
 
-    From two (size, bytes): memory is taken as affine in rows.
+    From two (size, bytes), on the line through them.
     """
     (size, used), (other, others) = points
     slope = (used - others) / (size - other)
@@ -187,7 +191,8 @@ def _memory(config: ConfigDict, recipe: loop.Recipe, programs: dict[str, Program
     shape, state = recipe.judge.model.config, loop.abstract_state(recipe)
     sizes, share = _share(config, recipe)
     kept = {"parameters": shard_bytes(state.params), "optimizer": shard_bytes(state.opt_state)}
-    found = {name: dict(kept) for name in programs}
+    names = ("sample", "update") if "sample" in programs else ("update",)
+    found = {name: dict(kept) for name in names}
     if recipe.needs_reference:
         for terms in found.values():
             terms["starting_model"] = kept["parameters"]
@@ -220,8 +225,7 @@ def _phases(chip: chips.Chip, config: ConfigDict, recipe: loop.Recipe, programs)
     shape, phases = recipe.judge.model.config, len(recipe.phases)
     sizes, share = _share(config, recipe)
     state = shard_bytes(loop.abstract_state(recipe))
-    traffic = {name: found[0].traffic for name, found in programs.items()}
-    sample = traffic.get("sample")
+    update, sample = programs["update"].traffic, programs["sample"].traffic if "sample" in programs else None
     work = {
         "prefixes": (
             counts.prefix_flops(shape, sizes),
@@ -236,7 +240,7 @@ def _phases(chip: chips.Chip, config: ConfigDict, recipe: loop.Recipe, programs)
         "update": (
             counts.update_flops(shape, sizes, phases),
             counts.update_reads(shape, sizes, share, phases, recipe.micro_batches, state),
-            traffic["update"] and traffic["update"].total(0),
+            update and update.total(0),
         ),
     }
     names = list(work) if recipe.samples_thoughts else ["update"]

@@ -70,12 +70,12 @@ def _collectives(plan: dict) -> list[str]:
 
 
 def _largest(plan: dict) -> list[str]:
+    bound = "at most" if plan["programs"].get("sample", {}).get("total_bytes", 0) > plan["hbm_bytes"] else "at least"
     texts = {
-        "batch_pairs": "largest batch that can be sampled: {} pairs",
-        "micro_batch_pairs": "largest micro-batch of an update: {} pairs",
+        "batch_pairs": f"largest batch to sample from: {bound} {{}} pairs, if all but weights grew with it",
+        "micro_batch_pairs": "largest micro-batch of an update: {} pairs, from two compiled sizes",
     }
-    lines = [text.format(plan["largest"][key]) for key, text in texts.items() if plan["largest"].get(key) is not None]
-    return [*lines, "(memory as affine in rows, from two compiled sizes of each program)"] if lines else []
+    return [text.format(plan["largest"][key]) for key, text in texts.items() if plan["largest"].get(key) is not None]
 
 
 def _verdict(plan: dict) -> str:
