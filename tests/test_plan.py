@@ -1,5 +1,6 @@
 """The plan: counts are exact, programs are the run's own, and what is sent is read right from their text."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from dwrl_jax.models.transformer import Decoder, axis_names
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.plan_text import table
 from dwrl_jax.sampler import SamplerOptions
+from dwrl_jax.train_step import OptimizerOptions, make_optimizer
 from tests.small import REPO, given_thoughts, in_process_of_devices, make_batch
 
 SMOKE = ["--config=configs/qwen7b.py:smoke", "--config.data.buckets=(64,)", "--config.sampler.group_size=1"]
@@ -157,6 +159,16 @@ def test_a_larger_vocabulary_costs_activations_no_more_than_a_chunk():
     found = [compile_program(r, "update", 64, pairs=pairs).temporaries for r in (small, large)]
     gradients = 4 * (counts.parameters(large.judge.model.config) - counts.parameters(small.judge.model.config))
     assert 0 < found[1] - found[0] - gradients <= 4 * chunk * 2 * size, "of 8 chunks of tokens"
+
+
+def test_a_first_moment_in_bfloat16_saves_two_bytes_per_parameter():
+    recipe, options = make_recipe(), OptimizerOptions(1e-6, 0, "constant", 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0)
+    half = dataclasses.replace(options, moment_dtype="bfloat16")
+    found = [
+        shard_bytes(loop.abstract_state(dataclasses.replace(recipe, optimizer=make_optimizer(kind, 10, 1))).opt_state)
+        for kind in (options, half)
+    ]
+    assert found[0] - found[1] == 2 * counts.parameters(recipe.judge.model.config)
 
 
 def decode_layouts():
