@@ -4,6 +4,10 @@ python -m dwrl_jax.train --config=configs/qwen7b.py --workdir=runs/qwen7b --conf
 
 The paper's accuracy for DWRL here is 70.4 % (read off its chart); this config has not been run on the full
 model. `:smoke` runs the same architecture in small with random weights.
+
+python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8
+  64 x TPU v5e, fsdp 16 x tensor 4: 8.6 GiB per chip in sampling and 6.3 in an update, of 14.9; a step needs at least
+  9 s. Micro-batches of up to 40 pairs would fit (here they have 8), and batches of at least 184.
 """
 
 from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective

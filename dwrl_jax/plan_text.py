@@ -29,7 +29,7 @@ def table(plan: dict) -> str:
         *_largest(plan),
         _verdict(plan),
     ]
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _memory(plan: dict) -> list[str]:
