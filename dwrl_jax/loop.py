@@ -49,13 +49,13 @@ class Recipe:
     needs_reference: bool  # the objective has a KL term to the starting model
 
     @property
-    def draws(self) -> bool:
-        """Whether thoughts are sampled at every step."""
+    def samples(self) -> bool:
+        """Whether each step draws thoughts."""
         return self.thoughts in ("policy", "start")
 
     @property
-    def needs_start(self) -> bool:
-        """Whether the starting model is kept beside the one that learns."""
+    def keeps_start(self) -> bool:
+        """Whether the starting model stays beside the state."""
         return self.needs_reference or self.thoughts == "start"
 
 
@@ -170,7 +170,7 @@ def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
 def _train(run: Run, programs: Programs):
     manager = checkpoint.open_manager(run.workdir)
     params = run.load_params()
-    start = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params) if run.needs_start else None
+    start = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params) if run.keeps_start else None
     scores = {}
     if run.eval_batches:
         scores["base"] = _held_out(run, programs, "base", params, start, 0)
@@ -227,13 +227,13 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
     sampled = None
     if run.thoughts == "none":
         thoughts = no_thoughts(batch, run.judge.end)
-    elif run.thoughts != "written":
+    elif run.samples:
         sampled = jax.block_until_ready(programs.sample(state.params, start, batch, TRAINING, step))
         thoughts = sampled[0]
         metrics |= _sampling_metrics(run.judge, batch, thoughts, time.perf_counter() - began)
     packing = _packing(run, thoughts)
     if run.needs_reference:
-        thoughts = _with_reference(thoughts, programs.reference_logps(start, batch, thoughts, packing))
+        thoughts = with_reference(thoughts, programs.reference_logps(start, batch, thoughts, packing))
     updating = time.perf_counter()
     state, found = programs.train_step(state, batch, thoughts, packing)
     metrics |= {f"train/{name}": float(value) for name, value in jax.device_get(found).items()}
@@ -250,7 +250,8 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
     return state, metrics
 
 
-def _with_reference(thoughts: ThoughtBatch, found: Logps) -> ThoughtBatch:
+def with_reference(thoughts: ThoughtBatch, found: Logps) -> ThoughtBatch:
+    """The thoughts with their log-probabilities under the starting model."""
     verdict = thoughts.verdict and thoughts.verdict.replace(ref_logp=found.verdict)
     return thoughts.replace(ref_logp=found.thought, verdict=verdict)
 

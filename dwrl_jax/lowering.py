@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from dwrl_jax import hlo, loop, sharding
-from dwrl_jax.types import PreferenceBatch, ThoughtBatch, Verdicts
+from dwrl_jax.gpm import no_thoughts
+from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def compile_program(recipe: loop.Recipe, name: str, length: int, pairs: int) -> 
 
 
 def _lower(recipe: loop.Recipe, name: str, length: int, pairs: int):
-    whole, options = sharding.whole(recipe.mesh), recipe.sampler
+    whole = sharding.whole(recipe.mesh)
     programs, state = loop.make_programs(recipe), loop.abstract_state(recipe)
 
     def array(dtype, *shape):
@@ -62,24 +63,29 @@ def _lower(recipe: loop.Recipe, name: str, length: int, pairs: int):
         valid=array(jnp.bool_),
         pair_id=array(jnp.int32),
     )
+    start = state.params if recipe.keeps_start else None
     if name == "sample":
-        start = state.params if recipe.needs_start else None
         return programs.sample.lower(state.params, start, batch, loop.TRAINING, 0)
-    group = 2, options.group_size
-    logp = array(jnp.float32, *group, options.max_thought)
-    thoughts = ThoughtBatch(
-        thought=array(jnp.int32, *group, options.max_thought),
-        thought_len=array(jnp.int32, *group),
-        old_logp=logp,
-        ref_logp=logp if recipe.needs_reference else None,
-        verdict=_verdicts(recipe, array, group) if options.verdicts else None,
-    )
+    thoughts = _thoughts(recipe, programs, state.params, start, batch)
+    thoughts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), thoughts)
     return programs.train_step.lower(state, batch, thoughts, None)
 
 
-def _verdicts(recipe: loop.Recipe, array, group: tuple[int, int]) -> Verdicts:
-    logp = array(jnp.float32, *group)
-    return Verdicts(array(jnp.int32, *group), logp, array(jnp.bool_, *group), logp if recipe.needs_reference else None)
+def _thoughts(recipe: loop.Recipe, programs: loop.Programs, params, start, batch: PreferenceBatch) -> ThoughtBatch:
+    """Shapes of what an update learns from, the fullest there can be."""
+    if recipe.samples:
+        thoughts, *_ = jax.eval_shape(programs.sample, params, start, batch, loop.TRAINING, 0)
+    elif recipe.thoughts == "none":
+        thoughts = no_thoughts(batch, recipe.judge.end)
+    else:
+        shape = (*batch.answer.shape, 1)  # written thoughts are one for each response
+        ids = jax.ShapeDtypeStruct((*shape, recipe.sampler.max_thought), jnp.int32)
+        logp = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
+        thoughts = ThoughtBatch(ids, jax.ShapeDtypeStruct(shape, jnp.int32), logp)
+    if recipe.needs_reference:
+        found = jax.eval_shape(programs.reference_logps, start, batch, thoughts, None)
+        thoughts = loop.with_reference(thoughts, found)
+    return thoughts
 
 
 def _used(error: Exception) -> int:

@@ -51,7 +51,7 @@ def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
         jax.config.update("jax_platforms", "cpu")  # an attached TPU may be busy, and libtpu without one complains
     chip, devices = chips.topology(topology)
     shape, tokens, assumed = _model(config, topology)
-    recipe = _written_once(build.recipe(config, shape, *tokens, devices))
+    recipe = build.recipe(config, shape, *tokens, devices)
     programs = _compile_all(recipe, config, say)
     memory = _memory(config, recipe, programs)
     total = {name: sum(terms.values()) for name, terms in memory.items()}
@@ -77,17 +77,17 @@ def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
 
 def _model(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[str]]:
     """The model's shape; the ids of the second question, both answers and padding; and what had to be assumed."""
+    objective, _ = build.load_objective(config)
     hf_config, tokenizer, assumed = _architecture(config)
+    if getattr(objective, "VALUE_HEAD", False):
+        hf_config = with_value_head(hf_config, pad_id=0)
     numerics = {name: config.model[name] for name in NUMERICS}
     if numerics["attention"] == "auto" and topology.partition(":")[0] in chips.TPUS:
         numerics["attention"] = "splash"  # what "auto" is where a TPU is attached
-    objective, _ = build.load_objective(config)
-    if getattr(objective, "VALUE_HEAD", False):
-        hf_config = with_value_head(hf_config, pad_id=0)
     shape = model_config(hf_config, **numerics)
     if tokenizer is None:
         return shape, (tuple(range(QUESTION)), (1, 2), 0), [*assumed, f"the second question has {QUESTION} tokens"]
-    talk = build.make_talk(config, tokenizer, build.is_pairwise(objective), bare=shape.value_head)
+    talk = build.make_talk(config, tokenizer, build.is_pairwise(objective))
     build.check_lengths(config, shape, talk)
     return shape, (talk.question_ids, talk.answer_ids, talk.pad_id), assumed
 
@@ -108,13 +108,6 @@ def _architecture(config: ConfigDict):
     return build.small_config(config, tokenizer), tokenizer, []
 
 
-def _written_once(recipe: loop.Recipe) -> loop.Recipe:
-    """Written thoughts are one for each response, whatever the group that would be sampled."""
-    if recipe.draws:
-        return recipe
-    return dataclasses.replace(recipe, sampler=dataclasses.replace(recipe.sampler, group_size=1))
-
-
 def _unit(recipe: loop.Recipe) -> int:
     """Pairs that give each device one row, or the fewest that rows can be shared out of."""
     parts = math.prod(recipe.mesh.shape[axis] for axis in sharding.ROWS)
@@ -131,7 +124,7 @@ def _compile_all(recipe: loop.Recipe, config: ConfigDict, say) -> dict[str, Prog
     """All programs, as many at a time as there are processors: a compiler uses one. "other" is an update too."""
     length, pairs = config.data.buckets[-1], config.data.batch_size
     wanted = {"sample": ("sample", pairs), "update": ("update", pairs), "other": ("update", _other(config, recipe))}
-    if not recipe.draws:
+    if not recipe.samples:
         del wanted["sample"]
 
     def one(name, pairs):
@@ -178,11 +171,12 @@ def largest_size(points: list[tuple[int, int]], room: int, unit: int) -> int | N
 def _share(config: ConfigDict, recipe: loop.Recipe) -> tuple[counts.Sizes, counts.Share]:
     options, mesh = recipe.sampler, recipe.mesh
     rows = 2 * config.data.batch_size
+    group = options.group_size if recipe.samples else 1
     sizes = counts.Sizes(
         rows=rows,
         prefix=config.data.buckets[-1],
-        group=options.group_size,
-        thought=options.max_thought,
+        group=0 if recipe.judge.readout == "value" else group,
+        thought=1 if recipe.thoughts == "none" else options.max_thought,
         question=len(recipe.judge.question),
     )
     parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
@@ -196,7 +190,7 @@ def _memory(config: ConfigDict, recipe: loop.Recipe, programs: dict[str, Program
     kept = {"parameters": shard_bytes(state.params), "optimizer": shard_bytes(state.opt_state)}
     names = ("sample", "update") if "sample" in programs else ("update",)
     found = {name: dict(kept) for name in names}
-    if recipe.needs_start:
+    if recipe.keeps_start:
         for terms in found.values():
             terms["starting_model"] = kept["parameters"]
     if "sample" in programs:
@@ -204,7 +198,8 @@ def _memory(config: ConfigDict, recipe: loop.Recipe, programs: dict[str, Program
             "decode_weights": round(counts.decode_weights(shape, share)),
             "kv_regions": round(counts.region_bytes(shape, sizes, share)),
         }
-        rest = programs["sample"].used - kept["parameters"] - sum(own.values())
+        models = 2 if recipe.thoughts == "start" else 1  # among the program's arguments
+        rest = programs["sample"].used - models * kept["parameters"] - sum(own.values())
         found["sample"] |= own | {"temporaries": rest}
     found["update"]["temporaries"] = programs["update"].used - sum(kept.values())
     return found
@@ -246,7 +241,7 @@ def _phases(chip: chips.Chip, config: ConfigDict, recipe: loop.Recipe, programs)
             update and update.total(0),
         ),
     }
-    names = list(work) if recipe.draws else ["update"]
+    names = list(work) if recipe.samples else ["update"]
     return {name: _bound(chip, work[name][0] / share.devices, *work[name][1:]) for name in names}
 
 

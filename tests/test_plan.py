@@ -232,6 +232,23 @@ def test_a_plan_that_does_not_fit_says_by_how_much_and_why(monkeypatch):
     assert phase["bound"] == "memory"
 
 
+def test_a_plan_of_a_baseline_without_thoughts_has_an_update_alone():
+    arguments = ["--config=configs/qwen7b.py:bt,smoke", "--config.data.buckets=(64,)", "--topology=cpu"]
+    config, _ = parse_flags(arguments, {"topology": "cpu"})
+    found = plan.make_plan(config, "cpu")
+    assert found["programs"].keys() == found["phases"].keys() == {"update"}
+    tokens, c = 2 * config.data.batch_size * 64, plan._model(config, "cpu")[0]
+    assert found["step_flops"] == 3 * counts.forward(c, tokens, 32, 0), "no branches"
+
+
+def test_a_starting_model_that_is_kept_counts():
+    arguments = [*SMOKE, "--config.objective.kl=0.1", "--config.sampler.max_thought=2", "--topology=cpu"]
+    found = plan.make_plan(parse_flags(arguments, {"topology": "cpu"})[0], "cpu")
+    for terms in (found["per_device"][name] for name in ("sample", "update")):
+        assert terms["starting_model"] == terms["parameters"] and terms["temporaries"] > 0
+    assert "starting model, for the KL term" in table(found)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
