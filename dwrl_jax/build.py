@@ -19,6 +19,7 @@ from dwrl_jax.models.hf_config import NUMERICS, model_config, read_config, with_
 from dwrl_jax.models.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
 from dwrl_jax.pairs import Pair, read_pairs
+from dwrl_jax.programs import Recipe
 from dwrl_jax.sampler import SamplerOptions
 
 
@@ -81,14 +82,14 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     return run, held, {"train": train_note, "eval": eval_note}
 
 
-def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, devices=None) -> loop.Recipe:
+def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, devices=None) -> Recipe:
     """What the programs are made of, for the ids of the second question, of both answers and of padding."""
     objective, hyper = load_objective(config)
     phases = objective.phases(hyper)
     optim = train_step.OptimizerOptions(
         **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
     )
-    return loop.Recipe(
+    return Recipe(
         seed=config.seed,
         judge=Judge(
             model=Decoder(shape),

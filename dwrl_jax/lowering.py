@@ -8,8 +8,9 @@ import time
 import jax
 import jax.numpy as jnp
 
-from dwrl_jax import hlo, loop, sharding
+from dwrl_jax import hlo, sharding
 from dwrl_jax.gpm import no_thoughts
+from dwrl_jax.programs import TRAINING, Programs, Recipe, abstract_state, make_programs, with_reference
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 
 
@@ -26,7 +27,7 @@ class Program:
     traffic: hlo.Traffic | None = None
 
 
-def compile_program(recipe: loop.Recipe, name: str, length: int, pairs: int) -> Program:
+def compile_program(recipe: Recipe, name: str, length: int, pairs: int) -> Program:
     """Compile "sample" or "update" for prefixes of `length` tokens, as a run would."""
     began = time.perf_counter()
     with jax.set_mesh(recipe.mesh):
@@ -49,9 +50,9 @@ def compile_program(recipe: loop.Recipe, name: str, length: int, pairs: int) -> 
     )
 
 
-def _lower(recipe: loop.Recipe, name: str, length: int, pairs: int):
+def _lower(recipe: Recipe, name: str, length: int, pairs: int):
     whole = sharding.whole(recipe.mesh)
-    programs, state = loop.make_programs(recipe), loop.abstract_state(recipe)
+    programs, state = make_programs(recipe), abstract_state(recipe)
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct((pairs, *shape), dtype, sharding=whole)
@@ -65,16 +66,16 @@ def _lower(recipe: loop.Recipe, name: str, length: int, pairs: int):
     )
     start = state.params if recipe.keeps_start else None
     if name == "sample":
-        return programs.sample.lower(state.params, start, batch, loop.TRAINING, 0)
+        return programs.sample.lower(state.params, start, batch, TRAINING, 0)
     thoughts = _thoughts(recipe, programs, state.params, start, batch)
     thoughts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), thoughts)
     return programs.train_step.lower(state, batch, thoughts, None)
 
 
-def _thoughts(recipe: loop.Recipe, programs: loop.Programs, params, start, batch: PreferenceBatch) -> ThoughtBatch:
+def _thoughts(recipe: Recipe, programs: Programs, params, start, batch: PreferenceBatch) -> ThoughtBatch:
     """Shapes of what an update learns from, the fullest there can be."""
     if recipe.samples:
-        thoughts, *_ = jax.eval_shape(programs.sample, params, start, batch, loop.TRAINING, 0)
+        thoughts, *_ = jax.eval_shape(programs.sample, params, start, batch, TRAINING, 0)
     elif recipe.thoughts == "none":
         thoughts = no_thoughts(batch, recipe.judge.end)
     else:
@@ -84,7 +85,7 @@ def _thoughts(recipe: loop.Recipe, programs: loop.Programs, params, start, batch
         thoughts = ThoughtBatch(ids, jax.ShapeDtypeStruct(shape, jnp.int32), logp)
     if recipe.needs_reference:
         found = jax.eval_shape(programs.reference_logps, start, batch, thoughts, None)
-        thoughts = loop.with_reference(thoughts, found)
+        thoughts = with_reference(thoughts, found)
     return thoughts
 
 

@@ -17,7 +17,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from dwrl_jax import build, chips, counts, loop, sharding
+from dwrl_jax import build, chips, counts, sharding
 from dwrl_jax import config as configuration
 from dwrl_jax.commandline import parse_flags
 from dwrl_jax.errors import exit_cleanly
@@ -26,6 +26,7 @@ from dwrl_jax.models.hf_config import NUMERICS, model_config, read_config, with_
 from dwrl_jax.models.presets import published
 from dwrl_jax.models.transformer import ModelConfig
 from dwrl_jax.plan_text import table
+from dwrl_jax.programs import Recipe, abstract_state
 
 QUESTION = 24  # tokens of the second question where no tokenizer is at hand: about those of our default questions
 
@@ -108,19 +109,19 @@ def _architecture(config: ConfigDict):
     return build.small_config(config, tokenizer), tokenizer, []
 
 
-def _unit(recipe: loop.Recipe) -> int:
+def _unit(recipe: Recipe) -> int:
     """Pairs that give each device one row, or the fewest that rows can be shared out of."""
     parts = math.prod(recipe.mesh.shape[axis] for axis in sharding.ROWS)
     return parts // math.gcd(parts, 2)
 
 
-def _other(config: ConfigDict, recipe: loop.Recipe) -> int:
+def _other(config: ConfigDict, recipe: Recipe) -> int:
     """Pairs of another update, half or twice as large, that shows how memory grows with a micro-batch's rows."""
     pairs = config.data.batch_size // recipe.micro_batches
     return recipe.micro_batches * (pairs // 2 if pairs % (2 * _unit(recipe)) == 0 else 2 * pairs)
 
 
-def _compile_all(recipe: loop.Recipe, config: ConfigDict, say) -> dict[str, Program]:
+def _compile_all(recipe: Recipe, config: ConfigDict, say) -> dict[str, Program]:
     """All programs, as many at a time as there are processors: a compiler uses one. "other" is an update too."""
     length, pairs = config.data.buckets[-1], config.data.batch_size
     wanted = {"sample": ("sample", pairs), "update": ("update", pairs), "other": ("update", _other(config, recipe))}
@@ -138,7 +139,7 @@ def _compile_all(recipe: loop.Recipe, config: ConfigDict, say) -> dict[str, Prog
         return {name: job.result() for name, job in jobs.items()}
 
 
-def _largest(chip: chips.Chip, config: ConfigDict, recipe: loop.Recipe, programs, total) -> dict[str, int | None]:
+def _largest(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs, total) -> dict[str, int | None]:
     """Largest sizes that fit, in pairs, with memory taken as affine in rows.
 
     Of a micro-batch from two compiled updates. Compiling a second sampler would take as long as all the rest, so
@@ -168,7 +169,7 @@ def largest_size(points: list[tuple[int, int]], room: int, unit: int) -> int | N
     return max(math.floor((size + (room - used) / slope) / unit) * unit, 0)
 
 
-def _share(config: ConfigDict, recipe: loop.Recipe) -> tuple[counts.Sizes, counts.Share]:
+def _share(config: ConfigDict, recipe: Recipe) -> tuple[counts.Sizes, counts.Share]:
     options, mesh = recipe.sampler, recipe.mesh
     rows = 2 * config.data.batch_size
     group = options.group_size if recipe.samples else 1
@@ -183,9 +184,9 @@ def _share(config: ConfigDict, recipe: loop.Recipe) -> tuple[counts.Sizes, count
     return sizes, counts.Share(rows=rows // parts, tensor=mesh.shape[sharding.TENSOR], devices=mesh.size)
 
 
-def _memory(config: ConfigDict, recipe: loop.Recipe, programs: dict[str, Program]) -> dict[str, dict[str, int]]:
+def _memory(config: ConfigDict, recipe: Recipe, programs: dict[str, Program]) -> dict[str, dict[str, int]]:
     """Bytes on each device while each program runs, by term. What is not counted from shapes is left to temporaries."""
-    shape, state = recipe.judge.model.config, loop.abstract_state(recipe)
+    shape, state = recipe.judge.model.config, abstract_state(recipe)
     sizes, share = _share(config, recipe)
     kept = {"parameters": shard_bytes(state.params), "optimizer": shard_bytes(state.opt_state)}
     names = ("sample", "update") if "sample" in programs else ("update",)
@@ -218,11 +219,11 @@ def _described(program: Program) -> dict:
     }
 
 
-def _phases(chip: chips.Chip, config: ConfigDict, recipe: loop.Recipe, programs) -> dict[str, dict]:
+def _phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs) -> dict[str, dict]:
     """FLOPs, bytes of memory and bytes sent by each device in each part of a step, and which of them bounds it."""
     shape, phases = recipe.judge.model.config, len(recipe.phases)
     sizes, share = _share(config, recipe)
-    state = shard_bytes(loop.abstract_state(recipe))
+    state = shard_bytes(abstract_state(recipe))
     update, sample = programs["update"].traffic, programs["sample"].traffic if "sample" in programs else None
     work = {
         "prefixes": (

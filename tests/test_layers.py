@@ -9,7 +9,7 @@ LAYERS = [
     {"suites", "objectives", "models", "dialogue", "config", "pairs", "packing"},
     {"data", "world", "gpm", "sampler", "logps", "counts"},
     {"train_step", "evaluate", "checkpoint", "records"},
-    {"loop", "lowering", "report", "report_curves", "comparison", "plan_text", "commandline", "build"},
+    {"programs", "loop", "lowering", "report", "report_curves", "comparison", "plan_text", "commandline", "build"},
     {"train", "export", "plan", "reproduce"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

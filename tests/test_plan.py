@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from dwrl_jax import chips, counts, hlo, loop, plan, sharding
+from dwrl_jax import chips, counts, hlo, plan, sharding
 from dwrl_jax.commandline import parse_flags
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge, logps
@@ -23,6 +23,7 @@ from dwrl_jax.models.presets import PRESETS, published, shrink
 from dwrl_jax.models.transformer import Decoder, axis_names
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.plan_text import table
+from dwrl_jax.programs import Recipe, abstract_state
 from dwrl_jax.sampler import SamplerOptions
 from dwrl_jax.train_step import OptimizerOptions, make_optimizer
 from tests.small import REPO, given_thoughts, in_process_of_devices, make_batch
@@ -36,7 +37,7 @@ def make_recipe(mesh=(1, 1, 1), vocab_size=512, chunk=64, micro_batches=2, max_t
     judge = Judge(Decoder(model_config(hf_config, attention="xla")), question, (1, 2), 0, chunk=chunk)
     devices = jax.devices()[: np.prod(mesh)]
     phases = dwrl.phases(dwrl.Hyper())
-    return loop.Recipe(
+    return Recipe(
         seed=0,
         judge=judge,
         mesh=sharding.make_mesh(dict(zip(sharding.AXES, mesh)), devices),
@@ -150,7 +151,7 @@ def test_the_largest_size_lies_on_the_line_through_two():
 
 def test_the_update_changes_the_state_in_place():
     recipe = make_recipe()
-    assert compile_program(recipe, "update", 64, pairs=4).alias == shard_bytes(loop.abstract_state(recipe))
+    assert compile_program(recipe, "update", 64, pairs=4).alias == shard_bytes(abstract_state(recipe))
 
 
 def test_a_larger_vocabulary_costs_activations_no_more_than_a_chunk():
@@ -166,7 +167,7 @@ def test_a_first_moment_in_bfloat16_saves_two_bytes_per_parameter():
     recipe, options = make_recipe(), OptimizerOptions(1e-6, 0, "constant", 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0)
     half = dataclasses.replace(options, moment_dtype="bfloat16")
     found = [
-        shard_bytes(loop.abstract_state(dataclasses.replace(recipe, optimizer=make_optimizer(kind, 10, 1))).opt_state)
+        shard_bytes(abstract_state(dataclasses.replace(recipe, optimizer=make_optimizer(kind, 10, 1))).opt_state)
         for kind in (options, half)
     ]
     assert found[0] - found[1] == 2 * counts.parameters(recipe.judge.model.config)
@@ -188,7 +189,7 @@ def decode_layouts():
     print(f"{sent:.0f} bytes per token, {before:.0f} in the layout for training: {before / sent:.1f} times fewer")
     assert 0 < 10 * sent <= before
     update = compile_program(recipe, "update", 64, pairs=4)
-    assert update.alias == shard_bytes(loop.abstract_state(recipe))
+    assert update.alias == shard_bytes(abstract_state(recipe))
 
 
 def test_decoding_sends_ten_times_fewer_bytes_than_in_the_layout_for_training():
