@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from dwrl_jax.gpm import branch_size, logps
-from dwrl_jax.loop import HELD_OUT, TRAINING, sampling_key
 from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.packing import pack
+from dwrl_jax.programs import HELD_OUT, TRAINING, sampling_key
 from dwrl_jax.sampler import SamplerOptions, categorical, chunks, sample, truncate
 from dwrl_jax.train_step import gradient
 from dwrl_jax.types import PreferenceBatch
