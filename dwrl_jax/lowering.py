@@ -35,7 +35,7 @@ def compile_program(recipe: Recipe, name: str, length: int, pairs: int) -> Progr
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            return Program(time.perf_counter() - began, _used(error))
+            return Program(time.perf_counter() - began, wanted_bytes(error))
     seconds, found = time.perf_counter() - began, compiled.memory_analysis()
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     own = found.temp_size_in_bytes + found.generated_code_size_in_bytes
@@ -89,9 +89,12 @@ def _thoughts(recipe: Recipe, programs: Programs, params, start, batch: Preferen
     return thoughts
 
 
-def _used(error: Exception) -> int:
-    """Bytes that a program wanted which the TPU compiler refused; any other error is raised again."""
-    found = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", str(error))
+def wanted_bytes(error: Exception) -> int:
+    """Bytes, arguments among them, that a program wanted which the TPU compiler refused.
+
+    Any other error is raised again.
+    """
+    found = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of|\) exceeds)", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not found:
         raise error
     return round(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])

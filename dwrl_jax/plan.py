@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from dwrl_jax import build, chips, counts, sharding
 from dwrl_jax import config as configuration
 from dwrl_jax.commandline import parse_flags
-from dwrl_jax.errors import exit_cleanly
+from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.lowering import Program, compile_program, shard_bytes
 from dwrl_jax.models.hf_config import NUMERICS, model_config, read_config, with_value_head
 from dwrl_jax.models.presets import published
@@ -35,6 +35,8 @@ QUESTION = 24  # tokens of the second question where no tokenizer is at hand: ab
 def main() -> None:
     logging.set_verbosity(logging.ERROR)
     config, flags = parse_flags(None, {"topology": "v5e:8x8"}, ("json",))
+    if flags["json"] and not Path(flags["json"]).parent.is_dir():
+        raise UserError(f"--json={flags['json']}: its folder is not there; make it first")
     plan = make_plan(config, flags["topology"], lambda text: print(text, file=sys.stderr, flush=True))
     print(table(plan))
     if flags["json"]:

@@ -17,7 +17,7 @@ from dwrl_jax import chips, counts, hlo, plan, sharding
 from dwrl_jax.commandline import parse_flags
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge, logps
-from dwrl_jax.lowering import compile_program, shard_bytes
+from dwrl_jax.lowering import compile_program, shard_bytes, wanted_bytes
 from dwrl_jax.models.hf_config import model_config
 from dwrl_jax.models.presets import PRESETS, published, shrink
 from dwrl_jax.models.transformer import Decoder, axis_names
@@ -257,6 +257,7 @@ def test_a_starting_model_that_is_kept_counts():
         (["--topology=cpu:2", "--config.mesh.tensor=4"], "mesh.tensor=4: these do not make up the 2 devices"),
         (["--topology=cpu", "--config.model.path=nobody/nothing"], "its shape is not known without a download"),
         ([], "--topology is missing, e.g. --config"),
+        (["--topology=cpu", "--json=no/such/plan.json"], "its folder is not there"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):
@@ -275,9 +276,29 @@ def test_a_gpu_is_planned_only_where_one_is():
         assert chips.topology("gpu")[0].memory > 0
 
 
+LIBTPU = "compiling for TPUs needs libtpu: pip install -e '.[tpu]'"
+
+
+def test_what_a_refused_program_wanted_is_read():
+    older = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.48G hbm. Exceeded by 5.02G."
+    assert wanted_bytes(RuntimeError(older)) == 20.5 * 2**30
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        wanted_bytes(RuntimeError("INTERNAL: Used 1G of 2G"))
+
+
+def test_a_tpu_program_that_is_too_large_is_refused_with_its_bytes():
+    pytest.importorskip("libtpu", reason=LIBTPU)
+    _, devices = chips.topology("v5e:2x2")
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 1}, devices)
+    array = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32, sharding=sharding.whole(mesh))  # 8 GiB
+    with pytest.raises(jax.errors.JaxRuntimeError) as refused:
+        jax.jit(lambda x: x * 2).lower(array).compile()
+    assert wanted_bytes(refused.value) == pytest.approx(16 * 2**30, rel=0.01)
+
+
 @pytest.mark.slow
 def test_a_plan_for_a_tpu_without_one(tmp_path):
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[tpu]'")
+    pytest.importorskip("libtpu", reason=LIBTPU)
     # heads and tokens of real size, so that the kernels for TPUs are compiled; two layers, so that it takes seconds
     config = PRESETS["qwen2.5-7b"] | {"num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
