@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dwrl_jax import export, hosts, loop, objectives, world
+from dwrl_jax.config import PAIRWISE
 from dwrl_jax.dialogue import make_dialogue, prefix_ids
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import logps, no_thoughts, rewards
@@ -63,7 +64,8 @@ def toy_writings(params, groups):
     )
     old, old_verdict = jax.lax.stop_gradient((found.thought, found.verdict))
     ones = jnp.ones(groups.shape, jnp.int32)
-    return found, ThoughtBatch(ones[..., None], ones, old, verdict=Verdicts(verdict, old_verdict, verdict == sides))
+    verdicts = Verdicts(verdict, old_verdict, right=verdict == sides, well_formed=verdict < 2)
+    return found, ThoughtBatch(ones[..., None], ones, old, verdict=verdicts)
 
 
 def test_grpo_in_expectation_raises_the_probability_of_a_right_verdict():
@@ -112,9 +114,8 @@ def test_the_verdict_is_one_more_token():
     rng = np.random.default_rng(5)
     verdict, old, ref = (jnp.asarray(-rng.exponential(size=(3, 2, 4))) for _ in range(3))
     right = jnp.asarray(rng.random((3, 2, 4)) < 0.5)
-    apart = thoughts.replace(
-        verdict=Verdicts(jnp.zeros(right.shape, int), old, right, ref), ref_logp=found.thought + 0.1
-    )
+    verdicts = Verdicts(jnp.zeros(right.shape, int), old, right=right, well_formed=right, ref_logp=ref)
+    apart = thoughts.replace(verdict=verdicts, ref_logp=found.thought + 0.1)
     place = jnp.arange(6) == thoughts.thought_len[..., None]
 
     def appended(x, last):
@@ -263,7 +264,7 @@ def test_a_value_head_reads_the_conversation_alone():
     assert longer == "<bos> <user> s1 o1 <end> <assistant> s2 warm <end> <user> judge <end> <assistant>"
 
 
-@pytest.mark.parametrize("name", sorted(set(objectives.names()) - {"dwrl", "sft"}))
+@pytest.mark.parametrize("name", sorted(set(objectives.names()) - {"dwrl", "sft", *PAIRWISE}))
 def test_every_baseline_has_a_smoke_run(base, name, tmp_path):
     results = fit(tmp_path, f"--config.model.path={base}", variant=f"{name},smoke")
     assert results["steps"] == 4 and results["config"]["objective"]["name"] == name
