@@ -91,26 +91,19 @@ def thought_space(end: int = END) -> tuple[Int[np.ndarray, "M T"], Int[np.ndarra
     return np.array(padded), np.array([len(thought) for thought in thoughts])
 
 
-def random_pairs(count: int, seed: int) -> PreferenceBatch:
+def random_prefixes(count: int, seed: int) -> Int[np.ndarray, "B S L"]:
     """Random prefixes that neither end nor answer anything."""
-    prefix = np.random.default_rng(seed).integers(ASK, VOCAB, (count, 2, PREFIX))
-    return PreferenceBatch(
-        prefix=jnp.asarray(prefix),
-        prefix_len=jnp.full((count, 2), PREFIX),
-        answer=jnp.full((count, 2), GOOD),
-        valid=jnp.ones(count, bool),
-        pair_id=jnp.arange(count),
-    )
+    return np.random.default_rng(seed).integers(ASK, VOCAB, (count, 2, PREFIX))
 
 
-def tables_of(judge: Judge, params, batch: PreferenceBatch) -> Float[Array, "2 B S M"]:
-    """log pi(o) and log s of all thoughts."""
-    thought, length = thought_space(judge.end)
-    shape = (*batch.answer.shape, len(thought))
-    thoughts = ThoughtBatch(
-        jnp.broadcast_to(thought, (*shape, MAX_THOUGHT)), jnp.broadcast_to(length, shape), jnp.zeros((*shape, 1))
+def tables_of(judge: Judge, params, prefix: Int[Array, "B S L"], thought, length) -> Float[Array, "2 B S M"]:
+    """log pi(o) and log s of thoughts [M T] of some length [M] about every response."""
+    sides, count = prefix.shape[:2], len(prefix)
+    batch = PreferenceBatch(
+        prefix, jnp.full(sides, PREFIX), jnp.full(sides, GOOD), jnp.ones(count, bool), jnp.arange(count)
     )
-    found = logps(judge, params, batch, thoughts)
+    thought, length = (jnp.broadcast_to(x, (*sides, *x.shape)) for x in (thought, length))
+    found = logps(judge, params, batch, ThoughtBatch(thought, length, jnp.zeros(thought.shape)))
     return jnp.stack([found.thought.sum(-1), found.answer])
 
 
@@ -136,20 +129,21 @@ def choose(tables: Float[Array, "2 B S M"], wanted: dict[str, tuple[float, float
     return found
 
 
-def enumerate_pairs(judge: Judge, params, batch: PreferenceBatch) -> Pairs:
+def enumerate_pairs(judge: Judge, params, prefix: Int[Array, "B S L"]) -> Pairs:
     """Tables of a few pairs, and the inner products of all their gradients."""
     flat, restore = ravel_pytree(params)
-    count = batch.answer.shape[0]
-    tables, rows = [], []
-    for index in range(count):
-        pair = jax.tree.map(lambda x, i=index: x[i : i + 1], batch)
-        found, pullback = jax.vjp(lambda x, pair=pair: tables_of(judge, restore(x), pair), flat)
-        one_hot = jnp.eye(found.size).reshape(found.size, *found.shape)
-        gradients = jax.lax.map(lambda row, back=pullback: back(row)[0], one_hot, batch_size=19)
-        tables.append(found)
-        rows.append(np.asarray(gradients, np.float64).reshape(2, -1, flat.size))
-    gradients = np.concatenate(rows, 1)
-    return Pairs(jnp.concatenate(tables, 1), jnp.asarray(gradients @ gradients.transpose(0, 2, 1), jnp.float32))
+    thought, length = thought_space(judge.end)
+    places = np.indices((*prefix.shape[:2], len(thought))).reshape(3, -1)
+
+    def gradients(place):
+        pair, side, o = place
+        alone, only, size = prefix[pair, side][None, None], jnp.asarray(thought)[o][None], jnp.asarray(length)[o][None]
+        return jax.jacrev(lambda x: tables_of(judge, restore(x), alone, only, size).ravel())(flat)
+
+    found = jax.jit(lambda: jax.lax.map(gradients, tuple(places), batch_size=57))()
+    found = np.asarray(found, np.float64).transpose(1, 0, 2)
+    tables = jax.jit(functools.partial(tables_of, judge))(params, prefix, thought, length)
+    return Pairs(tables, jnp.asarray(found @ found.transpose(0, 2, 1), jnp.float32))
 
 
 def exact_numbers(tables: Float[Array, "2 B S M"]) -> Float[Array, "2 B S M"]:
@@ -241,10 +235,10 @@ def study(pairs: Pairs, parts: dict[str, list[int]], name: str, size: int, draws
 def run(draws: int, sizes: tuple[int, ...] = SIZES, seed: int = 0) -> dict:
     """The whole study: what the pairs are, and a row for each of them and all together, estimator and group size."""
     judge, params = make_judge(seed)
-    candidates = random_pairs(CANDIDATES, seed)
-    picked = choose(jax.jit(functools.partial(tables_of, judge))(params, candidates), WANTED)
-    index = np.array(list(picked.values()))
-    pairs = enumerate_pairs(judge, params, jax.tree.map(lambda x: x[index], candidates))
+    candidates = random_prefixes(CANDIDATES, seed)
+    tables = jax.jit(functools.partial(tables_of, judge))(params, candidates, *thought_space(judge.end))
+    picked = choose(tables, WANTED)
+    pairs = enumerate_pairs(judge, params, jnp.asarray(candidates[list(picked.values())]))
     log_p, spread = exact_log_scores(pairs.tables), score_spread(pairs.tables)
     about = {
         name: {"probability": float(jax.nn.sigmoid(log_p[i, 0] - log_p[i, 1])), "spread": spread[i].tolist()}
