@@ -9,7 +9,7 @@ LAYERS = [
     {"suites", "objectives", "models", "dialogue", "config", "pairs", "packing"},
     {"data", "world", "gpm", "sampler", "logps"},
     {"train_step", "evaluate", "checkpoint", "records"},
-    {"loop", "report", "report_curves", "comparison", "commandline", "build", "train", "export", "reproduce"},
+    {"loop", "report", "report_curves", "comparison", "commandline", "build", "train", "export", "reproduce", "look"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 
