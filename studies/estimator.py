@@ -11,6 +11,7 @@ and norms of gradients from the inner products of those vectors, which are made 
 import argparse
 import functools
 import itertools
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -203,8 +204,8 @@ def study(pairs: Pairs, parts: dict[str, list[int]], name: str, size: int, draws
     the covariance; "signal_to_noise" |E g^| / sd; "cosine" that of one estimate with g, on average, and
     "mean_cosine" that of E g^.
     """
-    count = min(draws, CHUNK)
-    keys = jax.random.split(jax.random.key(size), draws // count)
+    keys = jax.random.split(jax.random.key(size), math.ceil(draws / CHUNK))
+    count = math.ceil(draws / len(keys))
     masks = jnp.asarray([np.isin(np.arange(pairs.tables.shape[1]), part) for part in parts.values()], jnp.float32)
     chunks = [draw_estimates(pairs, masks, key, name=name, size=size, count=count) for key in keys]
     means, norms2, cosines = (np.mean(found, 0, dtype=np.float64) for found in zip(*jax.device_get(chunks)))

@@ -30,7 +30,11 @@ def definitions(source):
 
 def test_a_definition_would_be_found():
     assert definitions("%matplotlib inline\nx = 1\n!ls") == []
-    assert sorted(definitions("class A:\n    f = lambda: 1\n    def g(self): pass")) == ["ClassDef", "FunctionDef", "Lambda"]
+    assert sorted(definitions("class A:\n    f = lambda: 1\n    def g(self): pass")) == [
+        "ClassDef",
+        "FunctionDef",
+        "Lambda",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
