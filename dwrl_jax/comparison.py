@@ -146,8 +146,7 @@ def draw_votes(axis: Axes, workdir: Path, rows: Rows, style: dict) -> None:
     curves = []
     for row in rows:
         _, log_scores = records.read_scores(workdir / row["workdir"] / "eval" / "trained.jsonl")
-        votes = [k for k in (1, 2, 4, 8, 16, 32) if k <= log_scores.shape[2]]
-        wins = [evaluate.wins(evaluate.margins(log_scores, k, row["pairwise"])).mean() for k in votes]
+        votes, wins = votes_curve(log_scores, row["pairwise"])
         curves.append(wins)
     if curves:
         axis.plot(votes, np.mean(curves, 0), marker=".", **style)
@@ -157,13 +156,24 @@ def draw_calibration(axis: Axes, workdir: Path, rows: Rows, style: dict) -> None
     """Share of right answers among those said with a probability, in ten bins of all seeds."""
     if not rows:
         return
-    margin = np.concatenate([margins(workdir, row)[1].ravel() for row in rows])
-    said, right = expit(np.abs(margin)), evaluate.wins(margin)
-    bins = np.minimum(((said - 0.5) * 20).astype(int), 9)
-    points = [(said[bins == b].mean(), right[bins == b].mean()) for b in range(10) if (bins == b).sum() >= 30]
+    points = calibration(np.concatenate([margins(workdir, row)[1].ravel() for row in rows]))
     axis.plot([0.5, 1], [0.5, 1], color="0.7", linewidth=1)
     if points:
         axis.plot(*np.array(points).T, marker=".", **style)
+
+
+def votes_curve(log_scores: Float[np.ndarray, "N S K"], pairwise: bool) -> tuple[list[int], list[float]]:
+    """Numbers of votes, powers of two up to K, and the accuracy with each."""
+    votes = [k for k in (1, 2, 4, 8, 16, 32) if k <= log_scores.shape[2]]
+    return votes, [float(evaluate.wins(evaluate.margins(log_scores, k, pairwise)).mean()) for k in votes]
+
+
+def calibration(margin: Float[np.ndarray, " N"], least: int = 30) -> list[tuple[float, float]]:
+    """(mean probability said, share that is right) in ten bins of [0.5, 1], those that hold `least` margins."""
+    said, right = expit(np.abs(margin)), evaluate.wins(margin)
+    bins = np.minimum(((said - 0.5) * 20).astype(int), 9)
+    held = [bins == b for b in range(10) if (bins == b).sum() >= least]
+    return [(float(said[own].mean()), float(right[own].mean())) for own in held]
 
 
 def draw_curve(axis: Axes, steps: list[Rows], name: str, style: dict) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 
 import jinja2
@@ -199,6 +198,24 @@ def points(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "−")
 
 
+def is_pairwise(results: dict) -> bool:
+    """Whether the run's judge sees both responses at once, in two orders."""
+    return any("flips" in cell for cell in results["trained"].values())
+
+
+def render(template: str, **values) -> str:
+    """One of the package's pages as text; what the model wrote is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dwrl_jax", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["points"] = points
+    return environment.get_template(template).render(**values)
+
+
 def write_report(workdir: Path) -> Path:
     """Write workdir/report.html from what the run left there, in one rename, and return its path.
 
@@ -211,15 +228,11 @@ def write_report(workdir: Path) -> Path:
     # the shallowest: the config may hold that of the run which made the base model
     sizes = sorted((key.count("."), value) for key, value in config.items() if key.endswith("group_size"))
     group_size = int(sizes[0][1]) if sizes else None
-    pairwise = any("flips" in cell for cell in results["trained"].values())
+    pairwise = is_pairwise(results)
     known = ("base", "trained", "gain", "reference", "sources", "config", "steps", "seconds")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["points"] = points
-    page = environment.from_string(resources.files("dwrl_jax").joinpath("report.html.jinja").read_text("utf-8"))
     try:
-        text = page.render(
+        text = render(
+            "report.html.jinja",
             name=workdir.resolve().name,
             headline=headline(results),
             results=results,

@@ -10,7 +10,7 @@ LAYERS = [
     {"data", "world", "gpm", "sampler", "logps", "counts"},
     {"train_step", "evaluate", "checkpoint", "records"},
     {"programs", "loop", "lowering", "report", "report_curves", "comparison", "plan_text", "commandline", "build"},
-    {"train", "export", "plan", "reproduce"},
+    {"train", "export", "plan", "reproduce", "look"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 
