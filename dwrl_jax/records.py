@@ -58,16 +58,11 @@ def weigh(log_scores: Float[Array, "B S G"], pairwise: bool = False) -> dict[str
 
     What sets one side against the other has no meaning where the sides are two orders.
     """
-    weight = {"thought_weight": dwrl.thought_weight(log_scores)}
-    return (
-        weight
-        if pairwise
-        else weight
-        | {
-            "dual_weight": dwrl.dual_weight(log_scores),
-            "misalignment_weight": dwrl.misalignment_weight(dwrl.log_preference_score(log_scores)),
-        }
-    )
+    weights = {"thought_weight": dwrl.thought_weight(log_scores)}
+    if not pairwise:
+        weights["dual_weight"] = dwrl.dual_weight(log_scores)
+        weights["misalignment_weight"] = dwrl.misalignment_weight(dwrl.log_preference_score(log_scores))
+    return weights
 
 
 def thought_rows(
