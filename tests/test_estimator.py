@@ -43,42 +43,52 @@ def test_exact_gradient_is_that_through_the_model(enumerated):
     """The two terms together are the gradient of -log P(y+ > y-) by the parameters, so their norms add up to it."""
     judge, params, prefix, pairs = enumerated
     flat, restore = ravel_pytree(params)
-
-    def nll(flat):
-        tables = estimator.tables_of(judge, restore(flat), prefix, *estimator.thought_space())
-        return dwrl.pair_nll(jax.nn.logsumexp(tables.sum(0), -1)).sum()
-
-    def term(flat, kind):
-        tables = estimator.tables_of(judge, restore(flat), prefix, *estimator.thought_space())
-        return (numbers[kind] * tables[kind]).sum()
-
+    thoughts = estimator.thought_space()
     numbers = estimator.exact_numbers(pairs.tables)
-    parts = [np.asarray(jax.jit(jax.grad(lambda x, k=k: term(x, k)))(flat), np.float64) for k in (0, 1)]
-    whole = np.asarray(jax.jit(jax.grad(nll))(flat), np.float64)
+
+    def tables(flat):
+        return estimator.tables_of(judge, restore(flat), prefix, *thoughts)
+
+    @jax.jit
+    def gradients(flat):
+        whole = jax.grad(lambda x: dwrl.pair_nll(jax.nn.logsumexp(tables(x).sum(0), -1)).sum())(flat)
+        _, pull = jax.vjp(tables, flat)
+        return whole, [pull(numbers * jnp.eye(2)[kind][:, None, None, None])[0] for kind in (0, 1)]
+
+    whole, parts = jax.tree.map(lambda x: np.asarray(x, np.float64), gradients(flat))
     np.testing.assert_allclose(parts[0] + parts[1], whole, atol=1e-5 * np.abs(whole).max())
     for kind in (0, 1):
         assert squared_norm(pairs.products[kind], numbers[kind]) == pytest.approx(parts[kind] @ parts[kind], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_estimate_is_the_gradient_of_its_loss_through_the_model(enumerated, name):
-    """Token by token, with the densities of the sampler: what a thought as one token stands for."""
-    judge, params, prefix, pairs = enumerated
-    term, loss = estimator.ESTIMATORS[name]
-    group = np.array([[[3, 40, 40, 7], [0, 12, 56, 21]]])
+@pytest.fixture(scope="module")
+def group(enumerated):
+    """Places of a group of thoughts, its tokens and Logps, and the way from d loss / d Logps to the parameters."""
+    judge, params, prefix, _ = enumerated
+    index = np.array([[[3, 40, 40, 7], [0, 12, 56, 21]]])
     thought, length = estimator.thought_space()
+    sides = (1, 2)
     batch = PreferenceBatch(
-        prefix, jnp.full((1, 2), estimator.PREFIX), jnp.full((1, 2), estimator.GOOD), jnp.ones(1, bool), jnp.arange(1)
+        prefix, jnp.full(sides, estimator.PREFIX), jnp.full(sides, estimator.GOOD), jnp.ones(1, bool), jnp.arange(1)
     )
-    thoughts = given_thoughts(thought[group], length[group])
-    thoughts = thoughts.replace(old_logp=logps(judge, params, batch, thoughts).thought)
+    thoughts = given_thoughts(thought[index], length[index])
     flat, restore = ravel_pytree(params)
 
-    def total(flat):
-        return loss(logps(judge, restore(flat), batch, thoughts), thoughts)[0].sum()
+    @jax.jit
+    def pull(given):
+        return jax.vjp(lambda x: logps(judge, restore(x), batch, thoughts), flat)[1](given)[0]
 
-    expected = np.asarray(jax.jit(jax.grad(total))(flat), np.float64)
-    numbers = estimator.group_numbers(loss, pairs.tables, jnp.asarray(group))
+    found = jax.jit(lambda: logps(judge, params, batch, thoughts))()
+    return index, thoughts.replace(old_logp=found.thought), found, pull
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_estimate_is_the_gradient_of_its_loss_through_the_model(enumerated, group, name):
+    """Token by token, with the densities of the sampler: what a thought as one token stands for."""
+    index, thoughts, found, pull = group
+    pairs, (term, loss) = enumerated[-1], estimator.ESTIMATORS[name]
+    expected = np.asarray(pull(jax.grad(lambda given: loss(given, thoughts)[0].sum())(found)), np.float64)
+    numbers = estimator.group_numbers(loss, pairs.tables, jnp.asarray(index))
     assert squared_norm(pairs.products[term], numbers[term]) == pytest.approx(expected @ expected, rel=1e-3)
 
 
