@@ -11,5 +11,5 @@ from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
 
 def get_config(variant=""):
     objective, quick = read_variant(variant)
-    config = accelerator_run("meta-llama/Llama-3.1-8B-Instruct", tensor=4, micro_batches=8)
+    config = accelerator_run("meta-llama/Llama-3.1-8B-Instruct", tensor=4, micro_batches=8, sampled=32)
     return with_objective(smoke(config, "llama3.1-8b") if quick else config, objective)

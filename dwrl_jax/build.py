@@ -107,6 +107,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
             config.sampler.top_k,
             config.sampler.top_p,
             verdicts=objective.VERDICTS,
+            batch_size=config.sampler.batch_size,
         ),
         thoughts=objective.THOUGHTS,
         pairwise=is_pairwise(objective),
@@ -182,6 +183,8 @@ def make_mesh(config: ConfigDict, shape: ModelConfig, devices=None) -> jax.shard
         // config.optim.micro_batches,
         "eval.batch_size, two responses a pair,": config.eval.batch_size,
     }
+    if config.sampler.batch_size:
+        rows["sampler.batch_size, two responses a pair,"] = config.sampler.batch_size
     for what, pairs in rows.items():
         sharding.check_divides(mesh, sharding.ROWS, 2 * pairs, what)
     return mesh

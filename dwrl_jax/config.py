@@ -65,6 +65,7 @@ def base_config() -> ConfigDict:
     config.sampler.temperature = 1.0  # part of the density that is sampled and differentiated
     config.sampler.top_k = 0  # 0: off. Truncation samples another density than the one that is differentiated
     config.sampler.top_p = 1.0  # 1: off
+    config.sampler.batch_size = 0  # pairs sampled at a time, 0 for all: fewer need less memory, thoughts are the same
 
     config.objective = ConfigDict()
     config.objective.name = "dwrl"  # a module of dwrl_jax/objectives
@@ -122,11 +123,12 @@ def base_config() -> ConfigDict:
     return config.lock()
 
 
-def accelerator_run(hub_id: str, *, tensor: int, micro_batches: int) -> ConfigDict:
+def accelerator_run(hub_id: str, *, tensor: int, micro_batches: int, sampled: int = 0) -> ConfigDict:
     """Full fine-tuning of a published model on HH-RLHF with the paper's numbers of pairs (20,000 and 1,000).
 
-    Learning rate, group size and lengths are (ours): the paper's are not known. `tensor` parts of heads and
-    `micro_batches` are those of the plan in the config's docstring; a machine with fewer devices needs others.
+    Learning rate, group size and lengths are (ours): the paper's are not known. `tensor` parts of heads,
+    `micro_batches` and `sampled` pairs at a time are those of the plan in the config's docstring; a machine with
+    fewer devices needs others.
     """
     config = base_config()
     config.model.path = hub_id
@@ -136,6 +138,7 @@ def accelerator_run(hub_id: str, *, tensor: int, micro_batches: int) -> ConfigDi
     config.data.batch_size = 64
     config.optim.steps = 312  # one pass over 20,000 pairs
     config.optim.micro_batches = micro_batches
+    config.sampler.batch_size = sampled
     config.mesh.tensor = tensor
     config.eval.every = 52
     return config
@@ -184,7 +187,7 @@ def smoke(config: ConfigDict, preset: str) -> ConfigDict:
     """
     config.model.path, config.model.preset = "", preset
     config.model.dtype, config.model.remat = "float32", "none"
-    config.mesh.tensor = 1
+    config.mesh.tensor, config.sampler.batch_size = 1, 0
     config.data.train = config.data.eval = "world"
     config.data.buckets = (64, 128, 256)
     config.data.batch_size = 4
@@ -228,6 +231,7 @@ AT_LEAST_ONE = [
 ]
 NOT_NEGATIVE = [
     "sampler.top_k",
+    "sampler.batch_size",
     "objective.kl",
     "objective.centring",
     "objective.head_init",
@@ -263,6 +267,10 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"optim.micro_batches={config.optim.micro_batches} does not divide data.batch_size={config.data.batch_size}"
         )
+    for key in ("data.batch_size", "eval.batch_size"):
+        pairs, size = _get(config, key), config.sampler.batch_size
+        if size and pairs > size and pairs % size:
+            raise UserError(f"sampler.batch_size={size} does not divide {key}={pairs}")
     if config.profile and config.optim.steps < 2:
         raise UserError("profile=True: the first step compiles and is not traced; give optim.steps at least 2")
     if config.objective.dual_clip <= 1:

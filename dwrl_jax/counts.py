@@ -37,11 +37,15 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What part of a step one device has: `rows` of the rows, of heads and feed-forward one in `tensor`."""
+    """What part of a step one device has: `rows` of the rows, of heads and feed-forward one in `tensor`.
+
+    Its rows are sampled in `parts`, one after the other.
+    """
 
     rows: int
     tensor: int
     devices: int
+    parts: int = 1
 
 
 def layer_weights(c: ModelConfig) -> int:
@@ -89,7 +93,7 @@ def token_bytes(c: ModelConfig) -> int:
 
 def region_bytes(c: ModelConfig, s: Sizes, share: Share) -> float:
     """Bytes of a device's keys and values at the end of sampling: prefixes, and branches to their full length."""
-    return share.rows * (s.prefix + s.group * s.thought) * token_bytes(c) / share.tensor
+    return share.rows / share.parts * (s.prefix + s.group * s.thought) * token_bytes(c) / share.tensor
 
 
 def decode_weights(c: ModelConfig, share: Share) -> float:
@@ -99,7 +103,7 @@ def decode_weights(c: ModelConfig, share: Share) -> float:
 
 def prefix_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
     """Bytes that a device reads and writes before the first thought, at least: weights, and activations once."""
-    return decode_weights(c, share) + _activations(c, share.rows * s.prefix, share.tensor)
+    return share.parts * decode_weights(c, share) + _activations(c, share.rows * s.prefix, share.tensor)
 
 
 def thought_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
@@ -108,7 +112,7 @@ def thought_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
     At every token all weights, and the keys and values that are there already, half of the thoughts' on average.
     """
     regions = share.rows * (s.prefix + s.group * s.thought / 2) * token_bytes(c) / share.tensor
-    return s.thought * (decode_weights(c, share) + regions)
+    return s.thought * (share.parts * decode_weights(c, share) + regions)
 
 
 def update_reads(c: ModelConfig, s: Sizes, share: Share, phases: int, micro_batches: int, state: int) -> float:

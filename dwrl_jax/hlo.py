@@ -24,7 +24,8 @@ _CALLED = re.compile(r"(?: fusion| call| async-start)\(.*(?:calls|to_apply)=%?([
 class Traffic:
     """Bytes that one device sends, by kind of collective; `turn` is one turn of a loop that ends when data says so.
 
-    Such loops follow each other here, all over the same kind of turn: `turn` is their mean.
+    Such loops follow each other here, all over the same kind of turn: `turn` is their mean. Where another loop is
+    around them, it is one turn in each of that one's.
     """
 
     once: dict[str, float]
@@ -66,7 +67,7 @@ def traffic(text: str, devices: int) -> Traffic:
                 if use.times < math.inf:
                     todo.append((use.name, times * use.times, into, branch or use.branch))
                 elif not branch:
-                    todo.append((use.name, 1.0, turns, branch))
+                    todo.append((use.name, times, turns, branch))
                     loops += use.name == _LOOP.search(line)[2]
     return Traffic(dict(once), {kind: sent / loops for kind, sent in turns.items()})
 

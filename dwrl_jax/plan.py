@@ -74,6 +74,7 @@ def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
         "mesh": dict(recipe.mesh.shape),
         "pairs": config.data.batch_size,
         "micro_batches": recipe.micro_batches,
+        "pairs_sampled_at_once": _at_once(config),
         "assumed": assumed,
     }
 
@@ -109,6 +110,11 @@ def _architecture(config: ConfigDict):
         return _architecture(config.base)
     tokenizer = build.load_tokenizer(config, Path())
     return build.small_config(config, tokenizer), tokenizer, []
+
+
+def _at_once(config: ConfigDict) -> int:
+    """Pairs that are sampled at a time."""
+    return min(config.sampler.batch_size or config.data.batch_size, config.data.batch_size)
 
 
 def _unit(recipe: Recipe) -> int:
@@ -152,7 +158,7 @@ def _largest(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs, tot
     if "sample" in programs:
         program, (_, share) = programs["sample"], _share(config, recipe)
         fixed = program.arguments + program.code + round(counts.decode_weights(recipe.judge.model.config, share))
-        points = [(0, fixed), (config.data.batch_size, program.used)]
+        points = [(0, fixed), (_at_once(config), program.used)]
         found["batch_pairs"] = largest_size(points, room["sample"], _unit(recipe))
     pairs = config.data.batch_size, _other(config, recipe)
     points = [(n // recipe.micro_batches, programs[name].used) for n, name in zip(pairs, ("update", "other"))]
@@ -183,7 +189,12 @@ def _share(config: ConfigDict, recipe: Recipe) -> tuple[counts.Sizes, counts.Sha
         question=len(recipe.judge.question),
     )
     parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
-    return sizes, counts.Share(rows=rows // parts, tensor=mesh.shape[sharding.TENSOR], devices=mesh.size)
+    return sizes, counts.Share(
+        rows=rows // parts,
+        tensor=mesh.shape[sharding.TENSOR],
+        devices=mesh.size,
+        parts=config.data.batch_size // _at_once(config),
+    )
 
 
 def _memory(config: ConfigDict, recipe: Recipe, programs: dict[str, Program]) -> dict[str, dict[str, int]]:

@@ -17,7 +17,8 @@ def table(plan: dict) -> str:
     chip, mesh = plan["chip"], " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     lines = [
         f"{plan['devices']} x {chip['name']} ({plan['topology']}), mesh {mesh}",
-        f"{plan['pairs']} pairs per step, in {plan['micro_batches']} micro-batches; chip: {chip['source']}",
+        f"{plan['pairs']} pairs per step, sampled {plan['pairs_sampled_at_once']} at a time and learnt from in "
+        f"{plan['micro_batches']} micro-batches; chip: {chip['source']}",
         *(f"assumed: {what}" for what in plan["assumed"]),
         "",
         *_memory(plan),
@@ -72,7 +73,7 @@ def _collectives(plan: dict) -> list[str]:
 def _largest(plan: dict) -> list[str]:
     bound = "at most" if plan["programs"].get("sample", {}).get("total_bytes", 0) > plan["hbm_bytes"] else "at least"
     texts = {
-        "batch_pairs": f"largest batch to sample from: {bound} {{}} pairs, if all but weights grew with it",
+        "batch_pairs": f"largest sampler.batch_size: {bound} {{}} pairs, if all but weights grew with it",
         "micro_batch_pairs": "largest micro-batch of an update: {} pairs, from two compiled sizes",
     }
     return [text.format(plan["largest"][key]) for key, text in texts.items() if plan["largest"].get(key) is not None]

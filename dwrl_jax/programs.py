@@ -108,11 +108,25 @@ def _think(run: Recipe, options: SamplerOptions, params, start, batch: Preferenc
     if run.thoughts == "none":
         thoughts = no_thoughts(batch, run.judge.end)
     elif run.thoughts == "start":
-        thoughts, _, _ = sample(run.judge, options, start, batch, key)
+        thoughts, _ = sample_in_parts(run.judge, options, start, batch, key)
     else:
-        thoughts, log_scores, _ = sample(run.judge, options, params, batch, key)
+        thoughts, log_scores = sample_in_parts(run.judge, options, params, batch, key)
         return thoughts, log_scores
     return thoughts, logps(run.judge, params, batch, thoughts).answer
+
+
+def sample_in_parts(judge: Judge, options: SamplerOptions, params, batch: PreferenceBatch, key):
+    """Thoughts and their log scores, `options.batch_size` pairs at a time: keys come from pair ids, not from parts."""
+
+    def one(part):
+        return sample(judge, options, params, part, key)[:2]
+
+    pairs = len(batch.pair_id)
+    size = options.batch_size or pairs
+    if size >= pairs:
+        return one(batch)
+    found = jax.lax.map(one, jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch))
+    return jax.tree.map(lambda x: x.reshape(pairs, *x.shape[2:]), found)
 
 
 def with_reference(thoughts: ThoughtBatch, found: Logps) -> ThoughtBatch:

@@ -27,6 +27,7 @@ class SamplerOptions:
     top_k: int = 0
     top_p: float = 1.0
     verdicts: bool = False  # draw an answer after each thought
+    batch_size: int = 0  # pairs that a program samples at once; 0 for all
 
 
 class SamplingState(NamedTuple):

@@ -1,5 +1,8 @@
 """Sampler and judge: one density, whatever the padding, the packing and the sharing of prefixes."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ from dwrl_jax.gpm import branch_size, logps
 from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.packing import pack
-from dwrl_jax.programs import HELD_OUT, TRAINING, sampling_key
+from dwrl_jax.programs import HELD_OUT, TRAINING, sample_in_parts, sampling_key
 from dwrl_jax.sampler import SamplerOptions, categorical, chunks, sample, truncate
 from dwrl_jax.train_step import gradient
 from dwrl_jax.types import PreferenceBatch
@@ -129,6 +132,23 @@ def test_samples_do_not_depend_on_the_rest_of_the_batch():
     other, _, _ = draw(judge, params, batch, key=jax.random.key(6))
     assert (other.thought != whole.thought).any()
     assert (whole.thought[:, :, 0] != whole.thought[:, :, 1]).any()  # samples of a group differ
+
+
+@pytest.mark.parametrize("verdicts", [False, True])
+def test_thoughts_sampled_in_parts_are_the_same(verdicts):
+    judge, params = make_judge()
+    batch = make_batch(pairs=6)
+    options = SamplerOptions(group_size=4, max_thought=40, verdicts=verdicts)
+    sizes = [dataclasses.replace(options, batch_size=size) for size in (0, 2, 3)]
+    draw_at_once, *in_parts = (jax.jit(functools.partial(sample_in_parts, judge, kind)) for kind in sizes)
+    whole, score = draw_at_once(params, batch, jax.random.key(5))
+    assert len(set(np.asarray(whole.thought_len).ravel())) > 4, "thoughts of one length would prove little"
+    for draw_parts in in_parts:
+        found, found_score = draw_parts(params, batch, jax.random.key(5))
+        assert (found.thought == whole.thought).all() and (found.thought_len == whole.thought_len).all()
+        assert not verdicts or (found.verdict.token == whole.verdict.token).all()
+        np.testing.assert_allclose(found.old_logp, whole.old_logp, atol=1e-5)
+        np.testing.assert_allclose(found_score, score, atol=1e-5)
 
 
 def test_a_thought_does_not_depend_on_its_group():

@@ -109,11 +109,17 @@ def known_traffic():
 
         return jax.lax.while_loop(lambda c: (c[0].sum() < 1e6) & (c[1] < 99), turn, (counted, 0))[0]
 
-    program = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
-    found = hlo.traffic(program.lower(jnp.zeros((4, 1000))).compile().as_text(), 4)
+    def read(body):
+        program = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+        return hlo.traffic(program.lower(jnp.zeros((4, 1000))).compile().as_text(), 4)
+
+    found = read(body)
     assert found.once == {"all-reduce": 5 * 2 * 4000 * 3 / 4}
     assert found.turn == {"all-gather": 4 * 4000 * 3 / 4}
     assert found.total(10) == found.once["all-reduce"] + 10 * found.turn["all-gather"]
+    in_parts = read(lambda x: jax.lax.fori_loop(0, 3, lambda i, y: body(y) * 0.5, x))
+    assert in_parts.once == {"all-reduce": 3 * found.once["all-reduce"]}
+    assert in_parts.turn == {"all-gather": 3 * found.turn["all-gather"]}
 
 
 def test_what_is_sent_is_counted_by_the_turns_of_loops():
@@ -147,6 +153,13 @@ def test_the_largest_size_lies_on_the_line_through_two():
     assert plan.largest_size([(8, 900), (4, 500)], room=1699, unit=4) == 12
     assert plan.largest_size([(8, 900), (4, 500)], room=50, unit=4) == 0
     assert plan.largest_size([(8, 900), (4, 900)], room=1700, unit=4) is None
+
+
+def test_sampling_in_parts_needs_less_memory():
+    whole = make_recipe(max_thought=64)
+    parts = dataclasses.replace(whole, sampler=dataclasses.replace(whole.sampler, batch_size=4))
+    found = [compile_program(recipe, "sample", 256, pairs=16).temporaries for recipe in (whole, parts)]
+    assert found[1] < found[0] / 3, "a quarter, and the weights"
 
 
 def test_the_update_changes_the_state_in_place():

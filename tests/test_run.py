@@ -168,6 +168,7 @@ def test_options_run(base, tmp_path, change):
         (["--config=configs/stories_hh.py"], "model.path is missing"),
         (["--config=configs/llama8b.py:smoke", "--config.data.train=missing.jsonl"], "missing.jsonl"),
         (["--config=configs/llama8b.py:smoke", "--config.optim.micro_batches=3"], "does not divide"),
+        (["--config=configs/llama8b.py:smoke", "--config.sampler.batch_size=3"], "sampler.batch_size=3 does not"),
         (["--config=configs/llama8b.py:smoke", "--config.dialogue.answers=('A', 'B C')"], "must be one token"),
         (["--config=configs/llama8b.py:smoke", "--config.data.buckets=(4096,)"], "more than the model's 2048"),
         (["--config=configs/tiny.py", "extra"], "extra"),
