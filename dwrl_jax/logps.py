@@ -1,6 +1,6 @@
 """Log-probabilities of chosen tokens, in chunks: the `[tokens, vocabulary]` array never exists whole."""
 
-import math
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,29 +21,35 @@ def token_logps(
     """log softmax(hidden table^T / temperature) at A targets per row, and the entropy of each row; float32 nats.
 
     Each device takes `chunk` of its rows at a time, and again in the backward pass, so memory is `chunk * V` in
-    both.
+    both. Between devices the table is gathered once, and so is its gradient added up, not at every chunk.
     """
     rows = targets.shape[:-1]
-    parts = sharding.axis_size(*sharding.ROWS)
-    parts = parts if rows[0] % parts == 0 else 1
-    count = math.prod(rows) // parts
-    chunk = min(chunk, count)
+    flat = hidden.reshape(-1, hidden.shape[-1]), table, targets.reshape(-1, targets.shape[-1])
+    here = functools.partial(_in_chunks, temperature=temperature, chunk=chunk)
+    if rows[0] % sharding.axis_size(*sharding.ROWS) == 0:
+        here = sharding.by_rows(here, (True, False, True))
+    logp, entropy = here(*flat)
+    return logp.reshape(targets.shape), entropy.reshape(rows)
 
-    def in_chunks(x):
-        x = jnp.pad(x.reshape(parts, count, -1), ((0, 0), (0, -count % chunk), (0, 0)))
-        return x.reshape(parts, -1, chunk, x.shape[-1]).swapaxes(0, 1)
+
+def _in_chunks(
+    hidden: Float[Array, "R D"], table: Float[Array, "V D"], targets: Int[Array, "R A"], *, temperature, chunk
+) -> tuple[Float[Array, "R A"], Float[Array, " R"]]:
+    count = len(hidden)
+    chunk = min(chunk, count)
+    table = sharding.constrain(table, sharding.TENSOR, None)
+
+    def cut(x):
+        return jnp.pad(x, ((0, -count % chunk), (0, 0))).reshape(-1, chunk, x.shape[-1])
 
     @jax.checkpoint
     def one_chunk(pair):
-        h, t = (sharding.constrain(x, sharding.ROWS, None, None) for x in pair)
+        h, t = pair
         scaled = logits(h, table) / temperature
         all_logps = jax.nn.log_softmax(scaled, -1)
         logp = jnp.take_along_axis(all_logps, t, -1)
         entropy = -(jnp.exp(all_logps) * all_logps).sum(-1)
         return logp, entropy
 
-    def whole(x, shape):
-        return x.swapaxes(0, 1).reshape(parts, -1, *x.shape[3:])[:, :count].reshape(shape)
-
-    logp, entropy = jax.lax.map(one_chunk, (in_chunks(hidden), in_chunks(targets)))
-    return whole(logp, targets.shape), whole(entropy, rows)
+    logp, entropy = jax.lax.map(one_chunk, (cut(hidden), cut(targets)))
+    return logp.reshape(-1, targets.shape[-1])[:count], entropy.reshape(-1)[:count]

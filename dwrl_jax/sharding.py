@@ -109,6 +109,19 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def by_rows(function, rows: Sequence[bool]):
+    """`function` of each device's own rows: of arguments where `rows` says so and of all results; else whole.
+
+    What it computes is not spread over data and fsdp by the compiler; gradients of whole arguments are added up
+    once, behind it. "tensor" is left to the compiler. Unchanged without a mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    specs = tuple(PartitionSpec(ROWS) if own else PartitionSpec() for own in rows)
+    return jax.shard_map(function, in_specs=specs, out_specs=PartitionSpec(ROWS), axis_names={*ROWS})
+
+
 def _is_box(x) -> bool:
     return isinstance(x, nn.Partitioned)
 
