@@ -118,8 +118,14 @@ def by_rows(function, rows: Sequence[bool]):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function
-    specs = tuple(PartitionSpec(ROWS) if own else PartitionSpec() for own in rows)
-    return jax.shard_map(function, in_specs=specs, out_specs=PartitionSpec(ROWS), axis_names={*ROWS})
+
+    def on_each(*arguments):
+        # marked as each device's own in front of all loops, or these would add up gradients at every turn
+        own = (x if mine else jax.lax.pcast(x, ROWS, to="varying") for x, mine in zip(arguments, rows))
+        return function(*own)
+
+    specs = tuple(PartitionSpec(ROWS) if mine else PartitionSpec() for mine in rows)
+    return jax.shard_map(on_each, in_specs=specs, out_specs=PartitionSpec(ROWS), axis_names={*ROWS})
 
 
 def _is_box(x) -> bool:

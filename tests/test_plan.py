@@ -209,6 +209,18 @@ def test_decoding_sends_ten_times_fewer_bytes_than_in_the_layout_for_training():
     in_process_of_devices(decode_layouts, 8)
 
 
+def bytes_by_chunk():
+    """Bytes that an update over 4 x 2 devices sends, with 4 rows of a device at a time and with 32."""
+    wide = make_recipe(mesh=(1, 4, 2), vocab_size=4096, chunk=32)
+    few = dataclasses.replace(wide, judge=dataclasses.replace(wide.judge, chunk=4))
+    sent = [compile_program(recipe, "update", 64, pairs=4).traffic.total(0) for recipe in (wide, few)]
+    assert sent[1] == pytest.approx(sent[0], rel=0.05)
+
+
+def test_smaller_chunks_of_rows_send_no_more_of_the_vocabulary():
+    in_process_of_devices(bytes_by_chunk, 8)
+
+
 def run_plan(*arguments, **env):
     command = [sys.executable, "-m", "dwrl_jax.plan", *SMOKE, *arguments]
     return subprocess.run(command, cwd=REPO, env=os.environ | env, capture_output=True, text=True)
