@@ -1,10 +1,10 @@
 """Methods side by side, on the same pairs with the same seeds:
 
-python -m dwrl_jax.reproduce --suite=tiny --workdir=runs/suite [--arms=dwrl,bt] [--seeds=11,12] [--config.KEY=VALUE ...]
+python -m dwrl_jax.reproduce --suite=tiny --workdir=runs/suite [--arms=dwrl,bt] [--seeds=11,12] [--budgets=pairs]
 
 A cell is one run of an arm with a seed. What is finished stands in results.jsonl and is not run again; what was
 stopped goes on. Of two such commands with different seeds, each takes its own. A table and figures are made of all
-cells that there are, also while others run. `--config.KEY=VALUE` holds for every cell.
+cells that there are, also while others run. `--config.KEY=VALUE`, as often as you like, holds for every cell.
 """
 
 import argparse
@@ -172,13 +172,17 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--arms", help="names of lines of the table, all by default")
     parser.add_argument("--seeds", help="numbers, all of the suite by default")
+    parser.add_argument("--budgets", help="what arms get as much of as the reference, all of the suite by default")
     given, overrides = parser.parse_known_args()
     for flag in overrides:
         if not flag.startswith("--config."):
             raise UserError(f"{flag}: not a flag; see --help")
     suite = SUITES[given.suite]
     arms = {name: suite.arms[name] for name in chosen(given.arms, suite.arms, "arms")}
-    suite = dataclasses.replace(suite, arms=arms, seeds=tuple(chosen(given.seeds, suite.seeds, "seeds")))
+    seeds = tuple(chosen(given.seeds, suite.seeds, "seeds"))
+    budgets = chosen(given.budgets, (PAIRS, *suite.budgets), "budgets")
+    more = tuple(budget for budget in budgets if budget != PAIRS)  # equal pairs come first in any case
+    suite = dataclasses.replace(suite, arms=arms, seeds=seeds, budgets=more)
     hosts.start()
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str((given.workdir / "compiled").absolute()))
