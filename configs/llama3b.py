@@ -6,8 +6,8 @@ The paper's accuracy for DWRL here is 70.5 % (read off its chart); this config h
 model. `:smoke` runs the same architecture in small with random weights.
 
 python -m dwrl_jax.plan --config=configs/llama3b.py --topology=v5e:4x4
-  16 x TPU v5e, fsdp 4 x tensor 4: an update needs 12.8 GiB per chip of 14.9. All 64 pairs sampled at once would need
-  18.2, of which keys and values are 4.4 and other temporaries 10.1: hence sampler.batch_size.
+  16 x TPU v5e, fsdp 4 x tensor 4: 12.1 GiB per chip in sampling, of 32 pairs at a time, and 13.4 in an update, of 14.9;
+  a step needs at least 16 s. All 64 pairs sampled at once would not fit.
 """
 
 from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective

@@ -4,6 +4,10 @@ python -m dwrl_jax.train --config=configs/qwen3b.py --workdir=runs/qwen3b --conf
 
 The paper's accuracy for DWRL here is 68.5 % (read off its chart); this config has not been run on the full
 model. `:smoke` runs the same architecture in small with random weights.
+
+python -m dwrl_jax.plan --config=configs/qwen3b.py --topology=v5e:4x4
+  16 x TPU v5e, fsdp 8 x tensor 2: 9.9 GiB per chip in sampling and 10.6 in an update, of 14.9; a step needs at least
+  14 s. Micro-batches of up to 20 pairs would fit (here they have 8), and batches of at least 128.
 """
 
 from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
