@@ -66,7 +66,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
         workdir=workdir,
         steps=config.optim.steps,
         load_params=lambda: load_start(config, folder, shape, parts.mesh),
-        batches=batches(config, source, talk, batch_size=config.data.batch_size),
+        batches=batches(config, source, talk, batch_size=config.data.batch_size, margins=parts.margins),
         describe=lambda pair_id: find_pair(source, pair_id),
         describe_held_out=lambda pair_id: find_pair(held.batches.source, pair_id),
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
@@ -116,6 +116,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
         optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
         micro_batches=config.optim.micro_batches,
         needs_reference=getattr(hyper, "kl", 0.0) > 0,
+        margins=config.objective.bradley_terry != "regular",
     )
 
 
@@ -223,6 +224,11 @@ def load_objective(config: ConfigDict):
             "have probability 1 together"
         )
     fields = [field.name for field in dataclasses.fields(module.Hyper)]
+    if config.objective.bradley_terry != "regular" and "bradley_terry" not in fields:
+        raise UserError(
+            f"objective.bradley_terry={config.objective.bradley_terry!r}: {name} makes nothing of margins; set it to "
+            "'regular'"
+        )
     return module, module.Hyper(**{field: config.objective[field] for field in fields})
 
 
@@ -231,7 +237,9 @@ def is_pairwise(objective) -> bool:
     return getattr(objective, "PAIRWISE", False)
 
 
-def batches(config: ConfigDict, source, talk, *, batch_size: int, shuffle: bool = True) -> data.Batches:
+def batches(
+    config: ConfigDict, source, talk, *, batch_size: int, shuffle: bool = True, margins: bool = False
+) -> data.Batches:
     return data.make_batches(
         source,
         batch_size=batch_size,
@@ -241,6 +249,7 @@ def batches(config: ConfigDict, source, talk, *, batch_size: int, shuffle: bool 
         shuffle=shuffle,
         window=config.data.window,
         max_thought=config.sampler.max_thought,
+        margins=margins,
     )
 
 

@@ -75,6 +75,8 @@ def base_config() -> ConfigDict:
     config.objective.dual_clip = 3.0  # likewise: bound of the loss of negative advantages, in advantages
     config.objective.token_aggregation = "sum"  # likewise: "sum" (exact) or "mean" over a thought's tokens
     config.objective.kl = 0.0  # likewise: coefficient of the KL term to the starting model
+    # dwrl, bt, bt_token, bt_prefilled: what is made of the margins of pairs: "regular" (nothing), "margin", "scaled"
+    config.objective.bradley_terry = "regular"
     config.objective.label_smoothing = 0.0  # gram: share of the target that goes to the other label
     config.objective.policy_updates = 1  # grpo_*, rm_r1: on the same thoughts; clipping acts from the second on
     config.objective.format_weight = 0.2  # rm_r1: reward of the format, where a right label earns 1
@@ -212,6 +214,7 @@ CHOICES = {
     "objective.updates": ("alternating", "joint"),
     "objective.baseline": ("none", "mean", "leave_one_out"),
     "objective.token_aggregation": ("sum", "mean"),
+    "objective.bradley_terry": ("regular", "margin", "scaled"),
     "score.readout": ("vocab", "choices"),
     "optim.moment_dtype": ("float32", "bfloat16"),
     "optim.schedule": ("constant", "linear", "cosine"),

@@ -109,6 +109,7 @@ class Batches:
     pad_id: int
     steps_per_epoch: int | None  # None where the source has no end
     order: Callable[[int], np.ndarray] | None  # epoch -> Int[steps, B] indices, -1 where there is none
+    margins: bool = False  # batches have the margins of their pairs
 
     def __call__(self, step) -> tuple[PreferenceBatch, ThoughtBatch | None]:
         """Numpy arrays; a ThoughtBatch where the examples have written thoughts."""
@@ -120,28 +121,30 @@ class Batches:
         return assemble(found, self)
 
 
-def make_batches(source, *, batch_size, buckets, pad_id, seed=0, shuffle=True, window=16, max_thought=None) -> Batches:
+def make_batches(
+    source, *, batch_size, buckets, pad_id, seed=0, shuffle=True, window=16, max_thought=None, margins=False
+) -> Batches:
     """Batches of a source: Examples, or anything else with `examples(start, stop)`.
 
     A finite source is permuted anew in every epoch; `window` batches at a time are sorted by length, cut, and
     shuffled as batches, so that little is padding. Without `shuffle` the order is by length, for evaluation;
     `pair_id` says who is who. A source without a length is read in its own order. L is the smallest of
-    `buckets` that holds a batch. UserError when sizes do not fit.
+    `buckets` that holds a batch. UserError when sizes do not fit, and with `margins` when a pair has none.
     """
     buckets = tuple(buckets)
     if not buckets or buckets[0] < 1 or any(a >= b for a, b in zip(buckets, buckets[1:])):
         raise UserError(f"data.buckets: {buckets} must be positive lengths in ascending order")
     if not hasattr(source, "__len__"):
-        return Batches(source, batch_size, buckets, max_thought, pad_id, None, None)
+        return Batches(source, batch_size, buckets, max_thought, pad_id, None, None, margins)
     rows = source.examples(0, len(source))
     if shuffle and batch_size > len(rows):
         raise UserError(f"data.batch_size: {batch_size} is more than the {len(rows)} pairs there are")
-    _check_examples(rows, buckets, max_thought)
+    _check_examples(rows, buckets, max_thought, margins)
     lengths = np.array([max(map(len, row.prefix)) for row in rows])
     order = functools.partial(_epoch_order, lengths, batch_size, seed, window if shuffle else None)
     steps = -(-len(rows) // batch_size)
     order = functools.lru_cache(maxsize=2)(order)
-    return Batches(source, batch_size, buckets, max_thought, pad_id, steps, order)
+    return Batches(source, batch_size, buckets, max_thought, pad_id, steps, order, margins)
 
 
 def _epoch_order(lengths, batch_size, seed, window, epoch) -> np.ndarray:
@@ -163,7 +166,7 @@ def _where(example) -> str:
     return example.pair.where if example.pair else f"pair {example.pair_id}"
 
 
-def _check_examples(examples, buckets, max_thought) -> None:
+def _check_examples(examples, buckets, max_thought, margins) -> None:
     bare = [example for example in examples if example.thoughts is None]
     if bare and len(bare) < len(examples):
         raise UserError(f"{_where(bare[0])}: no thoughts, but other rows have them; give them to all or none")
@@ -174,11 +177,16 @@ def _check_examples(examples, buckets, max_thought) -> None:
         longest = max(map(len, example.thoughts or ((),)))
         if longest > (max_thought or 0):
             raise UserError(f"sampler.max_thought: {max_thought}, {_where(example)} has {longest} tokens")
+        if margins and (example.pair.margin is None or example.pair.margin < 0):
+            raise UserError(
+                f"{_where(example)}: margin is {'missing' if example.pair.margin is None else example.pair.margin}; "
+                "give every pair one that is not negative, or set objective.bradley_terry to 'regular'"
+            )
 
 
 def assemble(examples, layout) -> tuple[PreferenceBatch, ThoughtBatch | None]:
     """Pad 1 to B examples to a batch of `layout`, a Batches; rows past them repeat the first, not `valid`."""
-    _check_examples(examples, layout.buckets, layout.max_thought)
+    _check_examples(examples, layout.buckets, layout.max_thought, layout.margins)
     rows = examples + examples[:1] * (layout.batch_size - len(examples))
     longest = max(len(ids) for row in rows for ids in row.prefix)
     length = next(bucket for bucket in layout.buckets if bucket >= longest)
@@ -189,6 +197,7 @@ def assemble(examples, layout) -> tuple[PreferenceBatch, ThoughtBatch | None]:
         answer=np.array([row.answer for row in rows], np.int32),
         valid=np.arange(len(rows)) < len(examples),
         pair_id=np.array([row.pair_id for row in rows], np.int32),
+        margin=np.array([row.pair.margin for row in rows], np.float32) if layout.margins else None,
     )
     if rows[0].thoughts is None:
         return batch, None

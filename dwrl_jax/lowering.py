@@ -63,6 +63,7 @@ def _lower(recipe: Recipe, name: str, length: int, pairs: int):
         answer=array(jnp.int32, 2),
         valid=array(jnp.bool_),
         pair_id=array(jnp.int32),
+        margin=array(jnp.float32) if recipe.margins else None,
     )
     start = state.params if recipe.keeps_start else None
     if name == "sample":

@@ -113,7 +113,8 @@ def gradient(
 
     def micro_loss(params, micro):
         pairs, group, packed = micro
-        losses, metrics = loss_fn(logps(judge, params, pairs, group, packed), group)
+        asked = {} if pairs.margin is None else {"margin": pairs.margin}
+        losses, metrics = loss_fn(logps(judge, params, pairs, group, packed), group, **asked)
         metrics = {name: _reduce(name, value, pairs.valid, total) for name, value in metrics.items()}
         loss = jnp.where(pairs.valid, losses, 0.0).sum() / total
         return loss, metrics | {"loss": loss}

@@ -19,6 +19,7 @@ class PreferenceBatch:
     answer: Int[Array, "B S"]  # target token of the second turn: "good" for both sides in DWRL
     valid: Bool[Array, " B"]  # False on rows that only fill the batch up
     pair_id: Int[Array, " B"]  # index of the pair in its data set: part of every sampling key
+    margin: Float[Array, " B"] | None = None  # how much better y+ is, as the data says; only where it is asked for
 
 
 @flax.struct.dataclass

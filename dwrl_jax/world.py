@@ -75,6 +75,15 @@ def _distance(a: int, b: int) -> int:
     return min(abs(a - b), STATES - abs(a - b))
 
 
+def _margin(claims: Sequence[int], truth: int) -> float:
+    """1 (slightly better), 2 (better) or 3 (much better): by how many states one claim is nearer to the truth.
+
+    It is a strength, of which the label's noise takes no account: the better claim need not be the chosen one's.
+    """
+    first, second = (_distance(claim, truth) for claim in claims)
+    return float(1 + min(abs(first - second), 2))
+
+
 def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + np.exp(-x))
 
@@ -93,10 +102,10 @@ def pair(world: World, split: str, index: int, *, mixed_from: int | None = None,
         other = _response(rng, states[-1])
         if other != responses[0]:
             responses.append(other)
-    margin = _quality(responses[0][0], states[-1], responses[0][1]) - _quality(
+    better = _quality(responses[0][0], states[-1], responses[0][1]) - _quality(
         responses[1][0], states[-1], responses[1][1]
     )
-    if rng.random() > _sigmoid(margin):
+    if rng.random() > _sigmoid(better):
         responses.reverse()
     thoughts = verdicts = None
     if split == "demonstrations":
@@ -108,7 +117,7 @@ def pair(world: World, split: str, index: int, *, mixed_from: int | None = None,
         prompt=({"role": "user", "content": content},),
         chosen=_text(responses[0]),
         rejected=_text(responses[1]),
-        margin=None,
+        margin=_margin([claim for claim, _ in responses], states[-1]),
         source="world",
         where=f"world {world.seed}, {split} pair {index}",
         thoughts=thoughts,

@@ -186,10 +186,11 @@ def test_verdicts_are_drawn_from_the_whole_vocabulary():
 def test_bradley_terry_in_numbers():
     score = jnp.asarray([[[0.2, 0.6], [0.1, 0.1]]])
     found, thoughts = random_logps(shape=(1, 2, 2, 5))
-    losses, metrics = bt_token.bradley_terry_loss(found.replace(answer=jnp.log(score)), thoughts)
+    (loss,) = bt_token.phases(bt_token.Hyper()).values()
+    losses, metrics = loss(found.replace(answer=jnp.log(score)), thoughts)
     assert float(losses[0]) == pytest.approx(-np.log(0.4 / 0.5), rel=1e-6)
     assert metrics["pair_accuracy"] == 1
-    gradient = jax.grad(lambda a: bt_token.bradley_terry_loss(found.replace(answer=a), thoughts)[0].sum())
+    gradient = jax.grad(lambda a: loss(found.replace(answer=a), thoughts)[0].sum())
     score_step = jax.grad(lambda a: dwrl.score_loss(found.replace(answer=a), thoughts)[0].sum())
     np.testing.assert_allclose(gradient(found.answer), score_step(found.answer), atol=1e-6)
 

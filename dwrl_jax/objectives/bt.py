@@ -8,7 +8,10 @@ at a rate of its own, `optim.value_head_rate` times that of the rest (ours: the 
 import dataclasses
 import functools
 
-from dwrl_jax.objectives.dwrl import log_preference_score, pair_nll, preference_metrics
+from jaxtyping import Array, Float
+
+from dwrl_jax.objectives._bradley_terry import BradleyTerry, pair_loss
+from dwrl_jax.objectives.dwrl import log_preference_score, preference_metrics
 from dwrl_jax.types import Logps, ThoughtBatch
 
 THOUGHTS, VERDICTS = "none", False
@@ -16,7 +19,7 @@ VALUE_HEAD = True
 
 
 @dataclasses.dataclass(frozen=True)
-class Hyper:
+class Hyper(BradleyTerry):
     """`centring` is the coefficient of (r+ + r-)^2; `head_init` scales the head at the start."""
 
     centring: float = 0.0
@@ -27,10 +30,10 @@ def phases(hyper: Hyper):
     return {"bt": functools.partial(reward_loss, hyper=hyper)}
 
 
-def reward_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
+def reward_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, margin: Float[Array, " B"] | None = None):
     """-log sigmoid(r+ - r-) + centring * (r+ + r-)^2: the likelihood leaves the level of r open, the second term
-    (arXiv 2312.09244, Eq. 3) holds it near zero."""
+    (arXiv 2312.09244, Eq. 3) holds it near zero. What a margin does to the first is in `_bradley_terry`."""
     reward = log_preference_score(logps.answer)
-    loss = pair_nll(reward) + hyper.centring * reward.sum(1) ** 2
+    loss = pair_loss(reward[:, 0] - reward[:, 1], hyper, margin) + hyper.centring * reward.sum(1) ** 2
     of_thoughts = ("answer_mass", "effective_thoughts")
     return loss, {name: found for name, found in preference_metrics(logps).items() if name not in of_thoughts}

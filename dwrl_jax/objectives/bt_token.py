@@ -4,26 +4,29 @@
 The judge closes its turn at once, with the end token alone, and is asked for its answer: p = pi(a | x, y, "").
 """
 
-import dataclasses
+import functools
 
-from dwrl_jax.objectives.dwrl import log_preference_score, pair_nll, preference_metrics
+from jaxtyping import Array, Float
+
+from dwrl_jax.objectives._bradley_terry import BradleyTerry, pair_loss
+from dwrl_jax.objectives.dwrl import log_preference_score, preference_metrics
 from dwrl_jax.types import Logps, ThoughtBatch
 
 THOUGHTS, VERDICTS = "none", False
 
-
-@dataclasses.dataclass(frozen=True)
-class Hyper:
-    """Nothing to choose."""
+Hyper = BradleyTerry
 
 
 def phases(hyper: Hyper):
-    return {"bt": bradley_terry_loss}
+    return {"bt": functools.partial(bradley_terry_loss, hyper=hyper)}
 
 
-def bradley_terry_loss(logps: Logps, thoughts: ThoughtBatch):
+def bradley_terry_loss(
+    logps: Logps, thoughts: ThoughtBatch, hyper: BradleyTerry, margin: Float[Array, " B"] | None = None
+):
     """-log sigmoid(log p+ - log p-), p the mean over the thoughts at hand; the thoughts' own density is left alone.
 
-    Its gradient is that of DWRL's Eq. 14.
+    Its gradient is that of DWRL's Eq. 14. What a margin does to it is in `_bradley_terry`.
     """
-    return pair_nll(log_preference_score(logps.answer)), preference_metrics(logps)
+    log_score = log_preference_score(logps.answer)
+    return pair_loss(log_score[:, 0] - log_score[:, 1], hyper, margin), preference_metrics(logps)

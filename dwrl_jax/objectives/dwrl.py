@@ -7,7 +7,8 @@ could not be read there, is marked (ours):
 
 1. the baseline b in the thought step: "none" is the paper's, "mean" and "leave_one_out" are (ours);
 2. `updates="joint"`, one backward pass for both terms (ours);
-3. the dual clip of negative advantages (from arXiv 1912.09729) and the KL term to the starting model (ours).
+3. the dual clip of negative advantages (from arXiv 1912.09729) and the KL term to the starting model (ours);
+4. margins of the data (ours): the instance-wise weight becomes that of a likelihood with margins, `_bradley_terry`.
 
 Everything is float32 and in log space.
 """
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
+from dwrl_jax.objectives._bradley_terry import BradleyTerry, pair_weight
 from dwrl_jax.objectives._policy import Policy, policy_loss, sampler_gap
 from dwrl_jax.types import Logps, ThoughtBatch
 
@@ -29,11 +31,16 @@ SIGN = (1.0, -1.0)  # of the chosen and the rejected side
 
 
 @dataclasses.dataclass(frozen=True)
-class Hyper(Policy):
+class Updates(Policy):
     """`updates` and `baseline` beside what belongs to the clipped surrogate."""
 
     updates: Literal["alternating", "joint"] = "alternating"
     baseline: Literal["none", "mean", "leave_one_out"] = "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper(BradleyTerry, Updates):
+    """The same, and what is made of margins."""
 
 
 def log_preference_score(answer: Float[Array, "B S G"]) -> Float[Array, "B S"]:
@@ -84,23 +91,37 @@ def score_loss(logps: Logps, thoughts: ThoughtBatch, instance_weight=misalignmen
     return loss, preference_metrics(logps) | sampler_gap(logps, thoughts)
 
 
-def thought_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, instance_weight=misalignment_weight):
+def thought_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Updates, instance_weight=misalignment_weight):
     """Eq. 15: the PPO-clipped surrogate of +- w_mis (w_i - b) log pi(o_i), against the policy that sampled."""
     return policy_loss(logps, thoughts, dual_weight(logps.answer, hyper.baseline, instance_weight), hyper)
 
 
-def joint_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, instance_weight=misalignment_weight):
+def joint_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Updates, instance_weight=misalignment_weight):
     """Eq. 14 + Eq. 15 from one forward pass (ours): half the cost of the alternating update."""
     score, metrics = score_loss(logps, thoughts, instance_weight)
     thought, more = thought_loss(logps, thoughts, hyper, instance_weight)
     return score + thought, metrics | more
 
 
-def phases(hyper: Hyper, instance_weight=misalignment_weight):
-    """{"score": Eq. 14, "thought": Eq. 15}: the second sees the parameters that the first one left.
+def with_margin(loss, hyper: BradleyTerry, logps: Logps, thoughts: ThoughtBatch, margin: Float[Array, " B"]):
+    """`loss` for the gradient of a likelihood with margins: its -dl/dd stands where w_mis does (ours)."""
 
-    `instance_weight` is the weight of a pair as a function of log p [B S].
-    """
+    def instance_weight(log_score):
+        return pair_weight(log_score[:, 0] - log_score[:, 1], hyper, margin)
+
+    return loss(logps, thoughts, instance_weight=instance_weight)
+
+
+def phases(hyper: Hyper):
+    """{"score": Eq. 14, "thought": Eq. 15}: the second sees the parameters that the first one left."""
+    losses = updates(hyper)
+    if hyper.bradley_terry == "regular":
+        return losses
+    return {name: functools.partial(with_margin, loss, hyper) for name, loss in losses.items()}
+
+
+def updates(hyper: Updates, instance_weight=misalignment_weight):
+    """The losses of both steps, or the joint one; `instance_weight` is the weight of a pair from log p [B S]."""
     if hyper.updates == "joint":
         return {"joint": functools.partial(joint_loss, hyper=hyper, instance_weight=instance_weight)}
     return {

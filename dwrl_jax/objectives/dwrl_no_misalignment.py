@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from dwrl_jax.objectives import dwrl
 
 THOUGHTS, VERDICTS = dwrl.THOUGHTS, dwrl.VERDICTS
-Hyper = dwrl.Hyper
+Hyper = dwrl.Updates
 
 
 def constant_weight(log_score: Float[Array, "B S"]) -> Float[Array, " B"]:
@@ -21,4 +21,4 @@ def constant_weight(log_score: Float[Array, "B S"]) -> Float[Array, " B"]:
     return jnp.ones(len(log_score))
 
 
-phases = functools.partial(dwrl.phases, instance_weight=constant_weight)
+phases = functools.partial(dwrl.updates, instance_weight=constant_weight)

@@ -1,0 +1,44 @@
+"""What Bradley-Terry objectives make of a pair's margin m, how much better than y- the data says that y+ is.
+
+    regular   l = -log sigmoid(d)        -dl/dd = sigmoid(-d)
+    margin    l = -log sigmoid(d - m)    -dl/dd = sigmoid(m - d)
+    scaled    l = -m log sigmoid(d)      -dl/dd = m sigmoid(-d)
+
+d = log P(y+ > y-) - log P(y- > y+) in nats: r+ - r- of a reward model, log p+ - log p- of a judge. As three losses of
+a reward model they are in HelpSteer2-Preference (arXiv 2410.01257), with the margins 1 (slightly better), 2 (better)
+and 3 (much better); "margin" is that of Llama 2 (arXiv 2307.09288). Held-out pairs are judged by sigmoid(d) for all.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class BradleyTerry:
+    """`bradley_terry` is what is made of margins; "regular" needs none."""
+
+    bradley_terry: Literal["regular", "margin", "scaled"] = "regular"
+
+
+def pair_loss(
+    log_odds: Float[Array, " B"], hyper: BradleyTerry, margin: Float[Array, " B"] | None
+) -> Float[Array, " B"]:
+    """l, in nats."""
+    shift, scale = _shift_and_scale(hyper, margin)
+    return -scale * jax.nn.log_sigmoid(log_odds - shift)
+
+
+def pair_weight(
+    log_odds: Float[Array, " B"], hyper: BradleyTerry, margin: Float[Array, " B"] | None
+) -> Float[Array, " B"]:
+    """-dl/dd. No gradient."""
+    shift, scale = _shift_and_scale(hyper, margin)
+    return stop_gradient(scale * jax.nn.sigmoid(shift - log_odds))
+
+
+def _shift_and_scale(hyper: BradleyTerry, margin):
+    return {"regular": (0.0, 1.0), "margin": (margin, 1.0), "scaled": (0.0, margin)}[hyper.bradley_terry]
