@@ -116,6 +116,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
         optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
         micro_batches=config.optim.micro_batches,
         needs_reference=getattr(hyper, "kl", 0.0) > 0,
+        empty_thought=getattr(objective, "EMPTY_THOUGHT", False),
         margins=config.objective.bradley_terry != "regular",
     )
 

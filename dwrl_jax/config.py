@@ -70,13 +70,14 @@ def base_config() -> ConfigDict:
     config.objective = ConfigDict()
     config.objective.name = "dwrl"  # a module of dwrl_jax/objectives
     config.objective.updates = "alternating"  # dwrl and its ablation: "alternating" (the paper's) or "joint"
-    config.objective.baseline = "mean"  # likewise: "none" (the paper's), "mean" or "leave_one_out"
+    config.objective.baseline = "mean"  # likewise, and bvpo: "none" (the paper's), "mean" or "leave_one_out"
     config.objective.clip = (0.2, 0.2)  # all that learn from their thoughts: how far below and above 1 ratios go
     config.objective.dual_clip = 3.0  # likewise: bound of the loss of negative advantages, in advantages
     config.objective.token_aggregation = "sum"  # likewise: "sum" (exact) or "mean" over a thought's tokens
     config.objective.kl = 0.0  # likewise: coefficient of the KL term to the starting model
     # dwrl, bt, bt_token, bt_prefilled: what is made of the margins of pairs: "regular" (nothing), "margin", "scaled"
     config.objective.bradley_terry = "regular"
+    config.objective.alpha = 0.5  # bvpo: weight of the gradient with thoughts; the rest is that without
     config.objective.label_smoothing = 0.0  # gram: share of the target that goes to the other label
     config.objective.policy_updates = 1  # grpo_*, rm_r1: on the same thoughts; clipping acts from the second on
     config.objective.format_weight = 0.2  # rm_r1: reward of the format, where a right label earns 1
@@ -280,8 +281,9 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"objective.dual_clip={config.objective.dual_clip}: must be above 1")
     if not 0 <= config.objective.label_smoothing < 0.5:
         raise UserError(f"objective.label_smoothing={config.objective.label_smoothing}: must be from 0 to below 0.5")
-    if not 0 <= config.world.pairwise_share <= 1:
-        raise UserError(f"world.pairwise_share={config.world.pairwise_share}: must be from 0 to 1")
+    for key in ("world.pairwise_share", "objective.alpha"):
+        if not 0 <= _get(config, key) <= 1:
+            raise UserError(f"{key}={_get(config, key)}: must be from 0 to 1")
     for key, size in (("dialogue.answers", 2), ("dialogue.labels", 2), ("objective.clip", 2)):
         if len(_get(config, key)) != size:
             raise UserError(f"{key}={_get(config, key)!r}: give {size} values")

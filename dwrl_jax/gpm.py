@@ -74,6 +74,15 @@ def no_thoughts(batch: PreferenceBatch, end: int) -> ThoughtBatch:
     return ThoughtBatch(thought, np.ones(shape, np.int32), np.zeros(thought.shape, np.float32))
 
 
+def with_empty_thought(thoughts: ThoughtBatch, end: int) -> ThoughtBatch:
+    """The same groups, each with one more thought behind it: one that ends at once, which was not drawn."""
+
+    def behind(array, value):
+        return jnp.pad(array, [(0, axis == 2) for axis in range(array.ndim)], constant_values=value)
+
+    return ThoughtBatch(behind(thoughts.thought, end), behind(thoughts.thought_len, 1), behind(thoughts.old_logp, 0))
+
+
 def branch_size(judge: Judge, max_thought: int) -> int:
     """Tokens of a branch at most: the opening one, the thought, the question. A value head needs no branch."""
     return 0 if judge.readout == "value" else 1 + max_thought + len(judge.question)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dwrl_jax import checkpoint, evaluate, hosts, records
 from dwrl_jax.data import Batches, padding_share, prefetch
 from dwrl_jax.errors import UserError
-from dwrl_jax.gpm import Judge, branch_size, no_thoughts
+from dwrl_jax.gpm import Judge, branch_size, no_thoughts, with_empty_thought
 from dwrl_jax.packing import Packing, pack
 from dwrl_jax.pairs import Pair
 from dwrl_jax.programs import HELD_OUT, TRAINING, Programs, Recipe, make_programs, with_reference
@@ -129,6 +129,8 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
         sampled = jax.block_until_ready(programs.sample(state.params, start, batch, TRAINING, step))
         thoughts = sampled[0]
         metrics |= _sampling_metrics(run.judge, batch, thoughts, time.perf_counter() - began)
+    if run.empty_thought:
+        thoughts = with_empty_thought(thoughts, run.judge.end)
     packing = _packing(run, thoughts)
     if run.needs_reference:
         thoughts = with_reference(thoughts, programs.reference_logps(start, batch, thoughts, packing))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dwrl_jax import hlo, sharding
-from dwrl_jax.gpm import no_thoughts
+from dwrl_jax.gpm import no_thoughts, with_empty_thought
 from dwrl_jax.programs import TRAINING, Programs, Recipe, abstract_state, make_programs, with_reference
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 
@@ -84,6 +84,8 @@ def _thoughts(recipe: Recipe, programs: Programs, params, start, batch: Preferen
         ids = jax.ShapeDtypeStruct((*shape, recipe.sampler.max_thought), jnp.int32)
         logp = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
         thoughts = ThoughtBatch(ids, jax.ShapeDtypeStruct(shape, jnp.int32), logp)
+    if recipe.empty_thought:
+        thoughts = jax.eval_shape(lambda drawn: with_empty_thought(drawn, recipe.judge.end), thoughts)
     if recipe.needs_reference:
         found = jax.eval_shape(programs.reference_logps, start, batch, thoughts, None)
         thoughts = with_reference(thoughts, found)

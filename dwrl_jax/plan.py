@@ -236,6 +236,7 @@ def _phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs) -> d
     """FLOPs, bytes of memory and bytes sent by each device in each part of a step, and which of them bounds it."""
     shape, phases = recipe.judge.model.config, len(recipe.phases)
     sizes, share = _share(config, recipe)
+    updated = dataclasses.replace(sizes, group=sizes.group + recipe.empty_thought)
     state = shard_bytes(abstract_state(recipe))
     update, sample = programs["update"].traffic, programs["sample"].traffic if "sample" in programs else None
     work = {
@@ -250,8 +251,8 @@ def _phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs) -> d
             sample and sample.total(sizes.thought) - sample.total(0),
         ),
         "update": (
-            counts.update_flops(shape, sizes, phases),
-            counts.update_reads(shape, sizes, share, phases, recipe.micro_batches, state),
+            counts.update_flops(shape, updated, phases),
+            counts.update_reads(shape, updated, share, phases, recipe.micro_batches, state),
             update and update.total(0),
         ),
     }

@@ -34,6 +34,7 @@ class Recipe:
     optimizer: optax.GradientTransformation
     micro_batches: int
     needs_reference: bool  # the objective has a KL term to the starting model
+    empty_thought: bool  # an update sees the empty thought behind those that were drawn
     margins: bool  # the objective learns from the margins of the pairs
 
     @property

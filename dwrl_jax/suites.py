@@ -34,6 +34,7 @@ METHODS = (
     "grpo_pair",
     "rm_r1",
     "irpm",
+    "bvpo",
     "bt",
     "bt_token",
     "bt_prefilled",

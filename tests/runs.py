@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dwrl_jax import checkpoint, export, train
+from dwrl_jax import build, checkpoint, export, lowering, plan, train
 from dwrl_jax.commandline import parse
 
 REPO = Path(__file__).parents[1]
@@ -40,6 +40,15 @@ def call(module, *arguments, **options):
 def fit(workdir, *arguments, variant="smoke"):
     config, workdir = parse([*tiny(variant), f"--workdir={workdir}", *arguments])
     return train.fit(config, workdir)
+
+
+def trace_update(variant):
+    """The update of a run on the built-in world, traced from its config without being compiled."""
+    config, _ = parse([*tiny(variant), "--workdir=unused"])
+    shape, tokens, _ = plan._model(config, "gpu")
+    recipe = build.recipe(config, shape, *tokens)
+    with jax.set_mesh(recipe.mesh):
+        return lowering._lower(recipe, "update", config.data.buckets[-1], config.data.batch_size)
 
 
 def params_of(workdir):

@@ -265,7 +265,10 @@ def test_a_value_head_reads_the_conversation_alone():
     assert longer == "<bos> <user> s1 o1 <end> <assistant> s2 warm <end> <user> judge <end> <assistant>"
 
 
-@pytest.mark.parametrize("name", sorted(set(objectives.names()) - {"dwrl", "sft", *PAIRWISE}))
+TRACED = {"bvpo"}  # their programs are traced from the config, in tests of their own
+
+
+@pytest.mark.parametrize("name", sorted(set(objectives.names()) - {"dwrl", "sft", *PAIRWISE, *TRACED}))
 def test_every_baseline_has_a_smoke_run(base, name, tmp_path):
     results = fit(tmp_path, f"--config.model.path={base}", variant=f"{name},smoke")
     assert results["steps"] == 4 and results["config"]["objective"]["name"] == name

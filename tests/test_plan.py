@@ -49,6 +49,7 @@ def make_recipe(mesh=(1, 1, 1), vocab_size=512, chunk=64, micro_batches=2, max_t
         optimizer=optax.adamw(1e-3),
         micro_batches=micro_batches,
         needs_reference=False,
+        empty_thought=False,
         margins=False,
     )
 
