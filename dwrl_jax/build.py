@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax import data, dialogue, hosts, loop, objectives, records, sharding, train_step, world
+from dwrl_jax import data, dialogue, hosts, loop, objectives, records, sharding, tokenizers, train_step, world
 from dwrl_jax.errors import UserError
 from dwrl_jax.gpm import Judge
 from dwrl_jax.models import hf
@@ -35,8 +35,8 @@ class Held(NamedTuple):
 def load_tokenizer(config: ConfigDict, folder: Path):
     """The tokenizer named by the config, or the model's own: for a `preset` that is the built-in world's."""
     if config.model.preset and not (config.model.path or config.model.tokenizer):
-        return dialogue.with_template(world.make_tokenizer())
-    return dialogue.load_tokenizer(config.model.tokenizer or folder)
+        return tokenizers.with_template(world.make_tokenizer())
+    return tokenizers.load_tokenizer(config.model.tokenizer or folder)
 
 
 def small_config(config: ConfigDict, tokenizer) -> dict:

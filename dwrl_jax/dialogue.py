@@ -1,4 +1,4 @@
-"""The only file that knows a chat format: questions, answer tokens, text -> ids.
+"""What is asked of the judge: questions, answer tokens, text -> ids. No other file knows a chat format.
 
     user: x   assistant: y   user: judge_question    ->  assistant: thought, closed by one end token
                              user: answer_question   ->  assistant: answer, one token
@@ -22,22 +22,8 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from dwrl_jax.errors import UserError
-
-# For tokenizers without a chat template, such as those of base models. The blank line stands in front of a
-# turn and not behind it, so that nothing follows the eos token of the last one.
-FALLBACK_TEMPLATE = (
-    "{%- if bos_token is defined and bos_token %}{{- bos_token }}{%- endif %}"
-    "{%- for message in messages %}"
-    "{%- if not loop.first %}{{- '\\n\\n' }}{%- endif %}"
-    "{%- if message['role'] == 'user' %}{{- 'User: ' + message['content'] }}"
-    "{%- elif message['role'] == 'assistant' %}{{- 'Assistant: ' + message['content'] + eos_token }}"
-    "{%- else %}{{- message['content'] }}{%- endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '\\n\\nAssistant:' }}{%- endif %}"
-)
+from dwrl_jax.tokenizers import begin_ids, control_pattern, one_line, unusable, with_template
 
 SHOWN = {"conversation", "first", "second"}  # what a pair_question has in it
 
@@ -82,30 +68,6 @@ class Dialogue:
     bare: bool = False  # prefixes end with the response, without a question: for a value head
 
 
-def load_tokenizer(path) -> Any:
-    """The tokenizer in a local folder or of a hub id, with a chat template; UserError when there is none."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
-    except Exception as error:  # transformers raises many types here, some without a common parent
-        raise UserError(
-            f"tokenizer {str(path)!r} cannot be loaded: give a folder with tokenizer.json or a hub id "
-            f"({_one_line(error)})"
-        ) from error
-    return with_template(tokenizer)
-
-
-def with_template(tokenizer) -> Any:
-    """The same tokenizer; one without a chat template gets FALLBACK_TEMPLATE, so that an export carries it.
-
-    UserError when it has no eos token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no eos token: set eos_token in its config")
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = FALLBACK_TEMPLATE
-    return tokenizer
-
-
 def make_dialogue(
     tokenizer, *, judge_question, answer_question, answers, system=None, date="26 Jul 2024", turn=None
 ) -> Dialogue:
@@ -119,7 +81,7 @@ def make_dialogue(
     try:
         template = with_template(tokenizer).get_chat_template()
     except ValueError as error:
-        raise _unusable(_one_line(error)) from error
+        raise unusable(one_line(error)) from error
     if "strftime_now" in template:
         # apply_chat_template turns a function among its arguments into a string, so a macro freezes the clock
         frozen = f"{{% macro strftime_now(format) %}}{{{{ {json.dumps(date)} }}}}{{% endmacro %}}\n"
@@ -140,8 +102,8 @@ def make_dialogue(
         _check_fields("pair_question", judge_question, SHOWN, needed=SHOWN)
     resolved, again = (_resolve(dialogue, *probe) for probe in _PROBES)
     if resolved != again:
-        raise _unusable("what follows a thought depends on what came before it")
-    control = _control_pattern(tokenizer, resolved["question_ids"])
+        raise unusable("what follows a thought depends on what came before it")
+    control = control_pattern(tokenizer, resolved["question_ids"])
     dialogue = dataclasses.replace(dialogue, **resolved, control=control)
     if dialogue.answer_ids[0] == dialogue.answer_ids[1]:
         key = _key(dialogue, "answers")
@@ -225,14 +187,6 @@ def fit_prefixes(dialogue, messages, responses, max_length) -> tuple[list[int], 
     return None
 
 
-def _unusable(why) -> UserError:
-    return UserError(f"the chat template is not usable: {why}")
-
-
-def _one_line(error) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 def _turn(role, content):
     return {"role": role, "content": content}
 
@@ -294,7 +248,7 @@ def _texts(dialogue, conversations, prompt) -> list[str]:
             date_string=dialogue.date,
         )
     except Exception as error:  # a template is a program from elsewhere: it may raise anything
-        raise UserError(f"the chat template refuses a conversation: {_one_line(error)}") from error
+        raise UserError(f"the chat template refuses a conversation: {one_line(error)}") from error
 
 
 def _encode(dialogue, texts) -> list[list[int]]:
@@ -311,7 +265,7 @@ def _resolve(dialogue, messages, response, thought) -> dict:
     before, through = _texts(dialogue, [judged, asked], prompt=True)
     answered = _texts(dialogue, [asked + [_turn("assistant", a)] for a in dialogue.answers], prompt=False)
     if not through.startswith(before) or not all(text.startswith(through) for text in answered):
-        raise _unusable(
+        raise unusable(
             "the generation prompt is not how the assistant's next turn begins "
             "(templates that insert or strip <think> blocks do this)"
         )
@@ -319,14 +273,14 @@ def _resolve(dialogue, messages, response, thought) -> dict:
     tail = through[len(before) :].partition(thought.strip())[2]
     end_id = (_encode(dialogue, [tail])[0] or [-1])[0]
     if end_id not in dialogue.tokenizer.added_tokens_decoder:
-        raise _unusable(f"no end token right after an assistant turn, but {tail[:20]!r}")
+        raise unusable(f"no end token right after an assistant turn, but {tail[:20]!r}")
     if ids[: len(before_ids)] != before_ids:
-        raise _unusable("the tokens of the generation prompt change with the text that follows")
+        raise unusable("the tokens of the generation prompt change with the text that follows")
     question_ids = tuple(ids[ids.index(end_id, len(before_ids)) :])
     if question_ids[1] == end_id:
-        raise _unusable("two end tokens close an assistant turn")
+        raise unusable("two end tokens close an assistant turn")
     return {
-        "begin_ids": _begin_ids(dialogue.tokenizer, ids, end_id),
+        "begin_ids": begin_ids(dialogue.tokenizer, ids, end_id),
         "question_ids": question_ids,
         "end_id": end_id,
         "answer_ids": tuple(
@@ -349,25 +303,3 @@ def _answer_id(dialogue, answer, asked_ids, full_ids, end_id) -> int:
             "choose a shorter answer"
         )
     return new[0]
-
-
-def _begin_ids(tokenizer, ids, end_id) -> tuple[int, ...]:
-    """The begin token to put in front of a rendered conversation, so that there is exactly one."""
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return ()
-    # Where one token is both begin and end, only the front can be told from the turns' ends.
-    printed = (ids[:2] if bos == end_id else ids).count(bos)
-    if printed > 1 or (printed == 1 and ids[0] != bos):
-        raise _unusable(f"begin token {tokenizer.bos_token!r} printed {printed} times; once, in front, is right")
-    added = tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
-    return (bos,) if added and not printed else ()
-
-
-def _control_pattern(tokenizer, ids) -> re.Pattern:
-    """Matches the special tokens, and those other added tokens that the template marks turns with."""
-    added = tokenizer.added_tokens_decoder
-    control = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
-    control |= {added[i].content for i in ids if i in added and added[i].content.strip()}
-    longest_first = sorted(control, key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, longest_first)))

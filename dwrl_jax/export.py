@@ -15,11 +15,11 @@ import flax.linen as nn
 import jax
 
 from dwrl_jax import checkpoint, hosts, sharding
-from dwrl_jax.dialogue import load_tokenizer
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config, read_config
 from dwrl_jax.models.transformer import ModelConfig, axis_names
+from dwrl_jax.tokenizers import load_tokenizer
 
 ARCHITECTURE = "architecture"  # the starting model's config and tokenizer, kept in the workdir
 

@@ -9,9 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dwrl_jax import data
-from dwrl_jax.dialogue import encode_thought, load_tokenizer, make_dialogue, prefix_ids
+from dwrl_jax.dialogue import encode_thought, make_dialogue, prefix_ids
 from dwrl_jax.errors import UserError
 from dwrl_jax.pairs import Pair, read_pairs
+from dwrl_jax.tokenizers import load_tokenizer
 
 BUCKETS = (16, 24, 48)
 

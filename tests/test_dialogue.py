@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dwrl_jax import dialogue as dg
 from dwrl_jax.errors import UserError
+from dwrl_jax.tokenizers import FALLBACK_TEMPLATE, load_tokenizer
 
 JUDGE, ASK = "Judge the response.", "Is this a good response? A: Yes, B: No"
 WORDS = ["<s>", "</s>", "<pad>", "<unk>", "<u>", "<a>", "<sys>", "ok", "date", "one", "two", "three", "four"]
@@ -47,12 +48,12 @@ def word_dialogue(tokenizer=None, **changes):
 
 @pytest.fixture(scope="module")
 def qwen(shared_data):
-    return dg.load_tokenizer(shared_data / "tokenizers" / "qwen2.5")
+    return load_tokenizer(shared_data / "tokenizers" / "qwen2.5")
 
 
 @pytest.fixture(scope="module")
 def stories(shared_data):
-    return dg.load_tokenizer(shared_data / "models" / "stories260K")
+    return load_tokenizer(shared_data / "models" / "stories260K")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_fallback_template_text_and_export(stories, tmp_path):
     prompt = stories.apply_chat_template([user("Hi")], tokenize=False, add_generation_prompt=True)
     assert prompt == "<s>User: Hi\n\nAssistant:"
     stories.save_pretrained(tmp_path)
-    assert dg.load_tokenizer(tmp_path).chat_template == dg.FALLBACK_TEMPLATE
+    assert load_tokenizer(tmp_path).chat_template == FALLBACK_TEMPLATE
 
 
 def test_date_is_frozen():
@@ -272,7 +273,7 @@ def test_unusable_templates(template, why):
 
 def test_tokenizers_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded") as error:
-        dg.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no eos token"):
         word_dialogue(word_tokenizer(eos_token=None))
