@@ -5,6 +5,18 @@ python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
 
 from dwrl_jax.config import PAIRWISE, base_config, read_variant, with_objective
 
+# the best of 1e-4, 3e-4 and 1e-3 on a world of its own, where it is not 3e-4:
+# python -m dwrl_jax.reproduce --suite=tiny_rates --seeds=101 --workdir=runs/rates
+LEARNING_RATES = {
+    "bt": 1e-4,
+    "bt_token": 1e-3,
+    "dwrl_no_misalignment": 1e-4,
+    "gram": 1e-3,
+    "grpo_pair": 1e-4,
+    "grpo_point": 1e-4,
+    "rm_r1": 1e-4,
+}
+
 
 def get_config(variant=""):
     objective, quick = read_variant(variant)
@@ -14,8 +26,9 @@ def get_config(variant=""):
     config.data.train = "world"
     config.data.eval = "world"
     config.optim.steps = 250
-    config.optim.learning_rate = 3e-4
+    config.optim.learning_rate = LEARNING_RATES.get(objective, 3e-4)
     config.eval.pairs = 1000
+    config.eval.votes = (1, 8, 32)
     config.eval.batch_size = 50
     config.eval.every = 50
     config.eval.curve_pairs = 200
@@ -24,6 +37,7 @@ def get_config(variant=""):
         config.optim.steps = 4
         config.base.optim.steps = 20
         config.eval.pairs = 100
+        config.eval.votes = (1, 8)
         config.eval.curve_pairs = 50
         config.eval.every = 2
     return with_objective(config, objective)

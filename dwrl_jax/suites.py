@@ -66,7 +66,7 @@ SUITES = {
     "tiny_rates": Suite(("tiny",), _rates(), (101, 102), seeded=WORLD, reference=f"dwrl@{RATES[1]:g}"),
     "tiny": Suite(
         ("tiny",),
-        {name: Arm(name) for name in METHODS},
+        {name: Arm(name) for name in METHODS} | {"dwrl_margins": Arm("dwrl", {"objective.bradley_terry": "scaled"})},
         seeds=(11, 12, 13, 14, 15),
         seeded=WORLD,
         budgets=("generated_tokens", "seconds"),
