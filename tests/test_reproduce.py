@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dwrl_jax import comparison, records, reproduce
+from dwrl_jax.errors import UserError
 from dwrl_jax.suites import METHODS, SUITES
+from studies import findings
 from tests.small import REPO
 
 SMALL = ("optim.steps=3", "base.optim.steps=4", "eval.pairs=12", "eval.curve_pairs=12", "eval.every=1")
@@ -107,6 +109,22 @@ def test_the_table_says_what_the_scores_say(tmp_path):
     text = comparison.table(tmp_path, rows, "ours")
     assert "| `ours` | pairs | 2 | 87.5 ± 17.7 | 0.500 |  | 16 | 5 | 1 |" in text
     assert "| -37.5 [" in text.splitlines()[-1]
+
+
+def test_the_picture_of_the_findings_shows_rates_and_differences(tmp_path):
+    rates = [a_run(tmp_path, f"bt@{rate}-1", [1, right], [0, 1]) for rate, right in (("0.1", 0), ("0.01", 1))]
+    rows = [a_run(tmp_path, "dwrl-1", [1, 1, 0, 0], [0, 1, 2, 3]), a_run(tmp_path, "bt-1", [0, 1, 0, 0], [0, 1, 2, 3])]
+    for name, some in (("rates", rates), ("table", rows)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        for row in some:
+            (tmp_path / row["workdir"]).rename(tmp_path / name / row["workdir"])
+    left, middle, _ = findings.figure(tmp_path / "rates", tmp_path / "table", tmp_path / "table").axes
+    np.testing.assert_array_equal(left.lines[0].get_xydata(), [[0.01, 100], [0.1, 50]])
+    (bar,) = middle.containers
+    np.testing.assert_array_equal(bar.lines[0].get_xydata(), [[-25, 1]])
+    with pytest.raises(UserError, match="no finished cells"):
+        findings.rows_of(tmp_path)
 
 
 def test_the_interval_knows_seeds_and_pairs():

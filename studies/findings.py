@@ -1,0 +1,84 @@
+"""The picture of docs/findings.md, from three folders that `dwrl_jax.reproduce` has filled.
+
+python studies/findings.py --rates=runs/rates --choices=runs/choices --table=runs/suite [--output=docs/findings.png]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dwrl_jax import comparison, reproduce
+from dwrl_jax.errors import UserError, exit_cleanly
+
+
+def rows_of(workdir: Path) -> list[dict]:
+    """The cells of equal pairs."""
+    rows = [row for row in reproduce.read_rows(workdir) if row["budget"] == "pairs"]
+    if not rows:
+        raise UserError(f"{workdir}/results.jsonl: no finished cells; fill the folder with dwrl_jax.reproduce first")
+    return rows
+
+
+def draw_rates(axis: Axes, rows: list[dict]) -> None:
+    """Accuracy against the learning rate, a line for each method: mean over seeds."""
+    cells = {}
+    for row in rows:
+        method, rate = row["method"].split("@")
+        cells.setdefault(method, {}).setdefault(float(rate), []).append(100 * row["accuracy"])
+    for index, (method, found) in enumerate(cells.items()):
+        rates = sorted(found)
+        style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "label": method}
+        axis.plot(rates, [np.mean(found[rate]) for rate in rates], marker=".", **style)
+    axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", title="Learning rate")
+    axis.legend(fontsize=7)
+
+
+def draw_differences(axis: Axes, workdir: Path, rows: list[dict], reference: str, title: str) -> None:
+    """Accuracy less that of the reference, with 95 % intervals paired by seed and pair; NLL beside the names."""
+    base = [row for row in rows if row["method"] == reference]
+    labels = []
+    for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        part = [row for row in rows if row["method"] == method]
+        labels.append(f"{method}  (NLL {np.mean([row['nll'] for row in part]):.2f})")
+        differences = comparison.paired(workdir, part, base)
+        if method == reference or not differences:
+            axis.plot(0, place, "k|")
+            continue
+        centre = 100 * np.mean([one.mean() for one in differences])
+        low, high = (100 * bound for bound in comparison.two_level_interval(differences))
+        axis.errorbar(centre, place, xerr=[[centre - low], [high - centre]], fmt="o", color="C0", capsize=3)
+    axis.axvline(0, color="0.7", linewidth=1)
+    axis.set(xlabel=f"points of accuracy less {reference}", title=title)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+
+
+def figure(rates: Path, choices: Path, table: Path) -> Figure:
+    picture = Figure(figsize=(15, 5), layout="constrained")
+    left, middle, right = picture.subplots(1, 3)
+    draw_rates(left, rows_of(rates))
+    draw_differences(middle, choices, rows_of(choices), "dwrl", "Choices of DWRL")
+    draw_differences(right, table, rows_of(table), "dwrl", "Methods")
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+    return picture
+
+
+@exit_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("rates", "choices", "table"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help="a --workdir of dwrl_jax.reproduce")
+    parser.add_argument("--output", type=Path, default=Path("docs/findings.png"))
+    given = parser.parse_args()
+    figure(given.rates, given.choices, given.table).savefig(given.output, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
