@@ -1,6 +1,7 @@
 """From a config to the parts of a run. With the entry points, the only files that read the config."""
 
 import dataclasses
+import functools
 import importlib
 import os
 import shutil
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dwrl_jax import data, dialogue, hosts, loop, objectives, records, sharding, tokenizers, train_step, world
 from dwrl_jax.errors import UserError
-from dwrl_jax.gpm import Judge
+from dwrl_jax.gpm import Judge, reward
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import NUMERICS, model_config, read_config, with_value_head
 from dwrl_jax.models.presets import PRESETS, shrink
@@ -85,7 +86,9 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
 def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, devices=None) -> Recipe:
     """What the programs are made of, for the ids of the second question, of both answers and of padding."""
     objective, hyper = load_objective(config)
-    phases = objective.phases(hyper)
+    phases, value_scores = objective.phases(hyper), reward
+    if hasattr(objective, "value_scores"):
+        value_scores = functools.partial(objective.value_scores, hyper=hyper)
     optim = train_step.OptimizerOptions(
         **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
     )
@@ -99,6 +102,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
             temperature=config.sampler.temperature,
             readout="value" if shape.value_head else config.score.readout,
             chunk=config.score.chunk,
+            value_scores=value_scores,
         ),
         mesh=make_mesh(config, shape, devices),
         sampler=SamplerOptions(
@@ -124,13 +128,20 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
 def architecture(config: ConfigDict, folder: Path, tokenizer) -> dict:
     """config.json of the model to train: the starting model's, with a value head where the objective wants one."""
     hf_config = read_config(folder)
-    objective, _ = load_objective(config)
-    if getattr(objective, "VALUE_HEAD", False):
+    wanted, given = value_outputs(config), model_config(hf_config).value_head
+    if given and given != wanted:
+        like = f"preference_embedding with objective.planes={given / 2:g}" if given > 1 else "bt"
+        raise UserError(f"{folder}: a reward model with a value head; objective.name={like} alone goes on from it")
+    if wanted:
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return with_value_head(hf_config, pad)
-    if model_config(hf_config).value_head:
-        raise UserError(f"{folder}: a reward model with a value head; objective.name=bt alone goes on from it")
+        return with_value_head(hf_config, pad, wanted)
     return hf_config
+
+
+def value_outputs(config: ConfigDict) -> int:
+    """How many outputs the objective wants of a value head; 0 for none."""
+    objective, hyper = load_objective(config)
+    return objective.value_outputs(hyper) if hasattr(objective, "value_outputs") else 0
 
 
 def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):

@@ -75,7 +75,7 @@ def base_config() -> ConfigDict:
     config.objective.dual_clip = 3.0  # likewise: bound of the loss of negative advantages, in advantages
     config.objective.token_aggregation = "sum"  # likewise: "sum" (exact) or "mean" over a thought's tokens
     config.objective.kl = 0.0  # likewise: coefficient of the KL term to the starting model
-    # dwrl, bt, bt_token, bt_prefilled: what is made of the margins of pairs: "regular" (nothing), "margin", "scaled"
+    # dwrl, bt*, preference_embedding: what is made of the margins of pairs: "regular" (nothing), "margin", "scaled"
     config.objective.bradley_terry = "regular"
     config.objective.alpha = 0.5  # bvpo: weight of the gradient with thoughts; the rest is that without
     config.objective.label_smoothing = 0.0  # gram: share of the target that goes to the other label
@@ -83,7 +83,9 @@ def base_config() -> ConfigDict:
     config.objective.format_weight = 0.2  # rm_r1: reward of the format, where a right label earns 1
     config.objective.answer_weight = 1.0  # sft: weight of the answer's log-likelihood
     config.objective.centring = 0.0  # bt: coefficient of (r+ + r-)^2, which holds rewards near zero
-    config.objective.head_init = 1.0  # bt: standard deviation of a fresh value head, times 1 / sqrt(width + 1)
+    config.objective.planes = 4  # preference_embedding: its dimensions in pairs, the paper's k
+    config.objective.beta = 0.1  # preference_embedding: log-odds are its score, which is from -1 to 1, over beta
+    config.objective.head_init = 1.0  # with a value head: standard deviation of a fresh one, times 1 / sqrt(width + 1)
 
     config.score = ConfigDict()
     config.score.readout = "vocab"  # probability over the full vocabulary, or over the two answers: "choices"
@@ -100,7 +102,7 @@ def base_config() -> ConfigDict:
     config.optim.epsilon = 1e-8
     config.optim.weight_decay = 0.0  # on matrices only
     config.optim.clip_norm = 1.0
-    config.optim.value_head_rate = 10.0  # bt: learning rate of the value head, in those of the rest
+    config.optim.value_head_rate = 10.0  # learning rate of a value head, in those of the rest
     config.optim.moment_dtype = "float32"  # of Adam's first moment; "bfloat16" saves 2 bytes per parameter
     config.optim.micro_batches = 1  # parts of the batch whose gradients are summed; exact, saves memory
     config.optim.packing = True  # short thoughts share lanes: at most two more programs per bucket, fewer positions
@@ -153,6 +155,7 @@ _COMPARES = {"score.readout": "choices"}
 OBJECTIVES: dict[str, dict[str, object]] = {
     "bt": _NO_THOUGHT,
     "bt_token": _NO_THOUGHT,
+    "preference_embedding": _NO_THOUGHT,
     "gram": _NO_THOUGHT | _COMPARES,
     "grpo_pair": _COMPARES,
     "rm_r1": _COMPARES,
@@ -227,6 +230,7 @@ AT_LEAST_ONE = [
     "sampler.max_thought",
     "score.chunk",
     "objective.policy_updates",
+    "objective.planes",
     "optim.steps",
     "optim.micro_batches",
     "eval.batch_size",
@@ -265,6 +269,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{key}={value[key]}: must not be negative")
     if config.sampler.temperature <= 0:
         raise UserError(f"sampler.temperature={config.sampler.temperature}: must be above 0")
+    if config.objective.beta <= 0:
+        raise UserError(f"objective.beta={config.objective.beta}: must be above 0")
     if not 0 < config.sampler.top_p <= 1:
         raise UserError(f"sampler.top_p={config.sampler.top_p}: must be above 0 and at most 1 (off)")
     if config.data.batch_size % config.optim.micro_batches:

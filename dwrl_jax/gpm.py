@@ -10,6 +10,7 @@ only in the first case does it count in the thought's density.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,11 @@ from dwrl_jax.packing import Packing
 from dwrl_jax.types import Logps, PreferenceBatch, ThoughtBatch
 
 
+def reward(values: Float[Array, "B S 1"]) -> Float[Array, "B S"]:
+    """r(x, y), the one output of a reward model."""
+    return values[..., 0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Judge:
     """What turns a decoder into a judge: the fixed tokens of the dialogue and the way a score is read.
@@ -28,7 +34,8 @@ class Judge:
     `question` runs from the end token that closes a thought to the place of the answer. `answers` are the
     tokens for good and bad. `readout` "vocab" takes the probability of an answer over the full vocabulary,
     "choices" renormalises over the two answers, and "value" reads a value head at the end of the prefix, without a
-    second turn. `temperature` belongs to the thoughts' density.
+    second turn: `value_scores` makes a score of each side from its outputs. `temperature` belongs to the thoughts'
+    density.
     """
 
     model: Decoder
@@ -38,6 +45,7 @@ class Judge:
     temperature: float = 1.0
     readout: str = "vocab"
     chunk: int = 1024
+    value_scores: Callable[[Float[Array, "B S K"]], Float[Array, "B S"]] = reward
 
     @property
     def end(self) -> int:
@@ -89,12 +97,12 @@ def branch_size(judge: Judge, max_thought: int) -> int:
 
 
 def rewards(judge: Judge, params, batch: PreferenceBatch) -> Float[Array, "B S"]:
-    """r(x, y) = value head . hidden state at the last token of the prefix; float32."""
+    """Scores of both sides from value head . hidden state at the last token of the prefix; float32."""
     prefix = batch.prefix.reshape(-1, 1, batch.prefix.shape[-1])
     positions = jnp.broadcast_to(jnp.arange(prefix.shape[-1]), prefix.shape)
     hidden, _ = judge.model.apply(params, prefix, positions)
     last = jnp.take_along_axis(hidden[:, 0], batch.prefix_len.reshape(-1, 1, 1) - 1, 1)[:, 0]
-    return logits(last, params["params"]["value_head"]).reshape(batch.answer.shape)
+    return judge.value_scores(logits(last, params["params"]["value_head"]).reshape(*batch.answer.shape, -1))
 
 
 def logps(
@@ -104,7 +112,8 @@ def logps(
 
     The prefix of a response runs through the model once for its whole group; the gradient flows back through
     it and equals that of G independent sequences. So it is where branches are packed into fewer lanes. With the
-    read-out "value" the reward stands where log scores stand, for P(y+ > y-) = sigmoid(r+ - r-) as it is of log p.
+    read-out "value" the scores of values stand where log scores stand, for P(y+ > y-) = sigmoid(r+ - r-) as it is of
+    log p.
     """
     B, S, G, T = thoughts.thought.shape
     if judge.readout == "value":

@@ -83,8 +83,8 @@ def _model(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[
     """The model's shape; the ids of the second question, both answers and padding; and what had to be assumed."""
     objective, _ = build.load_objective(config)
     hf_config, tokenizer, assumed = _architecture(config)
-    if getattr(objective, "VALUE_HEAD", False):
-        hf_config = with_value_head(hf_config, pad_id=0)
+    if outputs := build.value_outputs(config):
+        hf_config = with_value_head(hf_config, 0, outputs)
     numerics = {name: config.model[name] for name in NUMERICS}
     if numerics["attention"] == "auto" and topology.partition(":")[0] in chips.TPUS:
         numerics["attention"] = "splash"  # what "auto" is where a TPU is attached

@@ -35,6 +35,7 @@ METHODS = (
     "rm_r1",
     "irpm",
     "bvpo",
+    "preference_embedding",
     "bt",
     "bt_token",
     "bt_prefilled",

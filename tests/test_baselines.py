@@ -221,7 +221,7 @@ def test_no_thought_is_the_end_token_alone():
 
 def scalar_judge(**options):
     judge, params = make_judge(readout="value", **options)
-    shape = dataclasses.replace(judge.model.config, value_head=True)
+    shape = dataclasses.replace(judge.model.config, value_head=1)
     return dataclasses.replace(judge, model=Decoder(shape)), hf.with_value_head(params, shape, 0)
 
 
@@ -236,7 +236,7 @@ def test_a_reward_is_read_at_the_last_token():
 
 
 def test_a_fresh_value_head():
-    config = dataclasses.replace(model_config(shrink(PRESETS["llama3.1-8b"], 24)), value_head=True, hidden_size=4096)
+    config = dataclasses.replace(model_config(shrink(PRESETS["llama3.1-8b"], 24)), value_head=1, hidden_size=4096)
     old = {"params": {"lm_head": jnp.zeros(1), "norm": jnp.ones(1)}}
     one, same, other, double = (hf.with_value_head(old, config, *a)["params"] for a in ((0,), (0,), (1,), (0, 2.0)))
     assert one.keys() == {"norm", "value_head"} and one["value_head"].shape == (1, 4096)
@@ -265,7 +265,7 @@ def test_a_value_head_reads_the_conversation_alone():
     assert longer == "<bos> <user> s1 o1 <end> <assistant> s2 warm <end> <user> judge <end> <assistant>"
 
 
-TRACED = {"bvpo"}  # their programs are traced from the config, in tests of their own
+TRACED = {"bvpo", "preference_embedding"}  # their programs are traced from the config, in tests of their own
 
 
 @pytest.mark.parametrize("name", sorted(set(objectives.names()) - {"dwrl", "sft", *PAIRWISE, *TRACED}))

@@ -113,7 +113,7 @@ def weight_table(config: ModelConfig) -> list[Weight]:
         for name in ("q_norm", "k_norm"):
             table.append(layer(f"self_attn.{name}.weight", name, "scale", groups=((H,),), order=(0,)))
     if c.value_head:
-        table.append(Weight("score.weight", ("value_head",), ((1,), (D,)), (0, 1)))
+        table.append(Weight("score.weight", ("value_head",), ((c.value_head,), (D,)), (0, 1)))
     elif not c.tied:
         table.append(Weight(LM_HEAD, ("lm_head",), ((V,), (D,)), (0, 1)))
     return table
@@ -139,7 +139,7 @@ def with_value_head(params, config: ModelConfig, seed: int, scale: float = 1.0, 
     size = config.hidden_size
 
     def draw():
-        head = scale * (size + 1) ** -0.5 * jax.random.normal(jax.random.key(seed), (1, size))
+        head = scale * (size + 1) ** -0.5 * jax.random.normal(jax.random.key(seed), (config.value_head, size))
         return head.astype(config.param_dtype)
 
     place = None if shardings is None else shardings["params"]["value_head"]

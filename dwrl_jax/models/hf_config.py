@@ -68,17 +68,24 @@ def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
             qkv_bias=kind == "qwen2",
             qk_norm=kind == "qwen3",
             max_position=hf_config["max_position_embeddings"],
-            value_head=hf_config.get("architectures") == [REWARD_MODELS[kind]],
+            value_head=_outputs(hf_config) if hf_config.get("architectures") == [REWARD_MODELS[kind]] else 0,
             **numerics,
         )
     except KeyError as error:
         raise UserError(f"config.json: the key {error.args[0]!r} is missing") from error
 
 
-def with_value_head(hf_config: dict, pad_id: int) -> dict:
-    """The config.json of the same model with one output, the reward, at the last token that is no `pad_id`."""
-    labels = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+def with_value_head(hf_config: dict, pad_id: int, outputs: int = 1) -> dict:
+    """The config.json of the same model with so many outputs, one a reward, at the last token that is no `pad_id`."""
+    names = ["reward"] if outputs == 1 else [f"embedding_{i}" for i in range(outputs)]
+    by_name = {name: i for i, name in enumerate(names)}
+    labels = {"num_labels": outputs, "id2label": {str(i): name for name, i in by_name.items()}, "label2id": by_name}
     return hf_config | labels | {"architectures": [REWARD_MODELS[hf_config["model_type"]]], "pad_token_id": pad_id}
+
+
+def _outputs(hf_config: dict) -> int:
+    """How many outputs a model has that classifies; transformers leaves its names of two out."""
+    return len(hf_config.get("id2label") or (0, 1))
 
 
 def _rope(hf_config: dict) -> tuple[float, RopeScaling | None]:

@@ -62,7 +62,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"  # backend of `attend`
-    value_head: bool = False  # one output, the reward, in place of the lm-head
+    value_head: int = 0  # outputs in place of the lm-head's, such as one reward; 0 for a language model
     scanned: bool = True  # one layer's program over stacked weights; False: as many as layers (`unstack`)
 
 
@@ -202,7 +202,9 @@ class Decoder(nn.Module):
             name="embed",
         )
         if c.value_head:
-            self.param("value_head", _partitioned("value", "embed"), (1, c.hidden_size), jnp.dtype(c.param_dtype))
+            self.param(
+                "value_head", _partitioned("value", "embed"), (c.value_head, c.hidden_size), jnp.dtype(c.param_dtype)
+            )
         elif not c.tied:
             shape = (c.vocab_size, c.hidden_size)
             self.param("lm_head", _partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))

@@ -15,7 +15,6 @@ from dwrl_jax.objectives.dwrl import log_preference_score, preference_metrics
 from dwrl_jax.types import Logps, ThoughtBatch
 
 THOUGHTS, VERDICTS = "none", False
-VALUE_HEAD = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +23,10 @@ class Hyper(BradleyTerry):
 
     centring: float = 0.0
     head_init: float = 1.0
+
+
+def value_outputs(hyper: Hyper) -> int:
+    return 1
 
 
 def phases(hyper: Hyper):
@@ -35,5 +38,10 @@ def reward_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, margin: Floa
     (arXiv 2312.09244, Eq. 3) holds it near zero. What a margin does to the first is in `_bradley_terry`."""
     reward = log_preference_score(logps.answer)
     loss = pair_loss(reward[:, 0] - reward[:, 1], hyper, margin) + hyper.centring * reward.sum(1) ** 2
+    return loss, reward_metrics(logps)
+
+
+def reward_metrics(logps: Logps) -> dict[str, Float[Array, " B"]]:
+    """Per pair: what there is to say of scores without an answer and thoughts."""
     of_thoughts = ("answer_mass", "effective_thoughts")
-    return loss, {name: found for name, found in preference_metrics(logps).items() if name not in of_thoughts}
+    return {name: found for name, found in preference_metrics(logps).items() if name not in of_thoughts}

@@ -1,0 +1,61 @@
+"""Preference embeddings: a response is a vector, and which of two is better need not be an order (General Preference
+Model, arXiv 2410.02197).
+
+    s(y1 > y2) = <R v1, v2> = sum_l v1[2l] v2[2l + 1] - v1[2l + 1] v2[2l],    P(y1 > y2) = sigmoid(s / beta)
+
+v is the value head's output of 2 k dimensions at the last token of (x, y), of length 1, and R turns each of its k
+planes by a quarter: skew-symmetric, so s(y2 > y1) = -s(y1 > y2). On one circle y1 wins over what lies up to half a turn
+ahead of it, so that a > b > c > a can be had; the Bradley-Terry model is v = (r, 1) before its length is made 1. The
+loss is -log P. What is (ours):
+
+1. the paper's scales lambda_l(x) of the planes, read off the prompt, are left out: all are 1;
+2. the head starts and learns as that of `bt` does;
+3. s / (2 beta) and -s / (2 beta) stand where the two rewards of `bt` stand, so that the evaluation, margins and all the
+   rest are as for `bt`. So a score belongs to a response in its pair: another y- makes it another one.
+"""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dwrl_jax.objectives._bradley_terry import BradleyTerry, pair_loss
+from dwrl_jax.objectives.bt import reward_metrics
+from dwrl_jax.types import Logps, ThoughtBatch
+
+THOUGHTS, VERDICTS = "none", False
+EPSILON = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper(BradleyTerry):
+    """`planes` is k; `beta` the temperature of s."""
+
+    planes: int = 4
+    beta: float = 0.1
+
+
+def value_outputs(hyper: Hyper) -> int:
+    return 2 * hyper.planes
+
+
+def preference_score(first: Float[Array, "*shape K"], second: Float[Array, "*shape K"]) -> Float[Array, "*shape"]:
+    """s(first > second) = <R first, second> of embeddings as they are; each plane is two neighbours of K = 2 k."""
+    return (first[..., ::2] * second[..., 1::2] - first[..., 1::2] * second[..., ::2]).sum(-1)
+
+
+def value_scores(values: Float[Array, "B 2 K"], hyper: Hyper) -> Float[Array, "B 2"]:
+    """(s, -s) / (2 beta) with s = s(y+ > y-), v the values divided by their length."""
+    embedding = values / jnp.sqrt((values**2).sum(-1, keepdims=True) + EPSILON)  # else a zero has no gradient
+    half = preference_score(embedding[:, 0], embedding[:, 1]) / (2.0 * hyper.beta)
+    return jnp.stack([half, -half], -1)
+
+
+def phases(hyper: Hyper):
+    return {"preference": functools.partial(preference_loss, hyper=hyper)}
+
+
+def preference_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, margin: Float[Array, " B"] | None = None):
+    """-log sigmoid(s / beta), from `value_scores` in the place of log scores."""
+    return pair_loss(logps.answer[:, 0, 0] - logps.answer[:, 1, 0], hyper, margin), reward_metrics(logps)
