@@ -17,7 +17,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from dwrl_jax import build, chips, counts, sharding
+from dwrl_jax import build, chips, counts, sharding, sources
 from dwrl_jax import config as configuration
 from dwrl_jax.commandline import parse_flags
 from dwrl_jax.errors import UserError, exit_cleanly
@@ -91,7 +91,7 @@ def _model(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[
     shape = model_config(hf_config, **numerics)
     if tokenizer is None:
         return shape, (tuple(range(QUESTION)), (1, 2), 0), [*assumed, f"the second question has {QUESTION} tokens"]
-    talk = build.make_talk(config, tokenizer, build.is_pairwise(objective))
+    talk = sources.make_talk(config, tokenizer, build.is_pairwise(objective))
     build.check_lengths(config, shape, talk)
     return shape, (talk.question_ids, talk.answer_ids, talk.pad_id), assumed
 

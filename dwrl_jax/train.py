@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from dwrl_jax import config as configuration
 from dwrl_jax import evaluate, export, hosts, loop, records, report, world
 from dwrl_jax.build import (
-    Held,
     architecture,
     build,
     is_pairwise,
@@ -29,6 +28,7 @@ from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError, exit_cleanly
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config
+from dwrl_jax.sources import Held
 
 
 @exit_cleanly

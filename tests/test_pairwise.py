@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from dwrl_jax import build, data, evaluate, records, world
+from dwrl_jax import data, evaluate, records, sources, world
 from dwrl_jax import dialogue as dg
 from dwrl_jax.commandline import parse
 from dwrl_jax.errors import UserError
@@ -25,7 +25,7 @@ def tiny(*arguments):
 
 @pytest.fixture(scope="module")
 def talk():
-    return build.make_talk(tiny(), world.make_tokenizer(), pairwise=True)
+    return sources.make_talk(tiny(), world.make_tokenizer(), pairwise=True)
 
 
 # --- golden: what is written ---
@@ -140,8 +140,8 @@ def source(share, **options):
     config = tiny("--config.data.train=world:demonstrations", f"--config.world.pairwise_share={share}")
     for key, value in options.items():
         config.dialogue[key] = value
-    pointwise = build.make_talk(config, world.make_tokenizer(), pairwise=False)
-    return build.training_source(config, pointwise, None, supervised=True)[0]
+    pointwise = sources.make_talk(config, world.make_tokenizer(), pairwise=False)
+    return sources.training_source(config, pointwise, None, supervised=True)[0]
 
 
 def test_a_share_of_the_demonstrations_is_pairwise():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax import build, checkpoint, data, export, train, world
+from dwrl_jax import checkpoint, data, export, sources, train, world
 from dwrl_jax.commandline import parse
 from dwrl_jax.dialogue import make_dialogue
 from dwrl_jax.errors import UserError
@@ -242,7 +242,7 @@ def test_written_verdicts_are_for_supervised_training_alone(tmp_path):
     good, bad = talk.answer_ids
     for supervised, answers in ((True, [(good, bad), (bad, bad)]), (False, [(good, good)] * 2)):
         arguments = (str(tmp_path / "pairs.jsonl"), "train", tmp_path / "skipped.txt", supervised)
-        examples, note = build.tokenised(config, talk, *arguments)
+        examples, note = sources.tokenised(config, talk, *arguments)
         assert [row.answer for row in examples.rows] == answers
         assert (examples.rows[0].thoughts is not None) == supervised
     assert "3 pairs read" not in note and "2 pairs read, 1 left out (missing column: chosen 1)" in note
@@ -258,9 +258,9 @@ WRITTEN = (
 
 def test_a_part_of_the_held_out_pairs_is_drawn_from_all_of_them():
     examples = data.Examples(tuple(range(1000)))
-    drawn = build.some(examples, 100).rows
+    drawn = sources.some(examples, 100).rows
     assert len(set(drawn)) == 100 and list(drawn) == sorted(drawn)
-    assert 30 < sum(row < 500 for row in drawn) < 70 and drawn == build.some(examples, 100).rows
+    assert 30 < sum(row < 500 for row in drawn) < 70 and drawn == sources.some(examples, 100).rows
 
 
 def test_results_say_which_way_and_whose():
@@ -269,7 +269,7 @@ def test_results_say_which_way_and_whose():
     pairs = [Pair((), "y", "z", source=source) for source in "abaa"]
     right, wrong = np.log([[0.8] * 8, [0.1] * 8]), np.log([[0.1] * 8, [0.8] * 8])
     scores = {"base": np.array([wrong, right, wrong, wrong]), "trained": np.array([right] * 4)}
-    results = train.summarise(config, build.Held(pairs, None, None, None), scores)
+    results = train.summarise(config, sources.Held(pairs, None, None, None), scores)
     assert (results["base"]["k8"]["accuracy"], results["trained"]["k8"]["accuracy"]) == (0.25, 1)
     assert results["gain"]["k1"]["accuracy"] == 0.75
     by_source = {name: found["base"]["k8"] for name, found in results["sources"].items()}
