@@ -70,6 +70,8 @@ def world_config(pairwise):
     config.dialogue.turn = "{content}"
     config.dialogue.label_question = config.dialogue.answer_question  # one judge for both kinds of dialogue
     config.dialogue.labels = config.dialogue.answers
+    config.dialogue.score_question = config.dialogue.answer_question
+    config.dialogue.scores = ("off4", "off3", "off2", "off1", "off0")  # words that there are, the worst first
     config.data.buckets = (20,)
     config.sampler.max_thought = 10 if pairwise else 8  # a comparison names both claims
     return config

@@ -43,7 +43,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     objective, _ = load_objective(config)
     numerics = {name: config.model[name] for name in NUMERICS}
     shape = model_config(architecture(config, folder, tokenizer), **numerics)
-    talk = make_talk(config, tokenizer, is_pairwise(objective), bare=shape.value_head)
+    talk = make_talk(config, tokenizer, is_pairwise(objective), is_ordinal(objective), bare=shape.value_head)
     check_lengths(config, shape, talk)
     supervised = objective.THOUGHTS == "written"
     source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
@@ -76,6 +76,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
     """What the programs are made of, for the ids of the second question, of both answers and of padding."""
     objective, hyper = load_objective(config)
     phases, value_scores = objective.phases(hyper), reward
+    readout = "value" if shape.value_head else "ordinal" if is_ordinal(objective) else config.score.readout
     if hasattr(objective, "value_scores"):
         value_scores = functools.partial(objective.value_scores, hyper=hyper)
     optim = train_step.OptimizerOptions(
@@ -89,7 +90,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
             answers=answers,
             pad=pad,
             temperature=config.sampler.temperature,
-            readout="value" if shape.value_head else config.score.readout,
+            readout=readout,
             chunk=config.score.chunk,
             value_scores=value_scores,
         ),
@@ -218,3 +219,8 @@ def load_objective(config: ConfigDict):
 def is_pairwise(objective) -> bool:
     """Whether the sides of an objective are the two orders of a pair's responses, shown together."""
     return getattr(objective, "PAIRWISE", False)
+
+
+def is_ordinal(objective) -> bool:
+    """Whether an objective asks for a score of several in the place of a verdict."""
+    return getattr(objective, "ORDINAL", False)

@@ -42,6 +42,9 @@ def base_config() -> ConfigDict:
     config.dialogue.turn = "{role}: {content}"  # pairwise: a turn of that conversation; blank lines stand between them
     config.dialogue.label_question = "Which response is better, A or B?"  # pairwise: asks for the label
     config.dialogue.labels = ("A", "B")  # pairwise: the first, the second is better: one token each in their place
+    config.dialogue.score_question = "How good is the response, from 1 to 9?"  # oprm: asks for the score
+    # oprm: the scores, the lowest first: one token each in their place
+    config.dialogue.scores = tuple("123456789")
     config.dialogue.date = "26 Jul 2024"  # for templates that print today's date: training equals evaluation
 
     config.data = ConfigDict()
@@ -156,6 +159,7 @@ OBJECTIVES: dict[str, dict[str, object]] = {
     "bt": _NO_THOUGHT,
     "bt_token": _NO_THOUGHT,
     "preference_embedding": _NO_THOUGHT,
+    "oprm": _NO_THOUGHT,
     "gram": _NO_THOUGHT | _COMPARES,
     "grpo_pair": _COMPARES,
     "rm_r1": _COMPARES,
@@ -197,6 +201,7 @@ def smoke(config: ConfigDict, preset: str) -> ConfigDict:
     config.data.train = config.data.eval = "world"
     config.data.buckets = (64, 128, 256)
     config.data.batch_size = 4
+    config.dialogue.scores = ("a", "B", "A")  # words of the built-in world
     config.sampler.group_size = 2
     config.sampler.max_thought = 8
     config.score.chunk = 128
@@ -293,6 +298,8 @@ def check(config: ConfigDict) -> None:
     for key, size in (("dialogue.answers", 2), ("dialogue.labels", 2), ("objective.clip", 2)):
         if len(_get(config, key)) != size:
             raise UserError(f"{key}={_get(config, key)!r}: give {size} values")
+    if len(config.dialogue.scores) < 2:
+        raise UserError(f"dialogue.scores={config.dialogue.scores!r}: give at least 2 values")
     if not config.eval.votes or min(config.eval.votes) < 1:
         raise UserError(f"eval.votes={config.eval.votes!r}: give numbers of thoughts, each at least 1")
     if not config.model.path and not config.model.preset and config.base is None:

@@ -48,13 +48,14 @@ class Dialogue:
     `answers` are the good and the bad one, `answer_ids` the token of each in its place. `question_ids[0]` is
     `end_id`, the token that closes a thought: append `question_ids[1:]` after a thought that has its end.
     In a pairwise dialogue, one with a `turn`, the two questions are `pair_question` and `label_question`, the
-    answers are the labels of the first and of the second response, and a response is a pair of them.
+    answers are the labels of the first and of the second response, and a response is a pair of them. In an `ordinal`
+    one they are scores, the lowest first.
     """
 
     tokenizer: Any
     judge_question: str
     answer_question: str
-    answers: tuple[str, str]
+    answers: tuple[str, ...]
     system: str | None  # put first where a conversation has no system message of its own
     date: str  # for templates that print today's date
     turn: str | None  # how a turn is written where the conversation is shown: with {role} and {content}
@@ -62,18 +63,20 @@ class Dialogue:
     begin_ids: tuple[int, ...] = ()  # a begin token that the tokenizer adds but the template does not print
     question_ids: tuple[int, ...] = ()
     end_id: int = -1
-    answer_ids: tuple[int, int] = (-1, -1)
+    answer_ids: tuple[int, ...] = (-1, -1)
     pad_id: int = -1
     control: re.Pattern = re.compile("(?!)")
+    ordinal: bool = False  # the answers are scores
     bare: bool = False  # prefixes end with the response, without a question: for a value head
 
 
 def make_dialogue(
-    tokenizer, *, judge_question, answer_question, answers, system=None, date="26 Jul 2024", turn=None
+    tokenizer, *, judge_question, answer_question, answers, system=None, date="26 Jul 2024", turn=None, ordinal=False
 ) -> Dialogue:
     """Resolve both questions and both answers (good, bad) to tokens, and check that the template allows it.
 
-    With `turn` the dialogue is pairwise and `judge_question` shows {conversation}, {first} and {second}.
+    With `turn` the dialogue is pairwise and `judge_question` shows {conversation}, {first} and {second}. Where it is
+    `ordinal` the answers are scores.
     UserError when the text before a turn changes with the turn, when a thought is not closed by exactly one
     end token, when an answer is not one token in its place, when there is more than one begin token, or when a
     text that is to be filled in lacks a field or has one that does not exist.
@@ -94,6 +97,7 @@ def make_dialogue(
         system=system or None,
         date=date,
         turn=turn,
+        ordinal=ordinal,
         template=template,
         pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
@@ -105,9 +109,9 @@ def make_dialogue(
         raise unusable("what follows a thought depends on what came before it")
     control = control_pattern(tokenizer, resolved["question_ids"])
     dialogue = dataclasses.replace(dialogue, **resolved, control=control)
-    if dialogue.answer_ids[0] == dialogue.answer_ids[1]:
+    if len(set(dialogue.answer_ids)) < len(answers):
         key = _key(dialogue, "answers")
-        raise UserError(f"{key}: {dialogue.answers} are the same token; choose two that differ")
+        raise UserError(f"{key}: {dialogue.answers} are the same token; choose some that differ")
     for name in ("judge_question", "answer_question", "system", "turn"):
         if has_control_token(dialogue, getattr(dialogue, name) or ""):
             raise UserError(f"{_key(dialogue, name)} contains a control token of the tokenizer: take it out")
@@ -217,8 +221,12 @@ def _judged(dialogue, messages, response):
 
 def _key(dialogue, name) -> str:
     """The config's name of one of the texts."""
-    pairwise = {"judge_question": "pair_question", "answer_question": "label_question", "answers": "labels"}
-    return f"dialogue.{name if dialogue.turn is None else pairwise.get(name, name)}"
+    names = {}
+    if dialogue.turn is not None:
+        names = {"judge_question": "pair_question", "answer_question": "label_question", "answers": "labels"}
+    elif dialogue.ordinal:
+        names = {"answer_question": "score_question", "answers": "scores"}
+    return f"dialogue.{names.get(name, name)}"
 
 
 def _check_fields(name, text, known, needed) -> None:

@@ -10,6 +10,7 @@ only in the first case does it count in the thought's density.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -32,20 +33,20 @@ class Judge:
     """What turns a decoder into a judge: the fixed tokens of the dialogue and the way a score is read.
 
     `question` runs from the end token that closes a thought to the place of the answer. `answers` are the
-    tokens for good and bad. `readout` "vocab" takes the probability of an answer over the full vocabulary,
+    tokens for good and bad, or for scores. `readout` "vocab" takes an answer's probability over the full vocabulary,
     "choices" renormalises over the two answers, and "value" reads a value head at the end of the prefix, without a
-    second turn: `value_scores` makes a score of each side from its outputs. `temperature` belongs to the thoughts'
-    density.
+    second turn: `value_scores` makes a score of each side from its outputs. "ordinal" does so from the
+    log-probabilities of the answers. `temperature` belongs to the thoughts' density.
     """
 
     model: Decoder
     question: tuple[int, ...]
-    answers: tuple[int, int]
+    answers: tuple[int, ...]
     pad: int
     temperature: float = 1.0
     readout: str = "vocab"
     chunk: int = 1024
-    value_scores: Callable[[Float[Array, "B S K"]], Float[Array, "B S"]] = reward
+    value_scores: Callable[[Float[Array, "B S *G K"]], Float[Array, "B S *G"]] = reward
 
     @property
     def end(self) -> int:
@@ -65,14 +66,19 @@ def content_length(judge: Judge, thought: Int[Array, "*rows T"], thought_len: In
 def answer_logps(
     judge: Judge, params, hidden: Float[Array, "*rows D"], answer: Int[Array, "*rows"], verdict=None
 ) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"], Float[Array, "*rows"] | None]:
-    """Log score of the target answer by the judge's read-out, the probability mass on both answers, and the
+    """Log score of the target answer by the judge's read-out, the probability mass on all answers, and the
     log-probability of a drawn verdict where there is one."""
     targets = [answer, *(jnp.full_like(answer, a) for a in judge.answers)]
     targets = jnp.stack(targets if verdict is None else [*targets, verdict], -1)
     logp, _ = token_logps(hidden, output_table(params), targets, chunk=judge.chunk)
-    log_mass = jnp.logaddexp(logp[..., 1], logp[..., 2])
-    score = logp[..., 0] - log_mass if judge.readout == "choices" else logp[..., 0]
-    return score, jnp.exp(log_mass), None if verdict is None else logp[..., 3]
+    each = range(1, 1 + len(judge.answers))
+    log_mass = functools.reduce(jnp.logaddexp, (logp[..., i] for i in each))
+    if judge.readout == "ordinal":
+        by_pair = logp[..., 1 : each.stop].reshape(-1, 2, *logp.shape[1:-1], len(each))
+        score = judge.value_scores(by_pair).reshape(log_mass.shape)
+    else:
+        score = logp[..., 0] - log_mass if judge.readout == "choices" else logp[..., 0]
+    return score, jnp.exp(log_mass), None if verdict is None else logp[..., -1]
 
 
 def no_thoughts(batch: PreferenceBatch, end: int) -> ThoughtBatch:
@@ -169,7 +175,7 @@ def _branches(judge, thought, content, last, prefix_len) -> tuple[Int[Array, "P 
     return tokens, jnp.broadcast_to((prefix_len - 1)[:, None, None] + index, tokens.shape)
 
 
-def _pick(x: Array, index: Int[Array, "P *rest"]) -> Array:
+def _pick(x: Array, index: Int[Array, "P *rest"]) -> Array:  # noqa: F821
     """Entries of [P, ...] by their index in what follows P."""
     flat = x.reshape(x.shape[0], -1)
     return jnp.take_along_axis(flat, index.reshape(x.shape[0], -1), 1).reshape(index.shape)

@@ -90,8 +90,9 @@ def _model(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[
         numerics["attention"] = "splash"  # what "auto" is where a TPU is attached
     shape = model_config(hf_config, **numerics)
     if tokenizer is None:
-        return shape, (tuple(range(QUESTION)), (1, 2), 0), [*assumed, f"the second question has {QUESTION} tokens"]
-    talk = sources.make_talk(config, tokenizer, build.is_pairwise(objective))
+        answers = tuple(range(1, 1 + len(config.dialogue.scores))) if build.is_ordinal(objective) else (1, 2)
+        return shape, (tuple(range(QUESTION)), answers, 0), [*assumed, f"the second question has {QUESTION} tokens"]
+    talk = sources.make_talk(config, tokenizer, build.is_pairwise(objective), build.is_ordinal(objective))
     build.check_lengths(config, shape, talk)
     return shape, (talk.question_ids, talk.answer_ids, talk.pad_id), assumed
 

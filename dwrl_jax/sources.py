@@ -21,11 +21,16 @@ class Held(NamedTuple):
     world: world.World | None
 
 
-def make_talk(config: ConfigDict, tokenizer, pairwise: bool, bare: bool = False) -> dialogue.Dialogue:
-    """The config's dialogue about one response, or the one about two; `bare` has no question behind it."""
-    names = (
-        ("pair_question", "label_question", "labels") if pairwise else ("judge_question", "answer_question", "answers")
-    )
+def make_talk(
+    config: ConfigDict, tokenizer, pairwise: bool, ordinal: bool = False, bare: bool = False
+) -> dialogue.Dialogue:
+    """The config's dialogue about one response, asked for a verdict or a score, or the one about two; `bare` has no
+    question behind it."""
+    names = ("judge_question", "answer_question", "answers")
+    if pairwise:
+        names = ("pair_question", "label_question", "labels")
+    elif ordinal:
+        names = ("judge_question", "score_question", "scores")
     judge_question, answer_question, answers = (config.dialogue[name] for name in names)
     talk = dialogue.make_dialogue(
         tokenizer,
@@ -35,6 +40,7 @@ def make_talk(config: ConfigDict, tokenizer, pairwise: bool, bare: bool = False)
         system=config.dialogue.system or None,
         date=config.dialogue.date,
         turn=config.dialogue.turn if pairwise else None,
+        ordinal=ordinal,
     )
     return dataclasses.replace(talk, bare=bare)
 

@@ -36,6 +36,7 @@ METHODS = (
     "irpm",
     "bvpo",
     "preference_embedding",
+    "oprm",
     "bt",
     "bt_token",
     "bt_prefilled",

@@ -42,11 +42,16 @@ def fit(workdir, *arguments, variant="smoke"):
     return train.fit(config, workdir)
 
 
+def recipe_of(config):
+    """What the programs of a run are made of; its base model need not be there."""
+    shape, tokens, _ = plan._model(config, "gpu")
+    return build.recipe(config, shape, *tokens)
+
+
 def trace_update(variant):
     """The update of a run on the built-in world, traced from its config without being compiled."""
     config, _ = parse([*tiny(variant), "--workdir=unused"])
-    shape, tokens, _ = plan._model(config, "gpu")
-    recipe = build.recipe(config, shape, *tokens)
+    recipe = recipe_of(config)
     with jax.set_mesh(recipe.mesh):
         return lowering._lower(recipe, "update", config.data.buckets[-1], config.data.batch_size)
 

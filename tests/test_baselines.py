@@ -265,7 +265,7 @@ def test_a_value_head_reads_the_conversation_alone():
     assert longer == "<bos> <user> s1 o1 <end> <assistant> s2 warm <end> <user> judge <end> <assistant>"
 
 
-TRACED = {"bvpo", "preference_embedding"}  # their programs are traced from the config, in tests of their own
+TRACED = {"bvpo", "oprm", "preference_embedding"}  # their programs are traced from the config, in tests of their own
 
 
 @pytest.mark.parametrize("name", sorted(set(objectives.names()) - {"dwrl", "sft", *PAIRWISE, *TRACED}))

@@ -12,6 +12,7 @@ objective but what several share. Some modules have more:
 `EMPTY_THOUGHT = True`: the last thought of a group is the end token alone, put behind those that were drawn;
 `value_outputs(hyper)`: a value head of so many outputs takes the place of the lm-head, and
 `value_scores(values [B S K], hyper) -> [B S]` says how they are read, if they are more than one reward;
+`ORDINAL = True`: the judge is asked for one of K scores, and `value_scores` reads their log-probabilities;
 `Hyper.bradley_terry`: where it is not "regular", losses are given the pairs' `margin` [B] too.
 """
 

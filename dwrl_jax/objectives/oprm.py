@@ -1,0 +1,58 @@
+"""Ordinal scores: the judge answers with a score token, and its distribution over all of them is the reward (OPRM,
+arXiv 2602.12660).
+
+    P(y+ > y-) = sum_{j > k} p+(j) p-(k) + 1/2 sum_j p+(j) p-(j)        loss  -log P
+
+p(j) is the probability of score j, renormalised over the scores: the paper's are the digits 1 to 9 behind the response.
+What is (ours):
+
+1. equal scores count one half, so that P(y+ > y-) + P(y- > y+) = 1;
+2. the score stands where the answer stands in `bt_token`: behind the empty thought and a question of its own;
+3. held-out pairs are judged by P, where the paper takes the mean score of each response for its reward; so a score
+   belongs to a response in its pair, as in `preference_embedding`: half the log-odds of P, and their negative;
+4. the paper's region flooding, which needs labels of absolute quality, is left out.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dwrl_jax.objectives.dwrl import log_preference_score, pair_nll, preference_metrics
+from dwrl_jax.types import Logps, ThoughtBatch
+
+THOUGHTS, VERDICTS = "none", False
+ORDINAL = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """Nothing to choose."""
+
+
+def log_wins(first: Float[Array, "*shape K"], second: Float[Array, "*shape K"]) -> Float[Array, "*shape"]:
+    """log P(first > second) of two distributions over scores, the lowest first, both as log-probabilities."""
+    scores = np.arange(first.shape[-1])
+    share = np.where(scores[:, None] == scores, 0.5, scores[:, None] > scores)
+    return jax.nn.logsumexp(first[..., :, None] + second[..., None, :], (-2, -1), b=share)
+
+
+def value_scores(values: Float[Array, "B 2 *G K"], hyper: Hyper) -> Float[Array, "B 2 *G"]:
+    """(d, -d) / 2 with d = log P(y+ > y-) - log P(y- > y+), from log-probabilities of the K scores.
+
+    A factor of all of a response's probabilities cancels in d, so they need not be renormalised over the scores.
+    """
+    chosen, rejected = values[:, 0], values[:, 1]
+    half = (log_wins(chosen, rejected) - log_wins(rejected, chosen)) / 2.0
+    return jnp.stack([half, -half], 1)
+
+
+def phases(hyper: Hyper):
+    return {"ordinal": ordinal_loss}
+
+
+def ordinal_loss(logps: Logps, thoughts: ThoughtBatch):
+    """-log P(y+ > y-) = -log sigmoid(d), from `value_scores` in the place of log scores."""
+    return pair_nll(log_preference_score(logps.answer)), preference_metrics(logps)
