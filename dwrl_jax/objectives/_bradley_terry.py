@@ -28,17 +28,13 @@ def pair_loss(
     log_odds: Float[Array, " B"], hyper: BradleyTerry, margin: Float[Array, " B"] | None
 ) -> Float[Array, " B"]:
     """l, in nats."""
-    shift, scale = _shift_and_scale(hyper, margin)
-    return -scale * jax.nn.log_sigmoid(log_odds - shift)
+    nll = -jax.nn.log_sigmoid(log_odds - margin if hyper.bradley_terry == "margin" else log_odds)
+    return margin * nll if hyper.bradley_terry == "scaled" else nll
 
 
 def pair_weight(
     log_odds: Float[Array, " B"], hyper: BradleyTerry, margin: Float[Array, " B"] | None
 ) -> Float[Array, " B"]:
     """-dl/dd. No gradient."""
-    shift, scale = _shift_and_scale(hyper, margin)
-    return stop_gradient(scale * jax.nn.sigmoid(shift - log_odds))
-
-
-def _shift_and_scale(hyper: BradleyTerry, margin):
-    return {"regular": (0.0, 1.0), "margin": (margin, 1.0), "scaled": (0.0, margin)}[hyper.bradley_terry]
+    weight = jax.nn.sigmoid(margin - log_odds if hyper.bradley_terry == "margin" else -log_odds)
+    return stop_gradient(margin * weight if hyper.bradley_terry == "scaled" else weight)
