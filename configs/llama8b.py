@@ -6,8 +6,8 @@ The paper's accuracy for DWRL here is 72.2 % (read off its chart); this config h
 model. `:smoke` runs the same architecture in small with random weights.
 
 python -m dwrl_jax.plan --config=configs/llama8b.py --topology=v5e:8x8
-  64 x TPU v5e, fsdp 16 x tensor 4: 8.4 GiB per chip in sampling, of 32 pairs at a time, and 7.4 in an update, of 14.9; a
-  step needs at least 13 s. Micro-batches of up to 32 pairs would fit (here they have 8), and sampling all 64 at once.
+  64 x TPU v5e, fsdp 16 x tensor 4: 8.4 GiB per chip in sampling, of 32 pairs at a time, and 7.4 in an update, of 14.9;
+  a step needs at least 13 s. Micro-batches of up to 32 pairs would fit (here they have 8), and sampling all 64 at once.
 """
 
 from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
