@@ -53,8 +53,10 @@ def stand_in(tmp_path):
 
 
 def start(script, *arguments, **options):
+    """The script as from a terminal, also where these tests run in the background and so ignore Ctrl-C."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(["bash", LAUNCH / script, *arguments], **pipes, **options)
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(["bash", LAUNCH / script, *arguments], **pipes, **hears, **options)
 
 
 def finish(process, timeout=30):
