@@ -1,6 +1,6 @@
-"""The picture of docs/findings.md, from three folders that `dwrl_jax.reproduce` has filled.
+"""The picture of docs/findings.md, from two folders that `dwrl_jax.reproduce` has filled.
 
-python studies/findings.py --rates=runs/rates --choices=runs/choices --table=runs/suite [--output=docs/findings.png]
+python studies/findings.py --rates=runs/rates --choices=runs/choices [--output=docs/findings.png]
 """
 
 import argparse
@@ -39,7 +39,7 @@ def draw_rates(axis: Axes, rows: list[dict]) -> None:
     axis.legend(fontsize=7)
 
 
-def draw_differences(axis: Axes, workdir: Path, rows: list[dict], reference: str, title: str) -> None:
+def draw_differences(axis: Axes, workdir: Path, rows: list[dict], reference: str = "dwrl") -> None:
     """Accuracy less that of the reference, with 95 % intervals paired by seed and pair; NLL beside the names."""
     base = [row for row in rows if row["method"] == reference]
     labels = []
@@ -54,18 +54,17 @@ def draw_differences(axis: Axes, workdir: Path, rows: list[dict], reference: str
         low, high = (100 * bound for bound in comparison.two_level_interval(differences))
         axis.errorbar(centre, place, xerr=[[centre - low], [high - centre]], fmt="o", color="C0", capsize=3)
     axis.axvline(0, color="0.7", linewidth=1)
-    axis.set(xlabel=f"points of accuracy less {reference}", title=title)
+    axis.set(xlabel=f"points of accuracy less {reference}", title="Choices of DWRL")
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
 
 
-def figure(rates: Path, choices: Path, table: Path) -> Figure:
-    picture = Figure(figsize=(15, 5), layout="constrained")
-    left, middle, right = picture.subplots(1, 3)
+def figure(rates: Path, choices: Path) -> Figure:
+    picture = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = picture.subplots(1, 2)
     draw_rates(left, rows_of(rates))
-    draw_differences(middle, choices, rows_of(choices), "dwrl", "Choices of DWRL")
-    draw_differences(right, table, rows_of(table), "dwrl", "Methods")
-    for axis in (left, middle, right):
+    draw_differences(right, choices, rows_of(choices))
+    for axis in (left, right):
         axis.grid(alpha=0.3)
     return picture
 
@@ -73,11 +72,11 @@ def figure(rates: Path, choices: Path, table: Path) -> Figure:
 @exit_cleanly
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("rates", "choices", "table"):
+    for name in ("rates", "choices"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="a --workdir of dwrl_jax.reproduce")
     parser.add_argument("--output", type=Path, default=Path("docs/findings.png"))
     given = parser.parse_args()
-    figure(given.rates, given.choices, given.table).savefig(given.output, dpi=110)
+    figure(given.rates, given.choices).savefig(given.output, dpi=110)
 
 
 if __name__ == "__main__":

@@ -114,14 +114,14 @@ def test_the_table_says_what_the_scores_say(tmp_path):
 def test_the_picture_of_the_findings_shows_rates_and_differences(tmp_path):
     rates = [a_run(tmp_path, f"bt@{rate}-1", [1, right], [0, 1]) for rate, right in (("0.1", 0), ("0.01", 1))]
     rows = [a_run(tmp_path, "dwrl-1", [1, 1, 0, 0], [0, 1, 2, 3]), a_run(tmp_path, "bt-1", [0, 1, 0, 0], [0, 1, 2, 3])]
-    for name, some in (("rates", rates), ("table", rows)):
+    for name, some in (("rates", rates), ("choices", rows)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
         for row in some:
             (tmp_path / row["workdir"]).rename(tmp_path / name / row["workdir"])
-    left, middle, _ = findings.figure(tmp_path / "rates", tmp_path / "table", tmp_path / "table").axes
+    left, right = findings.figure(tmp_path / "rates", tmp_path / "choices").axes
     np.testing.assert_array_equal(left.lines[0].get_xydata(), [[0.01, 100], [0.1, 50]])
-    (bar,) = middle.containers
+    (bar,) = right.containers
     np.testing.assert_array_equal(bar.lines[0].get_xydata(), [[-25, 1]])
     with pytest.raises(UserError, match="no finished cells"):
         findings.rows_of(tmp_path)
