@@ -265,7 +265,7 @@ def test_a_part_of_the_held_out_pairs_is_drawn_from_all_of_them():
 
 def test_results_say_which_way_and_whose():
     """Four pairs: the base is right on source b alone, the trained model on all."""
-    config, _ = parse(["--config=configs/tiny.py", "--workdir=unused"])
+    config, _ = parse(["--config=configs/tiny.py:smoke", "--workdir=unused"])
     pairs = [Pair((), "y", "z", source=source) for source in "abaa"]
     right, wrong = np.log([[0.8] * 8, [0.1] * 8]), np.log([[0.1] * 8, [0.8] * 8])
     scores = {"base": np.array([wrong, right, wrong, wrong]), "trained": np.array([right] * 4)}
