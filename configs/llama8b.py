@@ -8,8 +8,8 @@ model. `:smoke` runs the same architecture in small with random weights.
 python -m dwrl_jax.plan --config=configs/llama8b.py --topology=v5e:8x8
   64 x TPU v5e, fsdp 16 x tensor 4: 8.4 GiB per chip in sampling, of 32 pairs at a time, and 7.4 in an update, of 14.9;
   a step needs at least 13 s. Micro-batches of up to 32 pairs would fit (here they have 8), and sampling all 64 at once.
-  With --topology=v5p:2x2x1 --config.optim.micro_batches=16: 4 x TPU v5p, tensor 4: 57.6 GiB per chip in sampling and 81.2
-  in an update, of 88.5; a step needs at least 51 s. With 8 micro-batches an update would need 97.5 GiB.
+  With --topology=v5p:2x2x1 --config.optim.micro_batches=16: 4 x TPU v5p, tensor 4: 57.6 GiB per chip in sampling and
+  81.2 in an update, of 88.5; a step needs at least 51 s. With 8 micro-batches an update would need 97.5 GiB.
 """
 
 from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
