@@ -6,7 +6,7 @@ The paper's accuracy for DWRL here is 70.4 % (read off its chart); this config h
 model. `:smoke` runs the same architecture in small with random weights.
 
 python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8
-  64 x TPU v5e, fsdp 16 x tensor 4: 8.6 GiB per chip in sampling and 6.3 in an update, of 14.9; a step needs at least
+  64 x TPU v5e, fsdp 16 x tensor 4: 8.6 GiB per chip in sampling and 7.4 in an update, of 14.9; a step needs at least
   9 s. Micro-batches of up to 40 pairs would fit (here they have 8), and batches of at least 184.
 """
 
