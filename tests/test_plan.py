@@ -223,8 +223,8 @@ def test_smaller_chunks_of_rows_send_no_more_of_the_vocabulary():
     in_process_of_devices(bytes_by_chunk, 8)
 
 
-def run_plan(*arguments, **env):
-    command = [sys.executable, "-m", "dwrl_jax.plan", *SMOKE, *arguments]
+def run_plan(*arguments, of=SMOKE, **env):
+    command = [sys.executable, "-m", "dwrl_jax.plan", *of, *arguments]
     return subprocess.run(command, cwd=REPO, env=os.environ | env, capture_output=True, text=True)
 
 
@@ -330,13 +330,12 @@ def test_a_plan_for_a_tpu_without_one(tmp_path):
     config = PRESETS["qwen2.5-7b"] | {"num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
     arguments = [
-        "--config=configs/qwen7b.py",
         f"--config.model.path={tmp_path}",
         "--config.sampler.max_thought=64",
         "--topology=v5e:4x4",
         f"--json={tmp_path / 'plan.json'}",
     ]
-    done = run_plan(*arguments, JAX_PLATFORMS="")
+    done = run_plan(*arguments, of=["--config=configs/qwen7b.py"], JAX_PLATFORMS="")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["hbm_bytes"] == 16 * 10**9 and found["devices"] == 16
