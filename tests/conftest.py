@@ -9,6 +9,7 @@ import pytest
 from dwrl_jax.models import hf
 from dwrl_jax.models.hf_config import model_config
 from dwrl_jax.models.presets import PRESETS, shrink
+from tests.launching import StandIns
 from tests.runs import fit
 from tests.small import VOCAB, lively
 
@@ -47,3 +48,9 @@ def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     fit(folder, "--config.optim.steps=1", "--config.eval.pairs=0")
     return folder / "base" / "model"
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """Recording stand-ins for programs that launch scripts call."""
+    return StandIns(tmp_path)
