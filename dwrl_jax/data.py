@@ -8,17 +8,18 @@ import functools
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from dwrl_jax import hosts
 from dwrl_jax.dialogue import encode_thoughts, fit_prefixes, has_control_token, prefix_ids_batch, sides
 from dwrl_jax.errors import UserError
 from dwrl_jax.pairs import Pair, Skipped, skip
 from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 
-_CHUNK = 2048  # pairs that are rendered and tokenised by one call
+_CHUNK = 512  # pairs that are rendered and tokenised by one call
 
 
 @dataclass(frozen=True)
@@ -59,39 +60,51 @@ class FitReport:
         return f"{self.kept} pairs kept ({lost}), {self.skipped.summary()}"
 
 
-def tokenise(pairs, dialogue, max_length, *, strict=False) -> tuple[Examples, FitReport]:
+def tokenise(pairs, dialogue, max_length, *, strict=False, together=False) -> tuple[Examples, FitReport]:
     """Examples with prefixes of at most `max_length` tokens; `pair_id` is the index in `pairs`.
 
     The answer target is the right one of the dialogue's `sides` unless the pair has verdicts. A pair that does
-    not fit is left out, or a UserError with `strict`; nothing left is always one.
+    not fit is left out, or a UserError with `strict`; nothing left is always one. With `together` all processes
+    call this with the same pairs, each tokenises its share, and all get all.
     """
-    rows, drops, skipped = [], [], Skipped()
-    for start in range(0, len(pairs), _CHUNK):
-        clean = []
-        for pair_id, pair in enumerate(pairs[start : start + _CHUNK], start):
-            if any(has_control_token(dialogue, text) for text in _contents(pair)):
-                skip(skipped, pair.where, "control token in text", strict)
-            else:
-                clean.append((pair_id, pair))
-        judged = [sides(dialogue, p.chosen, p.rejected) for _, p in clean]
-        flat = prefix_ids_batch(dialogue, [(p.prompt, y) for (_, p), (both, _) in zip(clean, judged) for y in both])
-        written = iter(encode_thoughts(dialogue, [t for _, p in clean for t in p.thoughts or ()]))
-        for (pair_id, pair), (both, right), *ids in zip(clean, judged, flat[::2], flat[1::2]):
-            thoughts = (next(written), next(written)) if pair.thoughts else None
-            fitted = (*ids, 0)
-            if max(map(len, ids)) > max_length:
-                fitted = fit_prefixes(dialogue, pair.prompt, both, max_length)
-            if fitted is None:
-                skip(skipped, pair.where, "too long", strict)
-                continue
-            prefix = tuple(np.asarray(ids, np.int32) for ids in fitted[:2])
-            answer = tuple(dialogue.answer_ids[verdict] for verdict in pair.verdicts or right)
-            rows.append(Example(pair_id, prefix, answer, thoughts, pair))
-            drops.append(fitted[2])
+    chunks = [range(start, min(start + _CHUNK, len(pairs))) for start in range(0, len(pairs), _CHUNK)]
+
+    def encode(chunks):
+        return [_encode(pairs, ids, dialogue, max_length, strict) for ids in chunks]
+
+    encoded = hosts.share(encode, chunks) if together else encode(chunks)
+    rows = tuple(replace(row, pair=pairs[row.pair_id]) for chunk, _, _ in encoded for row in chunk)
+    drops = [count for _, chunk, _ in encoded for count in chunk]
+    skipped = Skipped([row for _, _, chunk in encoded for row in chunk.rows])
     if not rows:
         raise UserError(f"no pair is left, {skipped.summary()}: raise data.buckets ({max_length} tokens)?")
-    report = FitReport(len(rows), sum(d > 0 for d in drops), sum(drops), skipped)
-    return Examples(tuple(rows)), report
+    return Examples(rows), FitReport(len(rows), sum(d > 0 for d in drops), sum(drops), skipped)
+
+
+def _encode(pairs, ids, dialogue, max_length, strict) -> tuple[list[Example], list[int], Skipped]:
+    """Examples of the pairs with these ids, without their texts; how many turns each lost; what was left out."""
+    rows, drops, skipped, clean = [], [], Skipped(), []
+    for pair_id in ids:
+        if any(has_control_token(dialogue, text) for text in _contents(pairs[pair_id])):
+            skip(skipped, pairs[pair_id].where, "control token in text", strict)
+        else:
+            clean.append((pair_id, pairs[pair_id]))
+    judged = [sides(dialogue, p.chosen, p.rejected) for _, p in clean]
+    flat = prefix_ids_batch(dialogue, [(p.prompt, y) for (_, p), (both, _) in zip(clean, judged) for y in both])
+    written = iter(encode_thoughts(dialogue, [t for _, p in clean for t in p.thoughts or ()]))
+    for (pair_id, pair), (both, right), *prefixes in zip(clean, judged, flat[::2], flat[1::2]):
+        thoughts = (next(written), next(written)) if pair.thoughts else None
+        fitted = (*prefixes, 0)
+        if max(map(len, prefixes)) > max_length:
+            fitted = fit_prefixes(dialogue, pair.prompt, both, max_length)
+        if fitted is None:
+            skip(skipped, pair.where, "too long", strict)
+            continue
+        prefix = tuple(np.asarray(ids, np.int32) for ids in fitted[:2])
+        answer = tuple(dialogue.answer_ids[verdict] for verdict in pair.verdicts or right)
+        rows.append(Example(pair_id, prefix, answer, thoughts))
+        drops.append(fitted[2])
+    return rows, drops, skipped
 
 
 def _contents(pair) -> list[str]:

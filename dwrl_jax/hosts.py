@@ -8,6 +8,7 @@ import contextlib
 import functools
 import itertools
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Iterator
@@ -125,3 +126,28 @@ def attempt(write, *args, **kwargs) -> None:
         raise failure
     if not succeeded:
         raise UserError("the first process could not write, and says why; this one stops with it")
+
+
+def share(work, items: list) -> list:
+    """`work(items)`, a list of one result for each item, by all processes: each does its share, and all get all.
+
+    A `UserError` of one is raised on all, of several that of the first process.
+    """
+    count = jax.process_count()
+    try:
+        mine = work(items[jax.process_index() :: count])
+    except UserError as error:
+        mine = error
+    found = [mine] if count == 1 else _exchange(mine)
+    for one in found:
+        if isinstance(one, UserError):
+            raise one
+    return [found[index % count][index // count] for index in range(len(items))]
+
+
+def _exchange(mine) -> list:
+    """What each process has brought, on all."""
+    packed = np.frombuffer(pickle.dumps(mine), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(packed.size))
+    gathered = multihost_utils.process_allgather(np.pad(packed, (0, sizes.max() - packed.size)))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(gathered, sizes)]

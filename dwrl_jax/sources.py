@@ -125,7 +125,7 @@ def tokenised(
     pairs, malformed = read_pairs(name, split=split, strict=config.data.strict)
     if not supervised:
         pairs = [dataclasses.replace(pair, thoughts=None, verdicts=None) for pair in pairs]
-    examples, fit = data.tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict)
+    examples, fit = data.tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict, together=True)
     left_out = malformed.rows + fit.skipped.rows
     hosts.by_first(skipped.write_text)("".join(f"{where}: {reason}\n" for where, reason in left_out))
     return examples, f"{name}: {len(pairs)} pairs read, {malformed.summary()}; {fit.summary()}"

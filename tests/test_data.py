@@ -1,5 +1,10 @@
 """Tokenised pairs, and the promise that a batch follows from (seed, step) alone."""
 
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
 import threading
 import types
 
@@ -13,12 +18,12 @@ from dwrl_jax.dialogue import encode_thought, make_dialogue, prefix_ids
 from dwrl_jax.errors import UserError
 from dwrl_jax.pairs import Pair, read_pairs
 from dwrl_jax.tokenizers import load_tokenizer
+from tests.small import REPO
 
 BUCKETS = (16, 24, 48)
 
 
-@pytest.fixture(scope="module")
-def dialogue():
+def word_dialogue():
     """One token a word: 9 tokens of a prefix are not the prompt's or the response's."""
     words = ["<s>", "</s>", "<pad>", "<unk>", "User:", "Assistant:", "judge", "ask", "yes", "no", "x", "y", "z"]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -26,6 +31,11 @@ def dialogue():
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
     return make_dialogue(tokenizer, judge_question="judge", answer_question="ask", answers=("yes", "no"))
+
+
+@pytest.fixture(scope="module")
+def dialogue():
+    return word_dialogue()
 
 
 def user(text):
@@ -96,6 +106,62 @@ def test_what_does_not_fit_is_counted(dialogue):
             data.tokenise(pairs[row : row + 1], dialogue, short, strict=True)
     with pytest.raises(UserError, match="data.buckets"):
         data.tokenise(pairs[2:3], dialogue, short)
+
+
+SHARING = """
+import sys
+from dwrl_jax import data, hosts
+from dwrl_jax.errors import exit_cleanly
+from tests import test_data
+
+@exit_cleanly
+def main():
+    hosts.start()
+    own, encode = [], data._encode
+    data._encode = lambda pairs, ids, *rest: (own.extend(ids), encode(pairs, ids, *rest))[1]
+    dialogue, pairs = test_data.word_dialogue(), test_data.shared_pairs()
+    found = data.tokenise(pairs, dialogue, 48, strict=bool(sys.argv[1:]), together=True)
+    alone = data.tokenise(pairs, dialogue, 48)
+    assert str(found) == str(alone), "not the same as alone"
+    print(len(own) - len(pairs), file=sys.stderr)
+
+main()
+"""
+
+
+def shared_pairs():
+    """More than one process does at once, and one that cannot be used."""
+    pairs = random_pairs(2 * data._CHUNK + 10)
+    pairs[data._CHUNK + 3] = dataclasses.replace(pairs[3], chosen="y</s>", where="f:bad")
+    return pairs
+
+
+def in_two_processes(code, *arguments):
+    """The exit code and standard error of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env=os.environ | names | {"JAX_PROCESS_ID": str(number)},
+            cwd=REPO,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    return [(process.communicate(timeout=120)[1], process.returncode) for process in started]
+
+
+def test_processes_share_the_tokenising():
+    """Each does its part, all have all; a bad row that one of them finds ends all."""
+    (first, code), (second, other) = in_two_processes(SHARING)
+    assert (code, other) == (0, 0), first + second
+    assert [int(text.splitlines()[-1]) for text in (first, second)] == [data._CHUNK + 10, data._CHUNK]
+    for text, code in in_two_processes(SHARING, "strict"):
+        assert code == 2 and "error: f:bad: control token in text" in text
 
 
 # --- exact: batches ---
