@@ -14,6 +14,8 @@ LEARNING_RATES = {
     "gram": 1e-3,
     "grpo_pair": 1e-4,
     "grpo_point": 1e-4,
+    "oprm": 1e-4,
+    "preference_embedding": 1e-3,
     "rm_r1": 1e-4,
 }
 

@@ -28,7 +28,15 @@ def write(workdir: Path, rows: Rows, reference: str) -> None:
 
 def table(workdir: Path, rows: Rows, reference: str) -> str:
     """Markdown, a line for each method and budget: means over seeds, and the paired difference to the reference."""
-    titles = ("method", "as much of", "seeds", "accuracy %, mean ± sd", "NLL", f"less {reference}, 95 % interval")
+    titles = (
+        "method",
+        "as much of",
+        "seeds",
+        "accuracy %, mean ± sd",
+        "before",
+        "NLL",
+        f"less {reference}, 95 % interval",
+    )
     titles += ("pairs", "generated tokens", "seconds")
     lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
     base = [row for row in rows if row["method"] == reference and row["budget"] == "pairs"]
@@ -58,6 +66,7 @@ def line(workdir: Path, rows: Rows, base: Rows, *, is_reference: bool) -> str:
         BUDGETS[rows[0]["budget"]],
         str(len(rows)),
         f"{accuracy.mean():.1f}{spread}",
+        f"{100 * mean('base_accuracy'):.1f}",
         f"{mean('nll'):.3f}",
         against,
         f"{mean('pairs'):,.0f}",

@@ -193,6 +193,8 @@ def main() -> None:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
     if hosts.first():
+        order = list(SUITES[given.suite].arms)
+        rows.sort(key=lambda row: order.index(row["method"]) if row["method"] in order else len(order))
         comparison.write(given.workdir, rows, suite.reference)
         print((given.workdir / "table.md").read_text())
 
