@@ -92,7 +92,14 @@ def a_run(workdir, name, right, ids):
     records.write_scores(workdir / name / "eval" / "trained.jsonl", np.asarray(ids), scores)
     method, seed = name.split("-")
     row = {"config": "c", "method": method, "budget": "pairs", "seed": int(seed), "workdir": name, "votes": 1}
-    numbers = {"accuracy": float(np.mean(right)), "nll": 0.5, "pairs": 16, "generated_tokens": 5, "seconds": 1.0}
+    numbers = {
+        "accuracy": float(np.mean(right)),
+        "base_accuracy": 0.5,
+        "nll": 0.5,
+        "pairs": 16,
+        "generated_tokens": 5,
+        "seconds": 1.0,
+    }
     return row | numbers | {"pairwise": False}
 
 
@@ -107,7 +114,7 @@ def test_the_table_says_what_the_scores_say(tmp_path):
     found = comparison.paired(tmp_path, rows[2:], rows[:2])
     np.testing.assert_array_equal(found, [[-1, 0, 0, 0], [-1, 0, 0, -1]])
     text = comparison.table(tmp_path, rows, "ours")
-    assert "| `ours` | pairs | 2 | 87.5 ± 17.7 | 0.500 |  | 16 | 5 | 1 |" in text
+    assert "| `ours` | pairs | 2 | 87.5 ± 17.7 | 50.0 | 0.500 |  | 16 | 5 | 1 |" in text
     assert "| -37.5 [" in text.splitlines()[-1]
 
 
