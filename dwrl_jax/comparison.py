@@ -45,13 +45,11 @@ def table(workdir: Path, rows: Rows, reference: str) -> str:
             part = [row for row in rows if (row["method"], row["budget"]) == (method, budget)]
             if part:
                 lines.append(line(workdir, part, base, is_reference=method == reference))
+    lines += world_lines(workdir, base)
     return "\n".join(lines)
 
 
 def line(workdir: Path, rows: Rows, base: Rows, *, is_reference: bool) -> str:
-    accuracy = 100 * np.array([row["accuracy"] for row in rows])
-    spread = f" ± {accuracy.std(ddof=1):.1f}" if len(rows) > 1 else ""
-
     def mean(name):
         return np.mean([row[name] for row in rows])
 
@@ -65,7 +63,7 @@ def line(workdir: Path, rows: Rows, base: Rows, *, is_reference: bool) -> str:
         f"`{rows[0]['method']}`",
         BUDGETS[rows[0]["budget"]],
         str(len(rows)),
-        f"{accuracy.mean():.1f}{spread}",
+        accuracy(rows),
         f"{100 * mean('base_accuracy'):.1f}",
         f"{mean('nll'):.3f}",
         against,
@@ -74,6 +72,24 @@ def line(workdir: Path, rows: Rows, base: Rows, *, is_reference: bool) -> str:
         f"{mean('seconds'):,.0f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def world_lines(workdir: Path, rows: Rows) -> list[str]:
+    """What readers of the built-in world reach who are no models: one without a thought, one who knows the truth."""
+    found = [json.loads((workdir / row["workdir"] / "results.json").read_text())["reference"] for row in rows]
+    lines = []
+    for name, title in (("no_thought", "best no-thought reader"), ("ceiling", "noise ceiling")):
+        parts = [one[name] for one in found if one[name]]
+        if parts:
+            nll = np.mean([one["nll"] for one in parts])
+            lines.append(f"| {title} |  | {len(parts)} | {accuracy(parts)} |  | {nll:.3f} |" + "  |" * 4)
+    return lines
+
+
+def accuracy(rows: Rows) -> str:
+    """In %, the mean and the standard deviation over seeds."""
+    values = 100 * np.array([row["accuracy"] for row in rows])
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(rows) > 1 else "")
 
 
 def margins(workdir: Path, row: dict) -> tuple[np.ndarray, Float[np.ndarray, "N R"]]:

@@ -90,6 +90,8 @@ def a_run(workdir, name, right, ids):
     scores = np.where(np.asarray(right)[:, None, None], [[-1.0], [-2.0]], [[-2.0], [-1.0]])
     (workdir / name).mkdir()
     records.write_scores(workdir / name / "eval" / "trained.jsonl", np.asarray(ids), scores)
+    known = {"no_thought": {"accuracy": 0.6, "nll": 0.7}, "ceiling": None}
+    (workdir / name / "results.json").write_text(json.dumps({"reference": known}))
     method, seed = name.split("-")
     row = {"config": "c", "method": method, "budget": "pairs", "seed": int(seed), "workdir": name, "votes": 1}
     numbers = {
@@ -115,7 +117,9 @@ def test_the_table_says_what_the_scores_say(tmp_path):
     np.testing.assert_array_equal(found, [[-1, 0, 0, 0], [-1, 0, 0, -1]])
     text = comparison.table(tmp_path, rows, "ours")
     assert "| `ours` | pairs | 2 | 87.5 ± 17.7 | 50.0 | 0.500 |  | 16 | 5 | 1 |" in text
-    assert "| -37.5 [" in text.splitlines()[-1]
+    assert "| -37.5 [" in text.splitlines()[-2]
+    assert text.splitlines()[-1].startswith("| best no-thought reader |  | 2 | 60.0 ± 0.0 |  | 0.700 |")
+    assert {line.count("|") for line in text.splitlines()} == {11}
 
 
 def test_the_picture_of_the_findings_shows_rates_and_differences(tmp_path):
