@@ -1,6 +1,7 @@
 """A table and figures of many runs, from the rows that `dwrl_jax.reproduce` left and the files of each run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +28,9 @@ def write(workdir: Path, rows: Rows, reference: str) -> None:
 
 
 def table(workdir: Path, rows: Rows, reference: str) -> str:
-    """Markdown, a line for each method and budget: means over seeds, and the paired difference to the reference."""
-    titles = (
-        "method",
-        "as much of",
-        "seeds",
-        "accuracy %, mean ± sd",
-        "before",
-        "NLL",
-        f"less {reference}, 95 % interval",
-    )
-    titles += ("pairs", "generated tokens", "seconds")
+    """Markdown, a line for each method and budget: means over seeds, and paired differences to the reference."""
+    titles = ["method", "as much of", "seeds", "% before", "accuracy %, mean ± sd", f"less {reference}, 95 % interval"]
+    titles += ["NLL", f"less {reference}, 95 % interval", "pairs", "generated tokens", "seconds"]
     lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
     base = [row for row in rows if row["method"] == reference and row["budget"] == "pairs"]
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -53,20 +46,23 @@ def line(workdir: Path, rows: Rows, base: Rows, *, is_reference: bool) -> str:
     def mean(name):
         return np.mean([row[name] for row in rows])
 
-    against = ""
-    differences = [] if is_reference else paired(workdir, rows, base)
-    if differences:
-        centre = 100 * np.mean([one.mean() for one in differences])
-        low, high = (100 * bound for bound in two_level_interval(differences))
-        against = f"{centre:+.1f} [{low:+.1f}, {high:+.1f}]"
+    def against(measure, digits, unit=1):
+        differences = [] if is_reference else paired(workdir, rows, base, measure)
+        if not differences:
+            return ""
+        found = (np.mean([one.mean() for one in differences]), *two_level_interval(differences))
+        centre, low, high = (f"{unit * number:+.{digits}f}" for number in found)
+        return f"{centre} [{low}, {high}]"
+
     cells = [
         f"`{rows[0]['method']}`",
         BUDGETS[rows[0]["budget"]],
         str(len(rows)),
-        accuracy(rows),
         f"{100 * mean('base_accuracy'):.1f}",
+        accuracy(rows),
+        against(evaluate.wins, 1, unit=100),
         f"{mean('nll'):.3f}",
-        against,
+        against(evaluate.losses, 3),
         f"{mean('pairs'):,.0f}",
         f"{mean('generated_tokens'):,.0f}",
         f"{mean('seconds'):,.0f}",
@@ -82,7 +78,7 @@ def world_lines(workdir: Path, rows: Rows) -> list[str]:
         parts = [one[name] for one in found if one[name]]
         if parts:
             nll = np.mean([one["nll"] for one in parts])
-            lines.append(f"| {title} |  | {len(parts)} | {accuracy(parts)} |  | {nll:.3f} |" + "  |" * 4)
+            lines.append(f"| {title} |  | {len(parts)} |  | {accuracy(parts)} |  | {nll:.3f} |" + "  |" * 4)
     return lines
 
 
@@ -98,17 +94,17 @@ def margins(workdir: Path, row: dict) -> tuple[np.ndarray, Float[np.ndarray, "N 
     return ids, evaluate.margins(log_scores, row["votes"], row["pairwise"])
 
 
-def paired(workdir: Path, rows: Rows, base: Rows) -> list[Float[np.ndarray, " N"]]:
-    """For each seed that both have, wins less those of the reference on the same held-out pairs."""
+def paired(workdir: Path, rows: Rows, base: Rows, measure: Callable) -> list[Float[np.ndarray, " N"]]:
+    """For each seed that both have, a measure of margins less that of the reference, on the same held-out pairs."""
     of_seed = {row["seed"]: row for row in base}
-    return [difference(workdir, row, of_seed[row["seed"]]) for row in rows if row["seed"] in of_seed]
+    return [difference(workdir, row, of_seed[row["seed"]], measure) for row in rows if row["seed"] in of_seed]
 
 
-def difference(workdir: Path, row: dict, other: dict) -> Float[np.ndarray, " N"]:
-    """Of every pair that both were asked about: the share of votes that win, less the other's."""
+def difference(workdir: Path, row: dict, other: dict, measure: Callable) -> Float[np.ndarray, " N"]:
+    """Of every pair that both were asked about: the mean of a measure over groups of votes, less the other's."""
     (ids, margin), (other_ids, other_margin) = (margins(workdir, one) for one in (row, other))
     _, mine, others = np.intersect1d(ids, other_ids, return_indices=True)
-    return evaluate.wins(margin[mine]).mean(1) - evaluate.wins(other_margin[others]).mean(1)
+    return measure(margin[mine]).mean(1) - measure(other_margin[others]).mean(1)
 
 
 def two_level_interval(differences: list[Float[np.ndarray, " N"]]) -> tuple[float, float]:

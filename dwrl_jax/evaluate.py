@@ -90,6 +90,11 @@ def wins(margin: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return np.where(margin == 0, 0.5, margin > 0).astype(np.float64)
 
 
+def losses(margin: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """-log P(y+ > y-), in nats."""
+    return np.logaddexp(0.0, -margin)
+
+
 def summary(margin: Float[np.ndarray, "N R"]) -> dict:
     """Accuracy (95 % bootstrap interval over pairs), NLL in nats, ties, Brier score and calibration error."""
     probability = expit(margin)
@@ -98,7 +103,7 @@ def summary(margin: Float[np.ndarray, "N R"]) -> dict:
     return {
         "accuracy": float(per_pair.mean()),
         "interval": interval(per_pair),
-        "nll": float(np.logaddexp(0.0, -margin).mean()),
+        "nll": float(losses(margin).mean()),
         "ties": float((margin == 0).mean()),
         "brier": float(((1.0 - probability) ** 2).mean()),
         "ece": calibration_error(np.maximum(probability, 1 - probability), correct),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dwrl_jax import comparison, reproduce
+from dwrl_jax import comparison, evaluate, reproduce
 from dwrl_jax.errors import UserError, exit_cleanly
 
 
@@ -46,7 +46,7 @@ def draw_differences(axis: Axes, workdir: Path, rows: list[dict], reference: str
     for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         part = [row for row in rows if row["method"] == method]
         labels.append(f"{method}  (NLL {np.mean([row['nll'] for row in part]):.2f})")
-        differences = comparison.paired(workdir, part, base)
+        differences = comparison.paired(workdir, part, base, evaluate.wins)
         if method == reference or not differences:
             axis.plot(0, place, "k|")
             continue

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from dwrl_jax import comparison, records, reproduce
+from dwrl_jax import comparison, evaluate, records, reproduce
 from dwrl_jax.errors import UserError
 from dwrl_jax.suites import METHODS, SUITES
 from studies import findings
@@ -113,13 +113,15 @@ def test_the_table_says_what_the_scores_say(tmp_path):
         a_run(tmp_path, "other-1", [0, 1, 1, 0, 1], [0, 1, 2, 3, 4]),
         a_run(tmp_path, "other-2", [0, 1, 1, 0], [0, 1, 2, 3]),
     ]
-    found = comparison.paired(tmp_path, rows[2:], rows[:2])
+    found = comparison.paired(tmp_path, rows[2:], rows[:2], evaluate.wins)
     np.testing.assert_array_equal(found, [[-1, 0, 0, 0], [-1, 0, 0, -1]])
     text = comparison.table(tmp_path, rows, "ours")
-    assert "| `ours` | pairs | 2 | 87.5 ± 17.7 | 50.0 | 0.500 |  | 16 | 5 | 1 |" in text
+    assert "| `ours` | pairs | 2 | 50.0 | 87.5 ± 17.7 |  | 0.500 |  | 16 | 5 | 1 |" in text
     assert "| -37.5 [" in text.splitlines()[-2]
-    assert text.splitlines()[-1].startswith("| best no-thought reader |  | 2 | 60.0 ± 0.0 |  | 0.700 |")
-    assert {line.count("|") for line in text.splitlines()} == {11}
+    # every answer has a margin of one: a wrong one costs softplus(1) where a right one costs softplus(-1), one more
+    assert "| +0.375 [" in text.splitlines()[-2]
+    assert text.splitlines()[-1].startswith("| best no-thought reader |  | 2 |  | 60.0 ± 0.0 |  | 0.700 |")
+    assert {line.count("|") for line in text.splitlines()} == {12}
 
 
 def test_the_picture_of_the_findings_shows_rates_and_differences(tmp_path):
