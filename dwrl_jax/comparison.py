@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from scipy.special import expit
 
 from dwrl_jax import evaluate, records
@@ -138,6 +139,7 @@ def figure(workdir: Path, rows: Rows) -> Figure:
     for axis, title, ylabel in zip(axes, titles, ylabels):
         axis.set(xlabel=title, ylabel=ylabel)
         axis.grid(alpha=0.3)
+    axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
     axes[3].set_xscale("log", base=2)
     axes[7].axis("off")
     axes[7].legend(*axes[0].get_legend_handles_labels(), loc="center", title="mean over seeds")
