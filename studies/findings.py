@@ -36,7 +36,7 @@ def draw_rates(axis: Axes, rows: list[dict]) -> None:
         style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "label": method}
         axis.plot(rates, [np.mean(found[rate]) for rate in rates], marker=".", **style)
     axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", title="Learning rate")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def draw_differences(axis: Axes, workdir: Path, rows: list[dict], reference: str = "dwrl") -> None:
@@ -60,7 +60,7 @@ def draw_differences(axis: Axes, workdir: Path, rows: list[dict], reference: str
 
 
 def figure(rates: Path, choices: Path) -> Figure:
-    picture = Figure(figsize=(11, 4.5), layout="constrained")
+    picture = Figure(figsize=(13, 4.5), layout="constrained")
     left, right = picture.subplots(1, 2)
     draw_rates(left, rows_of(rates))
     draw_differences(right, choices, rows_of(choices))
