@@ -148,6 +148,11 @@ def read_rows(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def by_arm(rows: list[dict], arms: list[str]) -> list[dict]:
+    """Rows in the order of the arms, whichever finished first; those of other arms behind them."""
+    return sorted(rows, key=lambda row: arms.index(row["method"]) if row["method"] in arms else len(arms))
+
+
 def row_key(row: dict) -> tuple:
     return row["config"], row["method"], row["budget"], row["seed"]
 
@@ -193,9 +198,7 @@ def main() -> None:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
     if hosts.first():
-        order = list(SUITES[given.suite].arms)
-        rows.sort(key=lambda row: order.index(row["method"]) if row["method"] in order else len(order))
-        comparison.write(given.workdir, rows, suite.reference)
+        comparison.write(given.workdir, by_arm(rows, list(SUITES[given.suite].arms)), suite.reference)
         print((given.workdir / "table.md").read_text())
 
 

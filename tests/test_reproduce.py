@@ -105,6 +105,11 @@ def a_run(workdir, name, right, ids):
     return row | numbers | {"pairwise": False}
 
 
+def test_rows_stand_in_the_order_of_the_arms():
+    rows = [{"method": name} for name in ("bt", "unknown", "dwrl")]
+    assert [row["method"] for row in reproduce.by_arm(rows, ["dwrl", "bt"])] == ["dwrl", "bt", "unknown"]
+
+
 def test_the_table_says_what_the_scores_say(tmp_path):
     """Paired by pair and by seed: 3 of 4 and 4 of 4 against 2 of 4 and 2 of 4, one pair unknown to one of them."""
     rows = [
