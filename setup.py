@@ -8,7 +8,7 @@ setup(
     description="Dual-Weighted Reinforcement Learning of generative preference models in JAX",
     python_requires=">=3.11",
     packages=find_packages(include=["dwrl_jax", "dwrl_jax.*"]),
-    package_data={"dwrl_jax": ["*.jinja"]},
+    package_data={"dwrl_jax.reporting": ["templates/*.jinja"]},
     install_requires=[
         "absl-py",
         "datasets>=3.0",

@@ -10,7 +10,7 @@ python -m dwrl_jax.plan --config=configs/llama3b.py --topology=v5e:4x4
   a step needs at least 16 s. All 64 pairs sampled at once would not fit.
 """
 
-from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
+from dwrl_jax.settings.config import accelerator_run, read_variant, smoke, with_objective
 
 
 def get_config(variant=""):

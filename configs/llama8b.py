@@ -12,7 +12,7 @@ python -m dwrl_jax.plan --config=configs/llama8b.py --topology=v5e:8x8
   81.2 in an update, of 88.5; a step needs at least 51 s. With 8 micro-batches an update would need 97.5 GiB.
 """
 
-from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
+from dwrl_jax.settings.config import accelerator_run, read_variant, smoke, with_objective
 
 
 def get_config(variant=""):

@@ -10,7 +10,7 @@ python -m dwrl_jax.plan --config=configs/qwen3b.py --topology=v5e:4x4
   14 s. Micro-batches of up to 20 pairs would fit (here they have 8), and batches of at least 128.
 """
 
-from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
+from dwrl_jax.settings.config import accelerator_run, read_variant, smoke, with_objective
 
 
 def get_config(variant=""):

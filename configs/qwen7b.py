@@ -12,7 +12,7 @@ python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8
   75.0 in an update, of 88.5.
 """
 
-from dwrl_jax.config import accelerator_run, read_variant, smoke, with_objective
+from dwrl_jax.settings.config import accelerator_run, read_variant, smoke, with_objective
 
 
 def get_config(variant=""):

@@ -7,7 +7,7 @@ It knows only children's stories, so expect an accuracy near 50 %: this is the w
 real pairs. Its 512 tokens have no "A" or "B" of one piece, hence the other answers.
 """
 
-from dwrl_jax.config import base_config, read_variant, smoke, with_objective
+from dwrl_jax.settings.config import base_config, read_variant, smoke, with_objective
 
 
 def get_config(variant=""):

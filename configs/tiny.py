@@ -3,7 +3,7 @@
 python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
 """
 
-from dwrl_jax.config import PAIRWISE, base_config, read_variant, with_objective
+from dwrl_jax.settings.config import PAIRWISE, base_config, read_variant, with_objective
 
 # the most accurate of 3e-5, 1e-4, 3e-4 and 1e-3 on a world of its own, where it is not 3e-4:
 # python -m dwrl_jax.reproduce --suite=tiny_rates --seeds=101 --workdir=runs/rates

@@ -26,17 +26,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.run import machine, positive
-from dwrl_jax.gpm import Judge, logps
+from dwrl_jax.core.types import Logps, PreferenceBatch, ThoughtBatch
+from dwrl_jax.generation.forced import Judge, logps
 from dwrl_jax.models import hf
-from dwrl_jax.models.hf_config import model_config
-from dwrl_jax.models.presets import PRESETS, shrink
+from dwrl_jax.models.families import model_config
+from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder
 from dwrl_jax.objectives import dwrl
-from dwrl_jax.objectives._policy import policy_loss
 from dwrl_jax.objectives.grpo_point import group_advantage
-from dwrl_jax.types import Logps, PreferenceBatch, ThoughtBatch
+from dwrl_jax.objectives.parts.policy import policy_loss
 from studies import estimator_page
+from studies.speed.run import machine, positive
 
 PAD, GOOD, BAD, END, ASK, JUDGE = range(6)
 VOCAB, PREFIX, MAX_THOUGHT = 8, 6, 2

@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dwrl_jax import comparison, evaluate, reproduce
-from dwrl_jax.errors import UserError, exit_cleanly
+from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.evaluation import metrics as evaluate
+from dwrl_jax.reporting import suite as comparison
+from dwrl_jax.suites import cells as reproduce
 
 
 def rows_of(workdir: Path) -> list[dict]:

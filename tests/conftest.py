@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from dwrl_jax.models import hf
-from dwrl_jax.models.hf_config import model_config
-from dwrl_jax.models.presets import PRESETS, shrink
+from dwrl_jax.models.families import model_config
+from dwrl_jax.models.families.presets import PRESETS, shrink
 from tests.launching import StandIns
 from tests.runs import fit
 from tests.small import VOCAB, lively

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwrl_jax import checkpoint, hosts, sharding
-from dwrl_jax.errors import UserError
+from dwrl_jax.core import hosts, sharding
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.types import TrainState
 from dwrl_jax.models import hf
-from dwrl_jax.models.hf_config import model_config, read_config
+from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.transformer import axis_names
-from dwrl_jax.types import TrainState
+from dwrl_jax.workdir import checkpoint
 
 
 def spread(config):

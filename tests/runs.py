@@ -8,8 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dwrl_jax import build, checkpoint, export, lowering, plan, train
-from dwrl_jax.commandline import parse
+from dwrl_jax.planning import compiled as lowering
+from dwrl_jax.planning import plan
+from dwrl_jax.settings.commandline import parse
+from dwrl_jax.training import assemble as build
+from dwrl_jax.training import run as train
+from dwrl_jax.workdir import checkpoint
+from dwrl_jax.workdir import model as export
 
 REPO = Path(__file__).parents[1]
 SHORT = [

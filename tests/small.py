@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwrl_jax.gpm import Judge
+from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
+from dwrl_jax.generation.forced import Judge
 from dwrl_jax.models import hf
-from dwrl_jax.models.hf_config import model_config
-from dwrl_jax.models.presets import PRESETS, shrink
+from dwrl_jax.models.families import model_config
+from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder
-from dwrl_jax.types import PreferenceBatch, ThoughtBatch
 
 REPO = Path(__file__).parents[1]
 VOCAB = 192  # of the models that test files and the decoder

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dwrl_jax import sharding
+from dwrl_jax.core import sharding
 from dwrl_jax.models.attention import KEPT, Region, as_region
-from dwrl_jax.models.backends import attend
+from dwrl_jax.models.attention.backends import attend
 
 REMAT_POLICIES = {
     "none": None,

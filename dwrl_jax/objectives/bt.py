@@ -10,9 +10,9 @@ import functools
 
 from jaxtyping import Array, Float
 
-from dwrl_jax.objectives._bradley_terry import BradleyTerry, pair_loss
+from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives.dwrl import log_preference_score, preference_metrics
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss
 
 THOUGHTS, VERDICTS = "none", False
 
@@ -35,7 +35,7 @@ def phases(hyper: Hyper):
 
 def reward_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, margin: Float[Array, " B"] | None = None):
     """-log sigmoid(r+ - r-) + centring * (r+ + r-)^2: the likelihood leaves the level of r open, the second term
-    (arXiv 2312.09244, Eq. 3) holds it near zero. What a margin does to the first is in `_bradley_terry`."""
+    (arXiv 2312.09244, Eq. 3) holds it near zero. What a margin does to the first is in `parts/bradley_terry`."""
     reward = log_preference_score(logps.answer)
     loss = pair_loss(reward[:, 0] - reward[:, 1], hyper, margin) + hyper.centring * reward.sum(1) ** 2
     return loss, reward_metrics(logps)

@@ -8,9 +8,9 @@ import functools
 
 from jaxtyping import Array, Float
 
-from dwrl_jax.objectives._bradley_terry import BradleyTerry, pair_loss
+from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives.dwrl import log_preference_score, preference_metrics
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss
 
 THOUGHTS, VERDICTS = "none", False
 
@@ -26,7 +26,7 @@ def bradley_terry_loss(
 ):
     """-log sigmoid(log p+ - log p-), p the mean over the thoughts at hand; the thoughts' own density is left alone.
 
-    Its gradient is that of DWRL's Eq. 14. What a margin does to it is in `_bradley_terry`.
+    Its gradient is that of DWRL's Eq. 14. What a margin does to it is in `parts/bradley_terry`.
     """
     log_score = log_preference_score(logps.answer)
     return pair_loss(log_score[:, 0] - log_score[:, 1], hyper, margin), preference_metrics(logps)

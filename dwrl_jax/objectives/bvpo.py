@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import bt_token, dwrl
-from dwrl_jax.objectives._policy import Policy
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.policy import Policy
 
 THOUGHTS, VERDICTS = "policy", False
 EMPTY_THOUGHT = True

@@ -8,7 +8,7 @@ could not be read there, is marked (ours):
 1. the baseline b in the thought step: "none" is the paper's, "mean" and "leave_one_out" are (ours);
 2. `updates="joint"`, one backward pass for both terms (ours);
 3. the dual clip of negative advantages (from arXiv 1912.09729) and the KL term to the starting model (ours);
-4. margins of the data (ours): the instance-wise weight becomes that of a likelihood with margins, `_bradley_terry`.
+4. margins of the data (ours): the instance-wise weight becomes that of a likelihood with margins (parts/bradley_terry).
 
 Everything is float32 and in log space.
 """
@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from dwrl_jax.objectives._bradley_terry import BradleyTerry, pair_weight
-from dwrl_jax.objectives._policy import Policy, policy_loss, sampler_gap
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.core.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_weight
+from dwrl_jax.objectives.parts.policy import Policy, policy_loss, sampler_gap
 
 THOUGHTS, VERDICTS = "policy", False
 SIGN = (1.0, -1.0)  # of the chosen and the rejected side

@@ -12,8 +12,8 @@ smoothed labels make it a regularised pairwise ranking loss. What is (ours):
 
 import dataclasses
 
-from dwrl_jax.objectives._pairwise import log_other, pairwise_metrics
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.core.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.pairwise import log_other, pairwise_metrics
 
 THOUGHTS, VERDICTS, PAIRWISE = "none", False, True
 

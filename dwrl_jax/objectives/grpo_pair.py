@@ -15,10 +15,10 @@ What is (ours), beside what is said of one writing and its group in `grpo_point`
 
 import functools
 
+from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import grpo_point
-from dwrl_jax.objectives._pairwise import pairwise_metrics
 from dwrl_jax.objectives.grpo_point import correctness, group_loss, policy_phases
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.pairwise import pairwise_metrics
 
 THOUGHTS, VERDICTS, PAIRWISE = "policy", True, True
 Hyper = grpo_point.Hyper

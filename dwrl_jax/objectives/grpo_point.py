@@ -17,9 +17,9 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dwrl_jax.objectives._policy import Policy, policy_loss, sampler_gap
+from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives.dwrl import preference_metrics
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.policy import Policy, policy_loss, sampler_gap
 
 THOUGHTS, VERDICTS = "policy", True
 EPSILON = 1e-6

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from dwrl_jax.objectives._policy import Policy
+from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives.grpo_point import group_loss
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.policy import Policy
 
 THOUGHTS, VERDICTS = "policy", False
 Hyper = Policy

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives.dwrl import log_preference_score, pair_nll, preference_metrics
-from dwrl_jax.types import Logps, ThoughtBatch
 
 THOUGHTS, VERDICTS = "none", False
 ORDINAL = True

@@ -20,9 +20,9 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dwrl_jax.objectives._bradley_terry import BradleyTerry, pair_loss
+from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives.bt import reward_metrics
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss
 
 THOUGHTS, VERDICTS = "none", False
 EPSILON = 1e-12

@@ -15,10 +15,10 @@ by reinforcement learning with a reward that a rule can check. What is (ours), b
 import dataclasses
 import functools
 
+from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import grpo_point
-from dwrl_jax.objectives._pairwise import pairwise_metrics
 from dwrl_jax.objectives.grpo_point import correctness, group_loss, policy_phases
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.objectives.parts.pairwise import pairwise_metrics
 
 THOUGHTS, VERDICTS, PAIRWISE = "policy", True, True
 

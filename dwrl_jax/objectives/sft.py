@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dwrl_jax.types import Logps, ThoughtBatch
+from dwrl_jax.core.types import Logps, ThoughtBatch
 
 THOUGHTS, VERDICTS = "written", False
 

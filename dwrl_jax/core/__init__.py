@@ -1,0 +1,1 @@
+"""What every room stands on: errors, types, the mesh, several processes."""

@@ -1,0 +1,223 @@
+"""The built-in world: preference pairs whose judging takes steps that have to be written out.
+
+A prompt gives a start state and a row of operations, each a fixed permutation of the states; a response claims
+the final state in one of three styles. Quality falls with the circular distance of the claim from the truth and
+rises with the style; which of two responses is preferred is Bradley-Terry noise around it, so the ceiling is
+known. Composing the permutations is beyond one pass of a tiny transformer, but not beyond a written chain of
+intermediate states. Everything follows from a seed; nothing is downloaded.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from dwrl_jax.data import Example, tokenise
+from dwrl_jax.data.pairs import Pair
+from dwrl_jax.dialogue import Dialogue
+
+STATES, OPERATIONS, CHAIN = 8, 8, 5
+STYLES = {"curt": -1.0, "plain": 0.0, "warm": 1.0}
+DISTANCE_WEIGHT, STYLE_WEIGHT = 1.5, 0.7
+TRUE_CLAIMS = 0.3  # share of responses that claim the truth outright; the others claim any state
+SPLITS = {"train": 0, "demonstrations": 1, "eval": 2}
+PASSABLE = -1.2  # quality of a response that is called good as often as not
+GOOD, BAD = 0, 1  # verdicts, and which of two is better: the first or the second
+JUDGE, ASK, ANSWERS = "judge", "good?", ("yes", "no")
+OTHER_ANSWERS = ("A", "B", "a", "I")  # of dialogues in other words, so that any config can be tried on the world
+TEMPLATE = (
+    "{{ bos_token }} {% for message in messages %}<{{ message.role }}> {{ message.content }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+# Written thoughts of the mixed stage: states and how far the claim is off. A "chain" writes every state; "slips"
+# does, and goes on from its errors; "skipping" breaks off and guesses the end; "rationalising" puts the claim at
+# the end; "lazy" writes nothing of it. A thought ends with how far off the claim is; one about two responses first
+# repeats each claim, for a tiny model did not learn to tell two distances without.
+KINDS = {"chain": 0.15, "slips": 0.25, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
+SLIP = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """`permutations[o, s]` is the state that operation o makes of state s; drawn from the seed."""
+
+    seed: int
+    permutations: np.ndarray
+
+    def chain(self, start: int, operations: Sequence[int]) -> list[int]:
+        """States after each operation."""
+        states, state = [], start
+        for operation in operations:
+            state = int(self.permutations[operation, state])
+            states.append(state)
+        return states
+
+    def quality(self, prompt: str, response: str) -> float:
+        """Quality of a response text for a prompt text: -1.5 * circular distance + 0.7 * style."""
+        start, *operations = (int(word[1:]) for word in prompt.split())
+        claim, style = response.split()
+        return _quality(int(claim[1:]), self.chain(start, operations)[-1], style)
+
+
+def make_world(seed: int) -> World:
+    rng = np.random.default_rng([seed, 0])
+    return World(seed, np.stack([rng.permutation(STATES) for _ in range(OPERATIONS)]))
+
+
+def _quality(claim: int, truth: int, style: str) -> float:
+    return -DISTANCE_WEIGHT * _distance(claim, truth) + STYLE_WEIGHT * STYLES[style]
+
+
+def _distance(a: int, b: int) -> int:
+    """Steps between two states on their circle."""
+    return min(abs(a - b), STATES - abs(a - b))
+
+
+def _margin(claims: Sequence[int], truth: int) -> float:
+    """1 (slightly better), 2 (better) or 3 (much better): by how many states one claim is nearer to the truth.
+
+    It is a strength, of which the label's noise takes no account: the better claim need not be the chosen one's.
+    """
+    first, second = (_distance(claim, truth) for claim in claims)
+    return float(1 + min(abs(first - second), 2))
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def pair(world: World, split: str, index: int, *, mixed_from: int | None = None, pairwise: bool = False) -> Pair:
+    """Pair number `index` of a split.
+
+    Demonstrations carry a thought and a verdict for each side, a response or with `pairwise` an order of both:
+    clean chains up to index `mixed_from`, thoughts of mixed quality from there on.
+    """
+    rng = np.random.default_rng([world.seed, 1 + SPLITS[split], index])
+    start, operations = int(rng.integers(STATES)), rng.integers(OPERATIONS, size=CHAIN)
+    states = world.chain(start, operations)
+    responses = [_response(rng, states[-1])]
+    while len(responses) < 2:
+        other = _response(rng, states[-1])
+        if other != responses[0]:
+            responses.append(other)
+    better = _quality(responses[0][0], states[-1], responses[0][1]) - _quality(
+        responses[1][0], states[-1], responses[1][1]
+    )
+    if rng.random() > _sigmoid(better):
+        responses.reverse()
+    thoughts = verdicts = None
+    if split == "demonstrations":
+        mixed = mixed_from is not None and index >= mixed_from
+        judged = [responses, responses[::-1]] if pairwise else [responses[:1], responses[1:]]
+        thoughts, verdicts = zip(*(_demonstration(rng, world, start, operations, side, mixed) for side in judged))
+    content = " ".join([f"s{start}", *(f"o{o}" for o in operations)])
+    return Pair(
+        prompt=({"role": "user", "content": content},),
+        chosen=_text(responses[0]),
+        rejected=_text(responses[1]),
+        margin=_margin([claim for claim, _ in responses], states[-1]),
+        source="world",
+        where=f"world {world.seed}, {split} pair {index}",
+        thoughts=thoughts,
+        verdicts=verdicts,
+    )
+
+
+def _response(rng, truth: int) -> tuple[int, str]:
+    claim = truth if rng.random() < TRUE_CLAIMS else int(rng.integers(STATES))
+    return claim, list(STYLES)[rng.integers(len(STYLES))]
+
+
+def _text(response: tuple[int, str]) -> str:
+    return f"s{response[0]} {response[1]}"
+
+
+def _demonstration(rng, world: World, start, operations, responses, mixed: bool) -> tuple[str, int]:
+    """A thought about one response or two, and the verdict of a judge who believes it."""
+    truth = world.chain(start, operations)
+    kind = rng.choice(list(KINDS), p=list(KINDS.values())) if mixed else "chain"
+    states = list(truth)
+    if kind == "slips":
+        states, state = [], start
+        for operation in operations:
+            slipped = rng.random() < SLIP
+            state = int(rng.integers(STATES)) if slipped else int(world.permutations[operation, state])
+            states.append(state)
+    elif kind == "skipping":
+        states = [*truth[: rng.integers(1, CHAIN - 1)], int(rng.integers(STATES))]
+    elif kind == "rationalising":
+        states[-1] = responses[rng.integers(len(responses))][0]
+    believed = truth[-1] if kind == "lazy" else states[-1]
+    quality = [_quality(claim, believed, style) for claim, style in responses]
+    better = quality[0] - (quality[1] if len(quality) == 2 else PASSABLE)
+    good = rng.random() < _sigmoid(2.0 * better)
+    words = [f"s{s}" for s in states]
+    for claim, _ in responses:
+        words += [f"s{claim}"] * (len(responses) == 2) + [f"off{_distance(claim, believed)}"]
+    return "hm" if kind == "lazy" else " ".join(words), GOOD if good else BAD
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSource:
+    """An unlimited source of examples: one split of a world, tokenised as it is asked for.
+
+    A `pairwise_share` of them, drawn from the seed, stands in the dialogue `pairwise` instead.
+    """
+
+    world: World
+    split: str
+    dialogue: Dialogue
+    max_length: int  # tokens of a prefix
+    mixed_from: int | None = None
+    pairwise: Dialogue | None = None
+    pairwise_share: float = 0.0
+
+    def examples(self, start: int, stop: int) -> list[Example]:
+        rows = []
+        for dialogue in (self.dialogue, self.pairwise):
+            ids = [i for i in range(start, stop) if self._dialogue(i) is dialogue]
+            if ids:
+                both = dialogue.turn is not None
+                pairs = [pair(self.world, self.split, i, mixed_from=self.mixed_from, pairwise=both) for i in ids]
+                found, _ = tokenise(pairs, dialogue, self.max_length, strict=True)
+                rows += [dataclasses.replace(row, pair_id=ids[row.pair_id]) for row in found.rows]
+        return sorted(rows, key=lambda row: row.pair_id)
+
+    def _dialogue(self, index: int) -> Dialogue | None:
+        drawn = self.pairwise_share and np.random.default_rng([self.world.seed, 4, index]).random()
+        return self.pairwise if drawn < self.pairwise_share else self.dialogue
+
+
+def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """What two fixed readers score on pairs: [pairs] log-odds of chosen over rejected each.
+
+    "no_thought" knows style's worth and nothing of the truth: the best that can be read off without composing
+    the operations. "ceiling" knows the quality itself: only the noise of the labels is left.
+    """
+    style = [STYLE_WEIGHT * (STYLES[p.chosen.split()[1]] - STYLES[p.rejected.split()[1]]) for p in pairs]
+    prompts = [p.prompt[0]["content"] for p in pairs]
+    margin = [world.quality(x, p.chosen) - world.quality(x, p.rejected) for x, p in zip(prompts, pairs)]
+    return {"no_thought": np.array(style), "ceiling": np.array(margin)}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, with a chat template of its own."""
+    special = ["<pad>", "<bos>", "<end>", "<user>", "<assistant>", "<system>"]
+    words = [*(f"s{i}" for i in range(STATES)), *(f"o{i}" for i in range(OPERATIONS)), *STYLES]
+    words += [*(f"off{i}" for i in range(STATES // 2 + 1)), "hm"]
+    words += [JUDGE, ASK, *ANSWERS, *OTHER_ANSWERS, "<unk>"]
+    vocabulary = {word: i for i, word in enumerate([*special, *words])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<end>",
+        additional_special_tokens=["<user>", "<assistant>", "<system>"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer

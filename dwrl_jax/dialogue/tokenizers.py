@@ -1,0 +1,75 @@
+"""Tokenizers: their chat templates, begin tokens and control tokens."""
+
+import re
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from dwrl_jax.core.errors import UserError
+
+# For tokenizers without a chat template, such as those of base models. The blank line stands in front of a
+# turn and not behind it, so that nothing follows the eos token of the last one.
+FALLBACK_TEMPLATE = (
+    "{%- if bos_token is defined and bos_token %}{{- bos_token }}{%- endif %}"
+    "{%- for message in messages %}"
+    "{%- if not loop.first %}{{- '\\n\\n' }}{%- endif %}"
+    "{%- if message['role'] == 'user' %}{{- 'User: ' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' %}{{- 'Assistant: ' + message['content'] + eos_token }}"
+    "{%- else %}{{- message['content'] }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '\\n\\nAssistant:' }}{%- endif %}"
+)
+
+
+def load_tokenizer(path) -> Any:
+    """The tokenizer in a local folder or of a hub id, with a chat template; UserError when there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:  # transformers raises many types here, some without a common parent
+        raise UserError(
+            f"tokenizer {str(path)!r} cannot be loaded: give a folder with tokenizer.json or a hub id "
+            f"({one_line(error)})"
+        ) from error
+    return with_template(tokenizer)
+
+
+def with_template(tokenizer) -> Any:
+    """The same tokenizer; one without a chat template gets FALLBACK_TEMPLATE, so that an export carries it.
+
+    UserError when it has no eos token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no eos token: set eos_token in its config")
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = FALLBACK_TEMPLATE
+    return tokenizer
+
+
+def begin_ids(tokenizer, ids, end_id) -> tuple[int, ...]:
+    """The begin token to put in front of a rendered conversation, so that there is exactly one."""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return ()
+    # Where one token is both begin and end, only the front can be told from the turns' ends.
+    printed = (ids[:2] if bos == end_id else ids).count(bos)
+    if printed > 1 or (printed == 1 and ids[0] != bos):
+        raise unusable(f"begin token {tokenizer.bos_token!r} printed {printed} times; once, in front, is right")
+    added = tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
+    return (bos,) if added and not printed else ()
+
+
+def control_pattern(tokenizer, ids) -> re.Pattern:
+    """Matches the special tokens, and those other added tokens that the template marks turns with."""
+    added = tokenizer.added_tokens_decoder
+    control = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
+    control |= {added[i].content for i in ids if i in added and added[i].content.strip()}
+    longest_first = sorted(control, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def unusable(why) -> UserError:
+    return UserError(f"the chat template is not usable: {why}")
+
+
+def one_line(error) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,1 @@
+"""What held-out scores say about a judge."""

@@ -1,0 +1,134 @@
+"""Held-out pairs: scores with k votes, and what they say about a judge.
+
+A pointwise judge scores both responses (sides) of a pair. A pairwise one sees both at once, in two orders
+(sides): its log scores are those of the right label among the two, and P(y+ > y-) is their mean over orders.
+"""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from scipy.special import expit, logsumexp
+from scipy.stats import bootstrap
+
+from dwrl_jax.core.types import PreferenceBatch
+
+CALIBRATION_BINS = 10
+FAINTEST = float(np.finfo(np.float32).eps)
+
+
+def vote_scores(
+    scores_of: Callable, batches: Iterable[PreferenceBatch]
+) -> tuple[np.ndarray, Float[np.ndarray, "N S K"]]:
+    """Pair ids [N], ascending, and log scores of K sampled thoughts for both sides of every pair.
+
+    `scores_of(batch)` samples them, Float[B S K]. Its keys depend on the pair alone, so neither the order nor
+    the packing of batches matters.
+    """
+    scores, ids = [], []
+    for batch in batches:
+        valid = np.asarray(batch.valid)
+        scores.append(np.asarray(jax.device_get(scores_of(batch)))[valid])
+        ids.append(np.asarray(batch.pair_id)[valid])
+    order = np.argsort(np.concatenate(ids))
+    return np.concatenate(ids)[order], np.concatenate(scores)[order]
+
+
+def votes_of(log_scores: Float[np.ndarray, "N S K"], votes: int) -> Float[np.ndarray, "N S R votes"]:
+    """R = K // votes disjoint groups: all samples serve to estimate what a judge with `votes` thoughts does."""
+    n, sides, samples = log_scores.shape
+    repeats = samples // votes
+    return log_scores[..., : repeats * votes].reshape(n, sides, repeats, votes)
+
+
+def margins(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> Float[np.ndarray, "N R"]:
+    """Log-odds of y+ over y-: log p^+ - log p^-, where p^ is the mean over `votes` thoughts.
+
+    Of a pairwise judge those of the mean over both orders.
+    """
+    if pairwise:
+        right, wrong = order_probabilities(log_scores, votes)
+        return np.log(right.sum(1)) - np.log(wrong.sum(1))
+    log_p = logsumexp(votes_of(log_scores, votes), axis=-1) - np.log(votes)
+    return log_p[:, 0] - log_p[:, 1]
+
+
+def order_probabilities(
+    log_scores: Float[np.ndarray, "N S K"], votes: int
+) -> tuple[Float[np.ndarray, "N S R"], Float[np.ndarray, "N S R"]]:
+    """Probability of the right and of the wrong label in each order, means over `votes` thoughts.
+
+    No vote is taken to be surer than float32 can say, so that the log-odds stay finite.
+    """
+    right = np.clip(np.exp(votes_of(log_scores, votes).astype(np.float64)), FAINTEST, 1 - FAINTEST).mean(-1)
+    return right, 1 - right
+
+
+def order_metrics(log_scores: Float[np.ndarray, "N S K"], votes: int) -> dict[str, float]:
+    """What the order does to a pairwise judge.
+
+    "flips": share of pairs where the two orders disagree about which response is better, one that cannot decide
+    counts one half. "position_bias": mean probability that the first of two is better, less one half.
+    """
+    right, wrong = order_probabilities(log_scores, votes)
+    won = wins(right - wrong)
+    return {
+        "flips": float(np.abs(won[:, 0] - won[:, 1]).mean()),
+        "position_bias": float((right[:, 0] + wrong[:, 1]).mean() / 2 - 0.5),
+    }
+
+
+def metrics(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> dict:
+    """The summary of a judge with `votes` thoughts; of a pairwise one with what the order does."""
+    found = summary(margins(log_scores, votes, pairwise))
+    return found | (order_metrics(log_scores, votes) if pairwise else {})
+
+
+def wins(margin: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """1 where the chosen response scores higher, one half for a tie."""
+    return np.where(margin == 0, 0.5, margin > 0).astype(np.float64)
+
+
+def losses(margin: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """-log P(y+ > y-), in nats."""
+    return np.logaddexp(0.0, -margin)
+
+
+def summary(margin: Float[np.ndarray, "N R"]) -> dict:
+    """Accuracy (95 % bootstrap interval over pairs), NLL in nats, ties, Brier score and calibration error."""
+    probability = expit(margin)
+    correct = wins(margin)
+    per_pair = correct.mean(1)
+    return {
+        "accuracy": float(per_pair.mean()),
+        "interval": interval(per_pair),
+        "nll": float(losses(margin).mean()),
+        "ties": float((margin == 0).mean()),
+        "brier": float(((1.0 - probability) ** 2).mean()),
+        "ece": calibration_error(np.maximum(probability, 1 - probability), correct),
+        "pairs": len(margin),
+    }
+
+
+def gain(before: Float[np.ndarray, "N R"], after: Float[np.ndarray, "N R"]) -> dict:
+    """Difference of accuracy on the same pairs, with a paired 95 % bootstrap interval."""
+    difference = wins(after).mean(1) - wins(before).mean(1)
+    return {"accuracy": float(difference.mean()), "interval": interval(difference)}
+
+
+def interval(per_pair: Float[np.ndarray, " N"]) -> list[float]:
+    """95 % percentile bootstrap interval of the mean over pairs."""
+    if len(per_pair) < 2:
+        return [float(per_pair.mean())] * 2
+    found = bootstrap((per_pair,), np.mean, method="percentile", batch=100, rng=np.random.default_rng(0))
+    return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
+
+
+def calibration_error(confidence: Float[np.ndarray, "*shape"], correct: Float[np.ndarray, "*shape"]) -> float:
+    """ECE: |share correct - mean confidence| over ten equal bins of [0.5, 1], weighted by their counts."""
+    confidence, correct = confidence.ravel(), correct.ravel()
+    bins = np.minimum(((confidence - 0.5) * 2 * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    count = np.maximum(np.bincount(bins, minlength=CALIBRATION_BINS), 1)
+    gaps = np.bincount(bins, correct - confidence, CALIBRATION_BINS) / count
+    return float((np.abs(gaps) * np.bincount(bins, minlength=CALIBRATION_BINS)).sum() / len(bins))

@@ -1,0 +1,1 @@
+"""Thoughts and their log-probabilities: sampling and teacher forcing."""

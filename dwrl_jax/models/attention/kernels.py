@@ -1,0 +1,275 @@
+"""`attend` by the accelerators' own fused kernels, which never hold all scores: for TPUs and for NVIDIA GPUs.
+
+Letters as in attention.py: P prefixes (rows), G branches per prefix, T new tokens, S earlier tokens, N query heads,
+K key/value heads, H head size. Both functions mean what `attend_at_once` means and call it where a kernel cannot
+serve; each names these cases.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from dwrl_jax.core.sharding import ROWS, TENSOR
+from dwrl_jax.models.attention import KEPT, Region, attend_at_once
+
+LANES = 128  # of a TPU's vector unit: block sizes are multiples
+BLOCKS = (512, 384, 256)  # tokens of a block, by choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree(pallas.Mask):
+    """Which keys the queries of a row may see: all of `shared`, and those of their own branch up to themselves.
+
+    Keys are first the shared regions', then branch by branch its own regions' (`own` of them) and its new tokens'
+    (`new`). Behind the shared ones each query thus sees one run of keys, which ends with itself. A query's id holds
+    the run's last key and, in the lower `bits`, how far it reaches back; the kernel gets ids as data, so that runs
+    may be shorter than the mask's own, which says what blocks are skipped.
+
+    The kernel compares masks, keeps what it learned from one, and calls `mask_function` on blocks of ids.
+    """
+
+    queries: int  # with padding, as `keys`
+    keys: int
+    shared: int
+    own: int
+    new: int
+    branches: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.queries, self.keys
+
+    @property
+    def bits(self) -> int:
+        return (self.own + self.new - 1).bit_length()
+
+    @property
+    def fits(self) -> bool:
+        """Whether ids fit 32 bits."""
+        return self.branches * (self.own + self.new) << self.bits <= 2**31
+
+    @property
+    def q_sequence(self) -> Int[np.ndarray, " queries"]:
+        branch, token = np.divmod(np.arange(self.branches * self.new), self.new)
+        ids = (branch * (self.own + self.new) << self.bits) + (self.own + token) * (2**self.bits + 1)
+        return np.pad(ids, (0, self.queries - len(ids)), mode="edge").astype(np.int32)
+
+    @property
+    def mask_function(self):
+        return _Sees(self.shared, self.bits)
+
+    def __getitem__(self, index) -> Bool[np.ndarray, "queries keys"]:
+        queries, keys = index
+        return self.mask_function(self.q_sequence[queries][:, None], np.arange(self.keys)[keys][None])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sees:
+    """`Tree`'s rule for blocks of query ids and key numbers; equal rules are equal, so programs are reused."""
+
+    shared: int
+    bits: int
+
+    def __call__(self, ids, keys):
+        back = (ids >> self.bits) - (keys - self.shared)
+        return (keys < self.shared) | ((back >= 0) & (back <= (ids & (2**self.bits - 1))))
+
+
+def splash(
+    q: Float[Array, "P G T N H"],
+    k: Float[Array, "P G T K H"],
+    v: Float[Array, "P G T K H"],
+    regions: tuple[Region, ...],
+    segments: Int[Array, "P G T"] | None = None,
+    *,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
+    interpret: bool = False,
+) -> Float[Array, "P G T N H"]:
+    """`attend` on TPUs by splash attention: one call per row whose keys are those of all regions and branches.
+
+    A shared region is never copied, and blocks that no query of theirs may see are skipped. Lengths of regions are
+    segment ids of the kernel. The tokens of one of our `segments` must stand together, as `pack` lays them.
+
+    XLA cannot split a kernel: with a `mesh` of axes data, fsdp and tensor rows are split over the first two and
+    heads over the last; key/value heads are repeated where there are fewer than devices to hold them.
+
+    All scores at once are left where segments meet regions of single branches, as a query then sees three runs of
+    keys and its id holds one; where a region has neither 1 nor G branches; where ids do not fit 32 bits (8 branches
+    of more than 16,384 tokens, own regions counted); and where the mesh does not divide rows or query heads.
+    """
+    P, G, T, N, _ = q.shape
+    shared = [r for r in regions if r.k.shape[1] == 1]
+    own = [r for r in regions if r.k.shape[1] == G != 1]
+    tree = _tree(shared, own, G, T)
+    three_runs = segments is not None and own
+    if len(shared) + len(own) < len(regions) or three_runs or not tree.fits:
+        return attend_at_once(q, k, v, regions, segments)[0]
+    shared, own = ([r._replace(length=_lengths(r)) for r in x] for x in (shared, own))
+    call = functools.partial(_splash, tree=tree, interpret=interpret)
+    if mesh is None:
+        return call(q, k, v, shared, own, segments)
+    rows, tensor = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape[TENSOR]
+    copies = tensor // math.gcd(k.shape[3], tensor)
+    if P % rows or N % (k.shape[3] * copies):
+        return attend_at_once(q, k, v, regions, segments)[0]
+    if copies > 1:
+        k, v = (jnp.repeat(x, copies, 3) for x in (k, v))
+        repeated = functools.partial(jnp.repeat, repeats=copies, axis=2)
+        shared, own = ([Region(repeated(r.k), repeated(r.v), r.length) for r in x] for x in (shared, own))
+    token, earlier = PartitionSpec(ROWS, None, None, TENSOR), PartitionSpec(ROWS, None, TENSOR)
+    row = PartitionSpec(ROWS)
+    specs = [[Region(earlier, earlier, row) for _ in x] for x in (shared, own)]
+    call = jax.shard_map(call, mesh=mesh, in_specs=(token, token, token, *specs, row), out_specs=token, check_vma=False)
+    return call(q, k, v, shared, own, segments)
+
+
+def _splash(q, k, v, shared, own, segments, *, tree: Tree, interpret: bool) -> Float[Array, "P G T N H"]:
+    """One kernel call per row, on one device."""
+    P, G, T, N, H = q.shape
+    fused = pallas.make_splash_mha(
+        pallas.MultiHeadMask([tree] * N),
+        block_sizes=_block_sizes(tree),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=KEPT,
+        interpret=interpret,
+    )
+    queries = (q * H**-0.5).reshape(P, G * T, N, H).transpose(0, 2, 1, 3)
+    queries = jnp.pad(queries, ((0, 0), (0, 0), (0, tree.queries - G * T), (0, 0)))
+    keys = _row([r.k.swapaxes(3, 4) for r in shared], [r.k.swapaxes(3, 4) for r in own], k, tree)
+    values = _row([r.v for r in shared], [r.v for r in own], v, tree)
+    seen = _seen(shared, own, tree, P)
+    ids = None if segments is None else _runs(segments, tree)
+
+    def one_row(queries, keys, values, seen, ids):
+        visible = seen if seen is None else pallas.SegmentIds(jnp.ones(tree.queries, jnp.int32), seen)
+        # the ids of queries are the one vector among the kernel's arrays
+        kernel = fused if ids is None else jax.tree.map(lambda x: ids if x.ndim == 1 else x, fused)
+        return kernel(queries, keys, values, visible)
+
+    out = jax.vmap(one_row)(queries, keys, values, seen, ids)
+    return out[:, :, : G * T].transpose(0, 2, 1, 3).reshape(P, G, T, N, H)
+
+
+def _tree(shared: list[Region], own: list[Region], branches: int, new: int) -> Tree:
+    """The mask of static shapes, padded to whole blocks. Padding sees what the last query sees."""
+    before, beside = (sum(r.v.shape[3] for r in x) for x in (shared, own))
+    queries, keys = branches * new, before + branches * (beside + new)
+    queries, keys = (-(-count // _block(count)) * _block(count) for count in (queries, keys))
+    return Tree(queries, keys, before, beside, new, branches)
+
+
+def _block(count: int) -> int:
+    """Tokens of a block: one for few tokens, otherwise that of `BLOCKS` with the least padding."""
+    if count <= BLOCKS[0]:
+        return -(-count // LANES) * LANES
+    return min(BLOCKS, key=lambda block: -count % block)
+
+
+def _block_sizes(tree: Tree) -> pallas.BlockSizes:
+    queries, keys = map(_block, tree.shape)
+    return pallas.BlockSizes(
+        block_q=queries,
+        block_kv=keys,
+        block_q_dkv=queries,
+        block_kv_dkv=keys,
+        block_q_dq=queries,
+        block_kv_dq=keys,
+    )
+
+
+def _row(shared, own, new: Float[Array, "P G T K H"], tree: Tree) -> Float[Array, "P K keys H"]:
+    """A row's keys or values in the order of `Tree`, regions given as [P Gr K S H]."""
+    P, _, _, K, H = new.shape
+    branches = jnp.concatenate([*own, new.swapaxes(2, 3)], 3).swapaxes(1, 2).reshape(P, K, -1, H)
+    row = jnp.concatenate([*(x[:, 0] for x in shared), branches], 2)
+    return jnp.pad(row, ((0, 0), (0, 0), (0, tree.keys - row.shape[2]), (0, 0)))
+
+
+def _seen(shared: list[Region], own: list[Region], tree: Tree, rows: int) -> Int[Array, "P keys"] | None:
+    """1 for keys inside their region's length, 0 for others, in the order of `Tree`; None where all are seen."""
+    if all(r.length is None for r in (*shared, *own)):
+        return None
+    before = [_inside(r, rows)[:, 0] for r in shared]
+    beside = [_inside(r, rows) for r in own]
+    branches = jnp.concatenate([*beside, jnp.ones((rows, tree.branches, tree.new), bool)], 2)
+    row = jnp.concatenate([*before, branches.reshape(rows, -1)], 1)
+    return jnp.pad(row, ((0, 0), (0, tree.keys - row.shape[1]))).astype(jnp.int32)
+
+
+def _runs(segments: Int[Array, "P G T"], tree: Tree) -> Int[Array, "P queries"]:
+    """Ids of `Tree` for queries that reach back to the first token of their segment."""
+    at = jnp.arange(tree.new)
+    opens = jnp.pad(segments[..., 1:] != segments[..., :-1], ((0, 0), (0, 0), (1, 0)))
+    back = at - jax.lax.cummax(jnp.where(opens, at, 0), axis=2)
+    last = jnp.arange(tree.branches)[:, None] * tree.new + at
+    ids = ((last << tree.bits) + back).reshape(segments.shape[0], -1).astype(jnp.int32)
+    return jnp.pad(ids, ((0, 0), (0, tree.queries - ids.shape[1])), mode="edge")
+
+
+def _lengths(region: Region) -> Int[Array, "P Gr"] | None:
+    """A region's lengths, one for each of its branches."""
+    return region.length if region.length is None else jnp.broadcast_to(region.length, region.k.shape[:2])
+
+
+def _inside(region: Region, rows: int) -> Bool[Array, "P Gr S"]:
+    """Which keys of a region are inside its length."""
+    _, branches, _, size, _ = region.v.shape
+    if region.length is None:
+        return jnp.ones((rows, branches, size), bool)
+    return jnp.arange(size) < _lengths(region)[..., None]
+
+
+def cudnn(
+    q: Float[Array, "P G T N H"],
+    k: Float[Array, "P G T K H"],
+    v: Float[Array, "P G T K H"],
+    regions: tuple[Region, ...],
+    segments: Int[Array, "P G T"] | None = None,
+    *,
+    implementation: str = "cudnn",
+) -> Float[Array, "P G T N H"]:
+    """`attend` on NVIDIA GPUs by cuDNN's fused attention: each branch an item of the batch.
+
+    A shared region is copied for each of its branches, for the time of one layer. What a query may see is one
+    boolean mask for all heads, which costs P G T S values of q's type, and as many again in the gradient, as
+    cuDNN's one for a mask cannot be left out. A plain causal pass has no mask and skips half of the work.
+
+    All scores at once are left where cuDNN cannot serve: types other than bfloat16 and float16, head sizes that
+    8 does not divide, and those above 128, which need Hopper GPUs. `implementation` "xla" is the same call without
+    cuDNN, of any type, for tests.
+    """
+    P, G, T, N, H = q.shape
+    if implementation == "cudnn" and (q.dtype not in (jnp.bfloat16, jnp.float16) or H % 8 or H > 128):
+        return attend_at_once(q, k, v, regions, segments)[0]
+    call = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+    q, k, v = (x.reshape(P * G, T, -1, H) for x in (q, k, v))
+    if not regions and segments is None:
+        return call(q, k, v, is_causal=True).reshape(P, G, T, N, H)
+    keys = [*(_per_branch(r.k.transpose(0, 1, 4, 2, 3), G) for r in regions), k]
+    values = [*(_per_branch(r.v.transpose(0, 1, 3, 2, 4), G) for r in regions), v]
+    seen = jnp.broadcast_to(jnp.tri(T, dtype=bool), (P, G, T, T))
+    if segments is not None:
+        seen = seen & (segments[..., None] == segments[:, :, None])
+    inside = [_per_branch(_inside(r, P), G)[:, None] for r in regions]
+    inside = [jnp.broadcast_to(x, (P * G, T, x.shape[2])) for x in inside]
+    mask = jnp.concatenate([*inside, seen.reshape(P * G, T, T)], 2)[:, None]
+    # with a mask, cuDNN's gradient takes even lengths alone; an added query sees what the last one sees
+    queries, others = T % 2, mask.shape[3] % 2
+    q = jnp.pad(q, ((0, 0), (0, queries), (0, 0), (0, 0)))
+    keys, values = (jnp.pad(jnp.concatenate(x, 1), ((0, 0), (0, others), (0, 0), (0, 0))) for x in (keys, values))
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, queries), (0, 0)), mode="edge")
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, others)))
+    return call(q, keys, values, mask=mask)[:, :T].reshape(P, G, T, N, H)
+
+
+def _per_branch(x: Array, branches: int) -> Array:
+    """A region's array [P Gr ...] as [P * G ...]; branches of one region stand together."""
+    return jnp.repeat(x, branches // x.shape[1], 1).reshape(-1, *x.shape[2:])

@@ -1,0 +1,109 @@
+"""The programs of a run, compiled from shapes for devices that need not be there."""
+
+import dataclasses
+import math
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+
+from dwrl_jax.core import sharding
+from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
+from dwrl_jax.generation.forced import no_thoughts, with_empty_thought
+from dwrl_jax.planning import hlo
+from dwrl_jax.training.programs import TRAINING, Programs, Recipe, abstract_state, make_programs, with_reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program and its bytes on each device; of one that the compiler found no room for, `used` alone."""
+
+    seconds: float  # of compiling
+    used: int  # arguments, temporaries, code, and results that do not take an argument's place
+    arguments: int = 0
+    temporaries: int = 0
+    code: int = 0
+    alias: int = 0
+    traffic: hlo.Traffic | None = None
+
+
+def compile_program(recipe: Recipe, name: str, length: int, pairs: int) -> Program:
+    """Compile "sample" or "update" for prefixes of `length` tokens, as a run would."""
+    began = time.perf_counter()
+    with jax.set_mesh(recipe.mesh):
+        lowered = _lower(recipe, name, length, pairs)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            return Program(time.perf_counter() - began, wanted_bytes(error))
+    seconds, found = time.perf_counter() - began, compiled.memory_analysis()
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    own = found.temp_size_in_bytes + found.generated_code_size_in_bytes
+    return Program(
+        seconds=seconds,
+        used=found.argument_size_in_bytes + own + results,
+        arguments=found.argument_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        code=found.generated_code_size_in_bytes,
+        alias=found.alias_size_in_bytes,
+        traffic=hlo.traffic(compiled.as_text(), recipe.mesh.size),
+    )
+
+
+def _lower(recipe: Recipe, name: str, length: int, pairs: int):
+    whole = sharding.whole(recipe.mesh)
+    programs, state = make_programs(recipe), abstract_state(recipe)
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct((pairs, *shape), dtype, sharding=whole)
+
+    batch = PreferenceBatch(
+        prefix=array(jnp.int32, 2, length),
+        prefix_len=array(jnp.int32, 2),
+        answer=array(jnp.int32, 2),
+        valid=array(jnp.bool_),
+        pair_id=array(jnp.int32),
+        margin=array(jnp.float32) if recipe.margins else None,
+    )
+    start = state.params if recipe.keeps_start else None
+    if name == "sample":
+        return programs.sample.lower(state.params, start, batch, TRAINING, 0)
+    thoughts = _thoughts(recipe, programs, state.params, start, batch)
+    thoughts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), thoughts)
+    return programs.train_step.lower(state, batch, thoughts, None)
+
+
+def _thoughts(recipe: Recipe, programs: Programs, params, start, batch: PreferenceBatch) -> ThoughtBatch:
+    """Shapes of what an update learns from, the fullest there can be."""
+    if recipe.samples:
+        thoughts, *_ = jax.eval_shape(programs.sample, params, start, batch, TRAINING, 0)
+    elif recipe.thoughts == "none":
+        thoughts = no_thoughts(batch, recipe.judge.end)
+    else:
+        shape = (*batch.answer.shape, 1)  # written thoughts are one for each response
+        ids = jax.ShapeDtypeStruct((*shape, recipe.sampler.max_thought), jnp.int32)
+        logp = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
+        thoughts = ThoughtBatch(ids, jax.ShapeDtypeStruct(shape, jnp.int32), logp)
+    if recipe.empty_thought:
+        thoughts = jax.eval_shape(lambda drawn: with_empty_thought(drawn, recipe.judge.end), thoughts)
+    if recipe.needs_reference:
+        found = jax.eval_shape(programs.reference_logps, start, batch, thoughts, None)
+        thoughts = with_reference(thoughts, found)
+    return thoughts
+
+
+def wanted_bytes(error: Exception) -> int:
+    """Bytes, arguments among them, that a program wanted which the TPU compiler refused.
+
+    Any other error is raised again.
+    """
+    found = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of|\) exceeds)", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+        raise error
+    return round(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])
+
+
+def shard_bytes(tree) -> int:
+    """Bytes of a tree of shapes with shardings on each device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,1 @@
+"""The config and the flags of the commands."""

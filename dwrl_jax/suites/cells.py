@@ -1,0 +1,204 @@
+"""Methods side by side, on the same pairs with the same seeds:
+
+python -m dwrl_jax.reproduce --suite=tiny --workdir=runs/suite [--arms=dwrl,bt] [--seeds=11,12] [--budgets=pairs]
+
+A cell is one run of an arm with a seed. What is finished stands in results.jsonl and is not run again; what was
+stopped goes on. Of two such commands with different seeds, each takes its own. A table and figures are made of all
+cells that there are, also while others run. `--config.KEY=VALUE`, as often as you like, holds for every cell.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dwrl_jax.core import hosts
+from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.reporting import suite as comparison
+from dwrl_jax.settings.commandline import parse
+from dwrl_jax.suites.definitions import SUITES, Suite
+from dwrl_jax.training import run as train
+from dwrl_jax.training.assemble import is_pairwise, load_objective
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PAIRS = "pairs"  # the budget that every arm gets first
+ALIKE = 1.25  # two arms that differ by less than this factor in what they use of a budget share their cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run. `budget` says what it has as much of as the reference; `steps` None is what the config says."""
+
+    config: str
+    arm: str
+    budget: str
+    seed: int
+    steps: int | None = None
+
+    @property
+    def key(self) -> tuple:
+        return self.config, self.arm, self.budget, self.seed
+
+    @property
+    def folder(self) -> Path:
+        words = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in self.arm)
+        return Path(self.config) / words / f"{self.budget}-{self.seed}"
+
+
+def run_suite(suite: Suite, workdir: Path, overrides: list[str]) -> list[dict]:
+    """Run what is not yet in workdir/results.jsonl; all its rows, those of this suite first finished first."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    for config in suite.configs:
+        bar = tqdm(suite.seeds, desc=config, unit="seed", disable=not sys.stderr.isatty())
+        for seed in bar:
+            for cell in cells(suite, config, seed, workdir):
+                bar.set_postfix_str(f"{cell.arm}, equal {cell.budget}")
+                row = run_cell(suite, cell, workdir, overrides)
+                hosts.attempt(append, workdir / "results.jsonl", row)
+                jax.clear_caches()  # a suite's programs together are more than a machine holds
+    return read_rows(workdir)
+
+
+def cells(suite: Suite, config: str, seed: int, workdir: Path) -> Iterator[Cell]:
+    """The cells of a seed that are still to be run. Those of other budgets follow from what the first used."""
+    done = {row_key(row) for row in read_rows(workdir)}
+    first = [Cell(config, arm, PAIRS, seed) for arm in suite.arms]
+    yield from (cell for cell in first if cell.key not in done)
+    rows = {row_key(row): row for row in read_rows(workdir)}
+    reference = rows.get(Cell(config, suite.reference, PAIRS, seed).key)
+    for cell in first:
+        for budget in suite.budgets:
+            more = dataclasses.replace(cell, budget=budget)
+            steps = equal_steps(rows[cell.key], reference, budget) if reference else None
+            if steps and more.key not in done:
+                yield dataclasses.replace(more, steps=steps)
+
+
+def equal_steps(row: dict, reference: dict, budget: str) -> int | None:
+    """Steps with which an arm uses as much of a budget as the reference; None where it does so already, or none."""
+    used, wanted = (found["per_step"][budget] for found in (row, reference))
+    if not used or not wanted or 1 / ALIKE < wanted * reference["steps"] / (used * row["steps"]) < ALIKE:
+        return None
+    return max(round(wanted * reference["steps"] / used), 1)
+
+
+def run_cell(suite: Suite, cell: Cell, workdir: Path, overrides: list[str]) -> dict:
+    """Train one cell, or let it go on; its row of results.jsonl."""
+    arm = suite.arms[cell.arm]
+    flags = [f"--config={CONFIGS / cell.config}.py:{arm.objective}", f"--workdir={workdir / cell.folder}"]
+    settings = [f"--config.{key}={value}" for key, value in {**suite.settings, **arm.settings}.items()]
+    longer = [f"--config.optim.steps={cell.steps}"] if cell.steps else []
+    config, folder = parse([*flags, *settings, *overrides, *longer])
+    config.update_from_flattened_dict(dict.fromkeys(suite.seeded, cell.seed))
+    share_base(config, workdir)
+    results = train.fit(config, folder)
+    return row_of(cell, config, folder, results) if results else {}
+
+
+def share_base(config: ConfigDict, workdir: Path) -> None:
+    """Let cells that start from the same model make it once."""
+    if config.base is None:
+        return
+    name = hashlib.sha256(config.base.to_json_best_effort().encode()).hexdigest()[:8]
+    config.model.path = str(train.starting_model(config, workdir / "bases" / name, begun=False))
+    config.base = None
+
+
+def row_of(cell: Cell, config: ConfigDict, folder: Path, results: dict) -> dict:
+    """A row of results.jsonl; `seconds` are those of training steps, what is compiled in them included."""
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = max(results["trained"], key=lambda votes: int(votes[1:]))
+    tokens = np.array([step.get("sample/tokens", 0) for step in steps])
+    seconds = np.array([step["time/step_seconds"] for step in steps])
+    objective = load_objective(config)[0]
+    return {
+        "config": cell.config,
+        "method": cell.arm,
+        "objective": config.objective.name,
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "votes": int(best[1:]),
+        "pairwise": is_pairwise(objective),
+        **{name: results["trained"][best][name] for name in ("accuracy", "nll", "ties", "brier", "ece")},
+        "base_accuracy": results["base"][best]["accuracy"],
+        "pairs": len(steps) * config.data.batch_size,
+        "generated_tokens": int(tokens.sum()),
+        "seconds": float(seconds.sum()),
+        "steps": len(steps),
+        "per_step": {"generated_tokens": float(tokens.mean()), "seconds": float(np.median(seconds))},
+        "workdir": str(cell.folder),
+    }
+
+
+def append(path: Path, row: dict) -> None:
+    """One more line, in one write: another command may append to the same file."""
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_rows(workdir: Path) -> list[dict]:
+    path = workdir / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def by_arm(rows: list[dict], arms: list[str]) -> list[dict]:
+    """Rows in the order of the arms, whichever finished first; those of other arms behind them."""
+    return sorted(rows, key=lambda row: arms.index(row["method"]) if row["method"] in arms else len(arms))
+
+
+def row_key(row: dict) -> tuple:
+    return row["config"], row["method"], row["budget"], row["seed"]
+
+
+def chosen(names: str | None, known, what: str) -> list:
+    """The named ones of `known`, in its order; UserError for one that is not there."""
+    if names is None:
+        return list(known)
+    wanted = names.split(",")
+    texts = {str(one): one for one in known}
+    for name in wanted:
+        if name not in texts:
+            raise UserError(f"--{what}={name}: choose from {', '.join(texts)}")
+    return [one for text, one in texts.items() if text in wanted]
+
+
+@exit_cleanly
+def main() -> None:
+    logging.set_verbosity(logging.ERROR)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--arms", help="names of lines of the table, all by default")
+    parser.add_argument("--seeds", help="numbers, all of the suite by default")
+    parser.add_argument("--budgets", help="what arms get as much of as the reference, all of the suite by default")
+    given, overrides = parser.parse_known_args()
+    for flag in overrides:
+        if not flag.startswith("--config."):
+            raise UserError(f"{flag}: not a flag; see --help")
+    suite = SUITES[given.suite]
+    arms = {name: suite.arms[name] for name in chosen(given.arms, suite.arms, "arms")}
+    seeds = tuple(chosen(given.seeds, suite.seeds, "seeds"))
+    budgets = chosen(given.budgets, (PAIRS, *suite.budgets), "budgets")
+    more = tuple(budget for budget in budgets if budget != PAIRS)  # equal pairs come first in any case
+    suite = dataclasses.replace(suite, arms=arms, seeds=seeds, budgets=more)
+    hosts.start()
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str((given.workdir / "compiled").absolute()))
+    try:
+        with hosts.together():
+            rows = run_suite(suite, given.workdir, overrides)
+    except train.loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    if hosts.first():
+        comparison.write(given.workdir, by_arm(rows, list(SUITES[given.suite].arms)), suite.reference)
+        print((given.workdir / "table.md").read_text())

@@ -1,0 +1,232 @@
+"""From a config to the parts of a run. With sources.py and the entry points, the only files that read the config."""
+
+import dataclasses
+import functools
+import importlib
+import os
+import shutil
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from dwrl_jax import dialogue, objectives
+from dwrl_jax.core import hosts, sharding
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.data import world
+from dwrl_jax.dialogue import tokenizers
+from dwrl_jax.generation.forced import Judge, reward
+from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.models import hf
+from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_value_head
+from dwrl_jax.models.families.presets import PRESETS, shrink
+from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
+from dwrl_jax.training import loop
+from dwrl_jax.training import step as train_step
+from dwrl_jax.training.programs import Recipe
+from dwrl_jax.training.sources import Held, batches, find_pair, held_out, make_talk, training_source
+from dwrl_jax.workdir import records
+
+
+def load_tokenizer(config: ConfigDict, folder: Path):
+    """The tokenizer named by the config, or the model's own: for a `preset` that is the built-in world's."""
+    if config.model.preset and not (config.model.path or config.model.tokenizer):
+        return tokenizers.with_template(world.make_tokenizer())
+    return tokenizers.load_tokenizer(config.model.tokenizer or folder)
+
+
+def small_config(config: ConfigDict, tokenizer) -> dict:
+    """config.json of the small model that model.preset names; UserError for a name that there is not."""
+    name = config.model.preset
+    if name not in PRESETS:
+        raise UserError(f"model.preset={name!r}: choose one of {', '.join(PRESETS)}")
+    return shrink(PRESETS[name], 1 + max(tokenizer.get_vocab().values()))
+
+
+def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, Held | None, dict[str, str]]:
+    """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
+    tokenizer = load_tokenizer(config, folder)
+    objective, _ = load_objective(config)
+    numerics = {name: config.model[name] for name in NUMERICS}
+    shape = model_config(architecture(config, folder, tokenizer), **numerics)
+    talk = make_talk(config, tokenizer, is_pairwise(objective), is_ordinal(objective), bare=shape.value_head)
+    check_lengths(config, shape, talk)
+    supervised = objective.THOUGHTS == "written"
+    source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
+    if source.examples(0, 1)[0].thoughts is None and supervised:
+        raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
+    held, eval_note = held_out(config, talk, workdir / "skipped_eval.txt") if config.eval.pairs else (None, "none")
+    parts = recipe(config, shape, talk.question_ids, talk.answer_ids, talk.pad_id)
+    run = loop.Run(
+        **vars(parts),
+        workdir=workdir,
+        steps=config.optim.steps,
+        load_params=lambda: load_start(config, folder, shape, parts.mesh),
+        batches=batches(config, source, talk, batch_size=config.data.batch_size, margins=parts.margins),
+        describe=lambda pair_id: find_pair(source, pair_id),
+        describe_held_out=lambda pair_id: find_pair(held.batches.source, pair_id),
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+        eval_batches=held.batches if held else None,
+        curve_batches=held.curve if held else None,
+        eval_every=config.eval.every,
+        thoughts_every=config.log.thoughts_every,
+        thought_pairs=config.log.thought_pairs,
+        checkpoint_every=config.checkpoint.every,
+        packing=config.optim.packing,
+        profile=config.profile,
+    )
+    return run, held, {"train": train_note, "eval": eval_note}
+
+
+def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, devices=None) -> Recipe:
+    """What the programs are made of, for the ids of the second question, of both answers and of padding."""
+    objective, hyper = load_objective(config)
+    phases, value_scores = objective.phases(hyper), reward
+    readout = "value" if shape.value_head else "ordinal" if is_ordinal(objective) else config.score.readout
+    if hasattr(objective, "value_scores"):
+        value_scores = functools.partial(objective.value_scores, hyper=hyper)
+    optim = train_step.OptimizerOptions(
+        **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
+    )
+    return Recipe(
+        seed=config.seed,
+        judge=Judge(
+            model=Decoder(shape),
+            question=question,
+            answers=answers,
+            pad=pad,
+            temperature=config.sampler.temperature,
+            readout=readout,
+            chunk=config.score.chunk,
+            value_scores=value_scores,
+        ),
+        mesh=make_mesh(config, shape, devices),
+        sampler=SamplerOptions(
+            config.sampler.group_size,
+            config.sampler.max_thought,
+            config.sampler.top_k,
+            config.sampler.top_p,
+            verdicts=objective.VERDICTS,
+            batch_size=config.sampler.batch_size,
+        ),
+        thoughts=objective.THOUGHTS,
+        pairwise=is_pairwise(objective),
+        votes=tuple(config.eval.votes),
+        phases=phases,
+        optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
+        micro_batches=config.optim.micro_batches,
+        needs_reference=getattr(hyper, "kl", 0.0) > 0,
+        empty_thought=getattr(objective, "EMPTY_THOUGHT", False),
+        margins=config.objective.bradley_terry != "regular",
+    )
+
+
+def architecture(config: ConfigDict, folder: Path, tokenizer) -> dict:
+    """config.json of the model to train: the starting model's, with a value head where the objective wants one."""
+    hf_config = read_config(folder)
+    wanted, given = value_outputs(config), model_config(hf_config).value_head
+    if given and given != wanted:
+        like = f"preference_embedding with objective.planes={given / 2:g}" if given > 1 else "bt"
+        raise UserError(f"{folder}: a reward model with a value head; objective.name={like} alone goes on from it")
+    if wanted:
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        return with_value_head(hf_config, pad, wanted)
+    return hf_config
+
+
+def value_outputs(config: ConfigDict) -> int:
+    """How many outputs the objective wants of a value head; 0 for none."""
+    objective, hyper = load_objective(config)
+    return objective.value_outputs(hyper) if hasattr(objective, "value_outputs") else 0
+
+
+def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):
+    """The starting model's parameters; a language model gets a fresh value head where `shape` has one."""
+    places = sharding.shardings(mesh, axis_names(shape))
+    given = dataclasses.replace(shape, value_head=model_config(read_config(folder)).value_head)
+    if given == shape:
+        return hf.load_params(folder, shape, shardings=places)
+    params = hf.load_params(folder, given, shardings=sharding.shardings(mesh, axis_names(given)))
+    return hf.with_value_head(params, shape, config.seed, config.objective.head_init, shardings=places)
+
+
+@hosts.by_first
+def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer) -> None:
+    """The small files of the model to train, so that an export needs nothing but the workdir; `hf_config` is its
+    config.json, the others are the starting model's."""
+    partial = kept.with_name(f".{kept.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    records.write_json(partial / "config.json", hf_config)
+    if (folder / "generation_config.json").exists():
+        shutil.copy(folder / "generation_config.json", partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(kept, ignore_errors=True)
+    os.replace(partial, kept)
+
+
+def make_mesh(config: ConfigDict, shape: ModelConfig, devices=None) -> jax.sharding.Mesh:
+    """The mesh of a run; UserError where the model or a batch cannot be spread over it."""
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.shardings(mesh, axis_names(shape))
+    rows = {
+        "data.batch_size / optim.micro_batches, two responses a pair,": config.data.batch_size
+        // config.optim.micro_batches,
+        "eval.batch_size, two responses a pair,": config.eval.batch_size,
+    }
+    if config.sampler.batch_size:
+        rows["sampler.batch_size, two responses a pair,"] = config.sampler.batch_size
+    for what, pairs in rows.items():
+        sharding.check_divides(mesh, sharding.ROWS, 2 * pairs, what)
+    return mesh
+
+
+def check_lengths(config: ConfigDict, shape: ModelConfig, talk: dialogue.Dialogue) -> None:
+    """UserError where the tokenizer or the longest dialogue does not fit the model."""
+    largest = max(talk.tokenizer.get_vocab().values())
+    if largest >= shape.vocab_size:
+        raise UserError(
+            f"the tokenizer has token ids up to {largest}, but the model's vocabulary ends at "
+            f"{shape.vocab_size - 1}: set model.tokenizer to the model's own"
+        )
+    longest = config.data.buckets[-1] + config.sampler.max_thought + len(talk.question_ids) + 1
+    if longest > shape.max_position:
+        raise UserError(
+            f"data.buckets and sampler.max_thought allow {longest} tokens, more than the model's "
+            f"{shape.max_position}: lower one of them"
+        )
+
+
+def load_objective(config: ConfigDict):
+    """The objective's module and its hyper-parameters, those keys of config.objective that it knows."""
+    name = config.objective.name
+    if name not in objectives.names():
+        raise UserError(f"objective.name={name!r}: choose one of {', '.join(objectives.names())}")
+    module = importlib.import_module(f"dwrl_jax.objectives.{name}")
+    if module.THOUGHTS == "none" and (config.sampler.group_size, *config.eval.votes) != (1, 1):
+        raise UserError(
+            f"objective.name={name!r} judges without thoughts: give sampler.group_size=1 and eval.votes=(1,), "
+            f"as --config=FILE:{name} does"
+        )
+    if is_pairwise(module) and config.score.readout != "choices":
+        raise UserError(
+            f"score.readout={config.score.readout!r}: {name} needs 'choices', where the two labels of a comparison "
+            "have probability 1 together"
+        )
+    fields = [field.name for field in dataclasses.fields(module.Hyper)]
+    if config.objective.bradley_terry != "regular" and "bradley_terry" not in fields:
+        raise UserError(
+            f"objective.bradley_terry={config.objective.bradley_terry!r}: {name} makes nothing of margins; set it to "
+            "'regular'"
+        )
+    return module, module.Hyper(**{field: config.objective[field] for field in fields})
+
+
+def is_pairwise(objective) -> bool:
+    """Whether the sides of an objective are the two orders of a pair's responses, shown together."""
+    return getattr(objective, "PAIRWISE", False)
+
+
+def is_ordinal(objective) -> bool:
+    """Whether an objective asks for a score of several in the place of a verdict."""
+    return getattr(objective, "ORDINAL", False)

@@ -1,0 +1,180 @@
+"""Train a generative preference model: python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
+
+Stopped anywhere, the same command goes on where the run was; finished, it shows the results again.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from dwrl_jax.core import hosts
+from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.data import world
+from dwrl_jax.evaluation import metrics as evaluate
+from dwrl_jax.models import hf
+from dwrl_jax.models.families import model_config
+from dwrl_jax.reporting import page as report
+from dwrl_jax.settings import config as configuration
+from dwrl_jax.settings.commandline import parse
+from dwrl_jax.training import loop
+from dwrl_jax.training.assemble import (
+    architecture,
+    build,
+    is_pairwise,
+    keep_architecture,
+    load_objective,
+    load_tokenizer,
+    small_config,
+)
+from dwrl_jax.training.sources import Held
+from dwrl_jax.workdir import model as export
+from dwrl_jax.workdir import records
+
+
+@exit_cleanly
+def main() -> None:
+    logging.set_verbosity(logging.ERROR)  # the checkpoint library's remarks are not for the person at the keyboard
+    config, workdir = parse()
+    hosts.start()
+    if jax.config.jax_compilation_cache_dir is None:  # else it was chosen by JAX_COMPILATION_CACHE_DIR
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    try:
+        with hosts.together():
+            results = fit(config, workdir)
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    if results is None:
+        print(f"trained without held-out pairs: checkpoints are in {workdir}")
+        return
+    print(table(results))
+    print(f"{workdir / 'results.json'}  {workdir / 'report.html'}")
+
+
+def fit(config: ConfigDict, workdir: Path) -> dict | None:
+    """One run from its config to results.json and report.html in `workdir`.
+
+    None without held-out pairs, and on processes that do not write.
+    """
+    configuration.check(config)
+    load_objective(config)  # a name that does not exist is said before a base model is made
+    begun = hosts.of_first(is_begun(config, workdir))
+    folder = starting_model(config, workdir, begun)
+    run, held, notes = build(config, workdir, folder)
+    if not begun:
+        tokenizer = load_tokenizer(config, folder)
+        keep_architecture(workdir / export.ARCHITECTURE, architecture(config, folder, tokenizer), folder, tokenizer)
+        records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    if run.thoughts == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
+        print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
+    for name, note in notes.items():
+        print(f"{name} data: {note}", flush=True)
+    state, scores = loop.train(run)
+    if held is None or not hosts.first():
+        return None
+    seconds = records.total(workdir, "time/step_seconds")
+    results = summarise(config, held, scores) | {"steps": int(state.step), "seconds": seconds, "data": notes}
+    records.write_json(workdir / "results.json", results)
+    report.write_report(workdir)
+    return results
+
+
+def is_begun(config: ConfigDict, workdir: Path) -> bool:
+    """Whether the workdir has a run with this config; UserError where it has one with another."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    if not path.exists():
+        return False
+    wanted = json.loads(config.to_json_best_effort())
+    kept, wanted = configuration.flat(json.loads(path.read_text())), configuration.flat(wanted)
+    for key in sorted(kept.keys() | wanted.keys()):
+        if key == "profile" or key.startswith("mesh."):
+            continue
+        if kept.get(key) != wanted.get(key):
+            raise UserError(
+                f"{path}: this run has {key}={kept.get(key)!r}, not {wanted.get(key)!r}; choose another --workdir"
+            )
+    return True
+
+
+def starting_model(config: ConfigDict, workdir: Path, begun: bool) -> Path:
+    """The Hugging Face folder that the run starts from, made first where the config says how."""
+    if config.model.path:
+        return hf.resolve(config.model.path)
+    if config.base is not None:
+        folder = workdir / "base" / "model"
+        finished = is_begun(config.base, workdir / "base") and folder.exists()
+        if not hosts.of_first(finished):
+            print("making the base model", flush=True)
+            fit(config.base, workdir / "base")
+            export.export(workdir / "base", folder)
+        return folder
+    folder = workdir / "random"
+    if not begun:
+        hosts.by_first(shutil.rmtree)(folder, ignore_errors=True)
+        tokenizer = load_tokenizer(config, folder)
+        hf_config = small_config(config, tokenizer)
+        shape = model_config(hf_config)
+        params = hf.random_params(shape, config.seed)
+        hosts.attempt(hf.save_model, folder, params, shape, hf_config, tokenizer=tokenizer)
+    return folder
+
+
+def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> dict:
+    """What results.json says of the held-out scores [N S K] of "base" and "trained"."""
+    results = {"base": {}, "trained": {}, "gain": {}, "reference": {"no_thought": None, "ceiling": None}}
+    pairwise = is_pairwise(load_objective(config)[0])
+    for votes in sorted(config.eval.votes):
+        margin = {name: evaluate.margins(found, votes, pairwise) for name, found in scores.items()}
+        for name in ("base", "trained"):
+            results[name][f"k{votes}"] = evaluate.metrics(scores[name], votes, pairwise)
+        results["gain"][f"k{votes}"] = evaluate.gain(margin["base"], margin["trained"])
+    results["sources"] = by_source(config, [pair.source for pair in held.pairs], scores)
+    if held.world is not None:
+        for name, margin in world.references(held.world, held.pairs).items():
+            results["reference"][name] = evaluate.summary(margin[:, None])
+    return results | {"config": json.loads(config.to_json_best_effort())}
+
+
+def by_source(config: ConfigDict, names: list[str], scores: dict[str, np.ndarray]) -> dict:
+    """The same by the pairs' source, where there is more than one, for the largest number of votes."""
+    sources = sorted(set(names)) if len(set(names)) > 1 else []
+    votes, pairwise = max(config.eval.votes), is_pairwise(load_objective(config)[0])
+
+    def part(found, source):
+        return evaluate.metrics(found[np.array(names) == source], votes, pairwise)
+
+    return {source: {name: {f"k{votes}": part(found, source)} for name, found in scores.items()} for source in sources}
+
+
+def table(results: dict) -> str:
+    """The results as lines of text."""
+    lines = [f"{'held-out pairs':28} {'accuracy':>8}  {'95 % interval':>15} {'NLL':>7} {'ties':>6}"]
+
+    def row(name, found):
+        low, high = found["interval"]
+        between = f"{100 * low:.1f} to {100 * high:.1f}"
+        flips = f"   flips {100 * found['flips']:.1f}%" if "flips" in found else ""
+        lines.append(
+            f"{name:28} {100 * found['accuracy']:7.1f}%  {between:>15} {found['nll']:7.3f} {100 * found['ties']:5.1f}%"
+            + flips
+        )
+
+    for name in ("base", "trained"):
+        for votes, found in results[name].items():
+            row(f"{name}, k = {votes[1:]}", found)
+    for name, title in (("no_thought", "best no-thought reader"), ("ceiling", "noise ceiling")):
+        if results["reference"][name]:
+            row(title, results["reference"][name])
+    for votes, found in results["gain"].items():
+        low, high = (100 * bound for bound in found["interval"])
+        gained = f"{100 * found['accuracy']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+        lines.append(f"gain at k = {votes[1:]}: {gained}")
+    lines.append(f"{results['steps']} steps, {results['seconds']:.0f} s of training")
+    return "\n".join(lines)

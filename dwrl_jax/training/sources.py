@@ -1,0 +1,140 @@
+"""From a config to the pairs of a run: the dialogue they are read in, where they come from, their batches."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dwrl_jax import data, dialogue
+from dwrl_jax.core import hosts
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.data import world
+from dwrl_jax.data.pairs import Pair, read_pairs
+
+
+class Held(NamedTuple):
+    """Held-out pairs in a fixed order, the beginning of them for the curve, and their world if they have one."""
+
+    pairs: list[Pair]
+    batches: data.Batches
+    curve: data.Batches | None
+    world: world.World | None
+
+
+def make_talk(
+    config: ConfigDict, tokenizer, pairwise: bool, ordinal: bool = False, bare: bool = False
+) -> dialogue.Dialogue:
+    """The config's dialogue about one response, asked for a verdict or a score, or the one about two; `bare` has no
+    question behind it."""
+    names = ("judge_question", "answer_question", "answers")
+    if pairwise:
+        names = ("pair_question", "label_question", "labels")
+    elif ordinal:
+        names = ("judge_question", "score_question", "scores")
+    judge_question, answer_question, answers = (config.dialogue[name] for name in names)
+    talk = dialogue.make_dialogue(
+        tokenizer,
+        judge_question=judge_question,
+        answer_question=answer_question,
+        answers=answers,
+        system=config.dialogue.system or None,
+        date=config.dialogue.date,
+        turn=config.dialogue.turn if pairwise else None,
+        ordinal=ordinal,
+    )
+    return dataclasses.replace(talk, bare=bare)
+
+
+def batches(
+    config: ConfigDict, source, talk, *, batch_size: int, shuffle: bool = True, margins: bool = False
+) -> data.Batches:
+    return data.make_batches(
+        source,
+        batch_size=batch_size,
+        buckets=config.data.buckets,
+        pad_id=talk.pad_id,
+        seed=config.seed,
+        shuffle=shuffle,
+        window=config.data.window,
+        max_thought=config.sampler.max_thought,
+        margins=margins,
+    )
+
+
+def training_source(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path, supervised: bool):
+    """Examples to train on, and a note about them. "world" and "world:demonstrations" have no end."""
+    name = config.data.train
+    if name in ("world", "world:demonstrations"):
+        made = world.make_world(config.world.seed)
+        count = config.optim.steps * config.data.batch_size
+        split = "demonstrations" if name.endswith("demonstrations") else "train"
+        clean = round(config.world.clean_share * count)
+        source = world.WorldSource(made, split, talk, config.data.buckets[-1], clean)
+        if split == "demonstrations" and config.world.pairwise_share:
+            source = with_comparisons(config, source)
+        return source, f"{count} pairs of the built-in world, {split}"
+    return tokenised(config, talk, name, config.data.train_split, skipped, supervised)
+
+
+def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.WorldSource:
+    """The source with a share of pairwise dialogues; UserError where they are not closed by the same tokens."""
+    talk, pairwise = source.dialogue, make_talk(config, source.dialogue.tokenizer, pairwise=True)
+    if (pairwise.question_ids, pairwise.answer_ids) != (talk.question_ids, talk.answer_ids):
+        raise UserError(
+            "world.pairwise_share: both kinds of dialogue must end alike; set dialogue.label_question and "
+            "dialogue.labels to dialogue.answer_question and dialogue.answers"
+        )
+    return dataclasses.replace(source, pairwise=pairwise, pairwise_share=config.world.pairwise_share)
+
+
+def held_out(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path) -> tuple[Held, str]:
+    """Held-out pairs, and a note about them. Of more than eval.pairs a fixed random part is taken."""
+    made = None
+    if config.data.eval == "world":
+        made = world.make_world(config.world.seed)
+        pairs = [world.pair(made, "eval", index) for index in range(config.eval.pairs)]
+        examples, _ = data.tokenise(pairs, talk, config.data.buckets[-1], strict=True)
+        note = f"{len(examples)} pairs of the built-in world, eval"
+    else:
+        examples, note = tokenised(config, talk, config.data.eval, config.data.eval_split, skipped, False)
+        if len(examples) > config.eval.pairs:
+            examples = some(examples, config.eval.pairs)
+            note += f"; {len(examples)} of them drawn"
+    curve = some(examples, config.eval.curve_pairs) if config.eval.curve_pairs else None
+
+    def in_order(source):
+        return batches(config, source, talk, batch_size=config.eval.batch_size, shuffle=False)
+
+    curve_batches = in_order(curve) if curve else None
+    return Held([row.pair for row in examples.rows], in_order(examples), curve_batches, made), note
+
+
+def some(examples: data.Examples, count: int) -> data.Examples:
+    """At most `count` examples, drawn at random but always the same, in their old order: files are often sorted."""
+    drawn = np.random.default_rng(0).permutation(len(examples))[:count]
+    return data.Examples(tuple(examples.rows[i] for i in sorted(drawn)))
+
+
+def tokenised(
+    config: ConfigDict, talk: dialogue.Dialogue, name: str, split: str, skipped: Path, supervised: bool
+) -> tuple[data.Examples, str]:
+    """Examples of a file or data set, and a note about them; rows that were left out are listed in `skipped`.
+
+    Written thoughts and verdicts are for supervised training: elsewhere the target is the good answer.
+    """
+    pairs, malformed = read_pairs(name, split=split, strict=config.data.strict)
+    if not supervised:
+        pairs = [dataclasses.replace(pair, thoughts=None, verdicts=None) for pair in pairs]
+    examples, fit = data.tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict, together=True)
+    left_out = malformed.rows + fit.skipped.rows
+    hosts.by_first(skipped.write_text)("".join(f"{where}: {reason}\n" for where, reason in left_out))
+    return examples, f"{name}: {len(pairs)} pairs read, {malformed.summary()}; {fit.summary()}"
+
+
+def find_pair(source, pair_id: int) -> Pair:
+    """The pair of an id, which in a finite source is not its row where other rows were left out."""
+    if not hasattr(source, "__len__"):
+        return source.examples(pair_id, pair_id + 1)[0].pair
+    return next(row.pair for row in source.rows if row.pair_id == pair_id)

@@ -1,0 +1,140 @@
+"""One step: for every phase of the objective a gradient over micro-batches and an optimizer update."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
+from dwrl_jax.generation.forced import Judge, logps
+from dwrl_jax.generation.packing import Packing
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW. `learning_rate` warms up linearly over `warmup` steps, then follows `schedule` to the end."""
+
+    learning_rate: float
+    warmup: int
+    schedule: str  # "constant", "linear" or "cosine", the last two down to final_share * learning_rate
+    final_share: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    clip_norm: float
+    value_head_rate: float = 1.0  # of a value head, in learning rates
+    moment_dtype: str = "float32"  # of the first moment; optax keeps the second in the parameters' own
+
+
+def learning_rate(options: OptimizerOptions, steps: int) -> optax.Schedule:
+    """Learning rate by training step."""
+    peak, final = options.learning_rate, options.learning_rate * options.final_share
+    length = max(steps - options.warmup, 1)
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, final, length),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, length, options.final_share),
+    }[options.schedule]()
+    if not options.warmup:
+        return after
+    warm = optax.linear_schedule(peak / options.warmup, peak, options.warmup - 1)
+    return optax.join_schedules([warm, after], [options.warmup])
+
+
+def make_optimizer(options: OptimizerOptions, steps: int, phases: int) -> optax.GradientTransformation:
+    """Clipping, AdamW and the schedule; `phases` updates share one training step's learning rate."""
+    rate = learning_rate(options, steps)
+    return optax.chain(
+        optax.clip_by_global_norm(options.clip_norm),
+        optax.adamw(
+            lambda count: rate(count // phases),
+            b1=options.beta1,
+            b2=options.beta2,
+            eps=options.epsilon,
+            mu_dtype=options.moment_dtype,
+            weight_decay=options.weight_decay,
+            mask=decayed,
+        ),
+        optax.stateless(lambda updates, _: scaled_head(updates, options.value_head_rate)),
+    )
+
+
+def scaled_head(updates, rate: float):
+    """The updates with that of the value head, where there is one, times `rate`."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: x * rate if path[-1].key == "value_head" else x, updates)
+
+
+def decayed(params):
+    """Weight decay applies to matrices: kernels, embedding and head, not to norm scales and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "bias"), params)
+
+
+def make_train_step(
+    judge: Judge,
+    optimizer: optax.GradientTransformation,
+    phases: dict[str, Callable],
+    micro_batches: int,
+    out_shardings=None,
+):
+    """A jitted (state, batch, thoughts, packing) -> (state, metrics); the state's buffers are donated.
+
+    Micro-batches divide the pairs and their gradients sum to exactly that of the whole batch. Metrics are
+    means over valid pairs, those ending in `_max` maxima, each named by its phase where phases share a name.
+    """
+
+    def step(state: TrainState, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None):
+        params, opt_state, metrics = state.params, state.opt_state, {}
+        for name, loss_fn in phases.items():
+            grads, found = gradient(judge, loss_fn, params, batch, thoughts, micro_batches, packing)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            metrics |= found | {f"loss_{name}": found["loss"], f"grad_norm_{name}": optax.global_norm(grads)}
+        del metrics["loss"]
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def gradient(
+    judge,
+    loss_fn,
+    params,
+    batch: PreferenceBatch,
+    thoughts: ThoughtBatch,
+    micro_batches: int = 1,
+    packing: Packing | None = None,
+):
+    """Gradient of the mean loss over valid pairs, and its metrics, accumulated over micro-batches in float32."""
+    total = jnp.maximum(batch.valid.sum(), 1)
+
+    def micro_loss(params, micro):
+        pairs, group, packed = micro
+        asked = {} if pairs.margin is None else {"margin": pairs.margin}
+        losses, metrics = loss_fn(logps(judge, params, pairs, group, packed), group, **asked)
+        metrics = {name: _reduce(name, value, pairs.valid, total) for name, value in metrics.items()}
+        loss = jnp.where(pairs.valid, losses, 0.0).sum() / total
+        return loss, metrics | {"loss": loss}
+
+    take_gradient = jax.grad(micro_loss, has_aux=True)
+    if micro_batches == 1:
+        return take_gradient(params, (batch, thoughts, packing))
+    split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (batch, thoughts, packing))
+
+    def add(grads, micro):
+        more, metrics = take_gradient(params, micro)
+        return jax.tree.map(lambda g, m: g + m.astype(g.dtype), grads, more), metrics
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    grads, metrics = jax.lax.scan(add, zeros, split)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+    return grads, {k: v.max(0) if k.endswith("_max") else v.sum(0) for k, v in metrics.items()}
+
+
+def _reduce(name: str, values: Array, valid: Array, total: Array):
+    if name.endswith("_max"):
+        return jnp.where(valid, values, -jnp.inf).max()
+    return jnp.where(valid, values, 0.0).sum() / total

@@ -1,0 +1,80 @@
+"""Write a trained model as a folder for transformers and vLLM:
+
+python -m dwrl_jax.export --workdir=runs/x --output=DIR [--checkpoint=last|best|STEP] [--dtype=float32|bfloat16]
+
+It needs no particular devices: the parameters are spread over those that there are, of several hosts too if all of
+them run the command.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+
+from dwrl_jax.core import hosts, sharding
+from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.dialogue.tokenizers import load_tokenizer
+from dwrl_jax.models import hf
+from dwrl_jax.models.families import model_config, read_config
+from dwrl_jax.models.transformer import ModelConfig, axis_names
+from dwrl_jax.workdir import checkpoint
+
+ARCHITECTURE = "architecture"  # the starting model's config and tokenizer, kept in the workdir
+
+
+def export(workdir: Path, output: Path, which: str = "last", dtype: str | None = None) -> None:
+    """Export the `which` checkpoint ("last", "best" or a step) of a run; `dtype` None is the starting model's.
+
+    UserError where there is no such run or checkpoint, and where `output` is already taken.
+    """
+    folder = workdir / ARCHITECTURE
+    hf_config, config = read_architecture(workdir)
+    like = abstract_params(config)
+    manager = checkpoint.open_manager(workdir)
+    params = checkpoint.restore_params(manager, which, like)
+    manager.close()
+    generation = folder / "generation_config.json"
+    hf.save_model(
+        output,
+        params,
+        config,
+        hf_config,
+        tokenizer=load_tokenizer(folder),
+        generation_config=json.loads(generation.read_text()) if generation.exists() else None,
+        dtype=dtype or hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32",
+    )
+
+
+def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:
+    """config.json of the model that a run started from, and the same as ModelConfig."""
+    if not (workdir / "config.json").exists() or not (workdir / ARCHITECTURE).exists():
+        raise UserError(f"{workdir}: not the workdir of a training run")
+    hf_config = read_config(workdir / ARCHITECTURE)
+    numerics = json.loads((workdir / "config.json").read_text())["model"]
+    return hf_config, model_config(hf_config, param_dtype=numerics["param_dtype"])
+
+
+def abstract_params(config: ModelConfig):
+    """Shapes and dtypes of the parameters, spread over whatever devices there are."""
+    boxed = axis_names(config)
+    sizes = {"data": -1, "fsdp": math.gcd(jax.device_count(), config.hidden_size), "tensor": 1}
+    places = sharding.shardings(sharding.make_mesh(sizes), boxed)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), nn.meta.unbox(boxed), places
+    )
+
+
+@exit_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the starting model's")
+    given = parser.parse_args()
+    hosts.start()
+    export(given.workdir, given.output, given.checkpoint, given.dtype)
+    print(given.output)

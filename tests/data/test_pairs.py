@@ -1,0 +1,187 @@
+"""Pair files, real and broken: every format of the field, every reason to leave a row out."""
+
+import gzip
+import json
+
+import datasets
+import pytest
+
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.data.pairs import read_pairs
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+GOOD_ROW = {"prompt": "x", "chosen": "y", "rejected": "z"}
+
+
+def write(path, rows):
+    """A .jsonl or .jsonl.gz of rows; a row that is a string is a line as it stands."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    return path
+
+
+# --- exact: reading ---
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("hh_rlhf/train", 3598),
+        ("hh_rlhf/train_extra", 1500),
+        ("hh_rlhf/validation", 500),
+        ("llmbar/llmbar", 418),
+        ("pandalm/pandalm", 700),
+        ("gsm8k_pairs/gsm8k_pairs", 731),
+    ],
+)
+def test_converted_files_have_no_malformed_row(shared_data, name, count):
+    pairs, skipped = read_pairs(shared_data / f"{name}.jsonl.gz", strict=True)
+    assert len(pairs) == count and not skipped.rows
+    assert all(pair.source for pair in pairs)
+
+
+def test_raw_hh_rlhf(shared_data):
+    path = shared_data / "hh_rlhf" / "raw_helpful-base_test_first200.jsonl.gz"
+    pairs, skipped = read_pairs(path)
+    assert skipped.rows == [(f"{path}:121", "empty final turn"), (f"{path}:169", "prompts differ")]
+    assert skipped.counts == {"empty final turn": 1, "prompts differ": 1}
+    assert len(pairs) == 198 and pairs[120].where == f"{path}:122"
+    with pytest.raises(UserError, match=r"\.gz:121: empty final turn"):
+        read_pairs(path, strict=True)
+
+
+def test_raw_rows_are_the_converted_ones(shared_data):
+    folder = shared_data / "hh_rlhf"
+    raw, _ = read_pairs(folder / "raw_helpful-base_test_first200.jsonl.gz")
+    by_line = {int(pair.where.rpartition(":")[2]) - 1: pair for pair in raw}
+    converted, _ = read_pairs(folder / "train.jsonl.gz")
+    lines = json.loads((folder / "index.json").read_text())["train"]
+    compared = 0
+    for line, pair in zip(lines, converted):
+        source, _, number = line.partition(":")
+        if source == "helpful-base" and int(number) in by_line:
+            other = by_line[int(number)]
+            assert (pair.prompt, pair.chosen, pair.rejected) == (other.prompt, other.chosen, other.rejected)
+            compared += 1
+    assert compared > 100
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        GOOD_ROW,
+        {"prompt": [user("x")], "chosen": "y", "rejected": "z"},
+        {"prompt": "x", "chosen": [assistant("y")], "rejected": [assistant("z")]},
+        {"chosen": [user("x"), assistant("y")], "rejected": [user("x"), assistant("z")]},
+        {"prompt": "x", "chosen": [user("x"), assistant("y")], "rejected": [user("x"), assistant("z")]},
+        {"chosen": "\n\nHuman: x\n\nAssistant: y", "rejected": "\n\nHuman: x\n\nAssistant: z"},
+        {"prompt": "\n\nHuman: x\n\nAssistant:", "chosen": "y", "rejected": "z"},
+    ],
+)
+def test_every_format_gives_the_same_pair(tmp_path, row):
+    (pair,), _ = read_pairs(write(tmp_path / "set.jsonl", [row]), strict=True)
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.source) == ((user("x"),), "y", "z", "set")
+    assert (pair.margin, pair.thoughts, pair.verdicts) == (None, None, None)
+
+
+def test_system_turn_and_optional_columns(tmp_path):
+    system = {"role": "system", "content": "s"}
+    row = {
+        "prompt": "x",
+        "chosen": [system, user("x"), assistant("y")],
+        "rejected": [system, user("x"), assistant("z")],
+        "margin": 2,
+        "source": "here",
+        "thoughts": [" good ", "bad"],
+        "verdicts": [0, 1],
+    }
+    (pair,), _ = read_pairs(write(tmp_path / "set.jsonl.gz", [row]), strict=True)
+    assert pair.prompt == (system, user("x"))
+    assert (pair.margin, pair.source, pair.thoughts, pair.verdicts) == (2.0, "here", ("good", "bad"), (0, 1))
+
+
+MALFORMED = [
+    ('{"prompt": "x", ', "not json"),
+    ("[1, 2]", "not json"),
+    ({"prompt": "x", "rejected": "z"}, "missing column: chosen"),
+    ({"prompt": "x", "chosen": "y", "rejected": None}, "missing column: rejected"),
+    ({"chosen": "y", "rejected": "z"}, "missing column: prompt"),
+    (GOOD_ROW | {"chosen": 3}, "not a string or message list"),
+    (GOOD_ROW | {"prompt": []}, "not a string or message list"),
+    (GOOD_ROW | {"prompt": [{"role": "user", "content": None}]}, "not a string or message list"),
+    (GOOD_ROW | {"rejected": " \n"}, "empty final turn"),
+    (GOOD_ROW | {"prompt": " "}, "empty prompt turn"),
+    (GOOD_ROW | {"prompt": "u", "chosen": [user("x"), assistant("y")]}, "prompts differ"),
+    ({"chosen": [user("x"), assistant("y")], "rejected": [user("u"), assistant("z")]}, "prompts differ"),
+    (GOOD_ROW | {"prompt": [user("x"), user("u")]}, "consecutive same role"),
+    (GOOD_ROW | {"prompt": [user("x"), assistant("u")]}, "consecutive same role"),
+    (GOOD_ROW | {"prompt": [assistant("u"), user("x")]}, "first turn not user"),
+    (GOOD_ROW | {"prompt": [user("u"), {"role": "system", "content": "s"}]}, "system turn not first"),
+    (GOOD_ROW | {"prompt": [{"role": "tool", "content": "s"}]}, "unknown role: tool"),
+    ({"chosen": [user("x"), user("y")], "rejected": [user("x"), user("z")]}, "last turn not assistant"),
+    (GOOD_ROW | {"rejected": "y "}, "chosen equals rejected"),
+    (GOOD_ROW | {"margin": "big"}, "bad margin"),
+    ('{"prompt": "x", "chosen": "y", "rejected": "z", "margin": NaN}', "bad margin"),
+    (GOOD_ROW | {"thoughts": ["one"]}, "bad thoughts"),
+    (GOOD_ROW | {"verdicts": [0, 2]}, "bad verdicts"),
+]
+
+
+def test_every_malformed_row_is_listed_with_its_line(tmp_path):
+    path = write(tmp_path / "bad.jsonl", [GOOD_ROW, "", *(row for row, _ in MALFORMED)])
+    pairs, skipped = read_pairs(path)
+    assert [pair.where for pair in pairs] == [f"{path}:1"]
+    assert skipped.rows == [(f"{path}:{i}", reason) for i, (_, reason) in enumerate(MALFORMED, 3)]
+    assert skipped.counts["not json"] == 2 and "bad margin 2" in skipped.summary()
+
+
+@pytest.mark.parametrize("row, reason", MALFORMED)
+def test_strict_names_line_and_reason(tmp_path, row, reason):
+    with pytest.raises(UserError, match=f"bad.jsonl:2: {reason}") as error:
+        read_pairs(write(tmp_path / "bad.jsonl", [GOOD_ROW, row]), strict=True)
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_not_utf8(tmp_path):
+    path = tmp_path / "bytes.jsonl"
+    path.write_bytes(json.dumps(GOOD_ROW).encode() + b'\n{"prompt": "\xff"}\n')
+    assert read_pairs(path)[1].rows == [(f"{path}:2", "not json")]
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    cut = write(tmp_path / "cut.jsonl.gz", [GOOD_ROW] * 500)
+    cut.write_bytes(cut.read_bytes()[:-12])
+    plain = tmp_path / "plain.jsonl.gz"
+    plain.write_text("not gzip")
+    for path in (cut, plain, tmp_path / "absent.jsonl", tmp_path / "absent.parquet", tmp_path / "absent"):
+        with pytest.raises(UserError, match="cannot be read") as error:
+            read_pairs(path)
+        assert "\n" not in str(error.value) and str(path) in str(error.value)
+    with pytest.raises(UserError, match="no usable row, 1 left out .not json 1."):
+        read_pairs(write(tmp_path / "none.jsonl", ["oops"]))
+
+
+def test_parquet_and_saved_data_sets(tmp_path, shared_data):
+    path = shared_data / "llmbar" / "llmbar.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][:40]
+    expected = [(p.prompt, p.chosen, p.rejected, p.source) for p in read_pairs(path)[0][:40]]
+    saved = datasets.Dataset.from_list(rows)
+    saved.to_parquet(tmp_path / "set.parquet")
+    saved.save_to_disk(tmp_path / "alone")
+    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "splits")
+    for name, split in (("set.parquet", "train"), ("alone", "train"), ("splits", "test")):
+        pairs, skipped = read_pairs(tmp_path / name, split=split)
+        assert [(p.prompt, p.chosen, p.rejected, p.source) for p in pairs] == expected and not skipped.rows
+        assert pairs[2].where == f"{tmp_path / name}:3"
+    with pytest.raises(UserError, match="split 'train'"):
+        read_pairs(tmp_path / "splits")

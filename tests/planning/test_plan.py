@@ -1,0 +1,346 @@
+"""The plan: counts are exact, programs are the run's own, and what is sent is read right from their text."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dwrl_jax.core import sharding
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.generation.forced import Judge, logps
+from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.models.families import model_config
+from dwrl_jax.models.families.presets import PRESETS, published, shrink
+from dwrl_jax.models.transformer import Decoder, axis_names
+from dwrl_jax.objectives import dwrl
+from dwrl_jax.planning import chips, counts, hlo, plan
+from dwrl_jax.planning.compiled import compile_program, shard_bytes, wanted_bytes
+from dwrl_jax.planning.text import table
+from dwrl_jax.settings.commandline import parse_flags
+from dwrl_jax.training.programs import Recipe, abstract_state
+from dwrl_jax.training.step import OptimizerOptions, make_optimizer
+from tests.small import REPO, given_thoughts, in_process_of_devices, make_batch
+
+SMOKE = ["--config=configs/qwen7b.py:smoke", "--config.data.buckets=(64,)", "--config.sampler.group_size=1"]
+
+
+def make_recipe(mesh=(1, 1, 1), vocab_size=512, chunk=64, micro_batches=2, max_thought=16, question=(3, 4, 5), **shape):
+    """Programs of a small Qwen judge on a mesh of this process's devices."""
+    hf_config = shrink(PRESETS["qwen2.5-3b"], vocab_size, **shape)
+    judge = Judge(Decoder(model_config(hf_config, attention="xla")), question, (1, 2), 0, chunk=chunk)
+    devices = jax.devices()[: np.prod(mesh)]
+    phases = dwrl.phases(dwrl.Hyper())
+    return Recipe(
+        seed=0,
+        judge=judge,
+        mesh=sharding.make_mesh(dict(zip(sharding.AXES, mesh)), devices),
+        sampler=SamplerOptions(group_size=2, max_thought=max_thought),
+        thoughts="policy",
+        pairwise=False,
+        votes=(1, 2),
+        phases=phases,
+        optimizer=optax.adamw(1e-3),
+        micro_batches=micro_batches,
+        needs_reference=False,
+        empty_thought=False,
+        margins=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "hub_id, parameters",
+    [
+        ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+        ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
+        ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
+    ],
+)
+def test_published_shapes_have_the_published_numbers_of_parameters(hub_id, parameters):
+    assert counts.parameters(model_config(published(hub_id))) == parameters
+
+
+def product_flops(jaxpr) -> int:
+    """FLOPs of all matrix products of a traced function, loops by their turns."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * int(np.prod([shape[i] for i in contracted]))
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            total += times * product_flops(inner) if hasattr(inner, "eqns") else 0
+    return total
+
+
+def test_flops_of_a_pass_are_those_of_its_products():
+    """All scores are made here, also masked ones: so each token sees as many keys as its row has."""
+    recipe = make_recipe(chunk=33, question=(3, 4, 5))
+    shape, batch = recipe.judge.model.config, make_batch(pairs=3, length=12)
+    sizes = counts.Sizes(rows=6, prefix=12, group=2, thought=11, question=3)
+    thoughts = given_thoughts(np.ones((3, 2, 2, 11)), np.full((3, 2, 2), 11))
+    params = nn.meta.unbox(axis_names(shape))
+    traced = jax.make_jaxpr(lambda params: logps(recipe.judge, params, batch, thoughts).thought.sum())(params)
+    prefixes = counts.forward(shape, 6 * 12, 12, 0)
+    branches = counts.forward(shape, 12 * sizes.branch, 12 + sizes.branch, 12 * (11 + 1))
+    assert product_flops(traced.jaxpr) == prefixes + branches
+    halved = counts.update_flops(shape, sizes, phases=1) / counts.PASSES["none"]
+    assert 0.9 < halved / (prefixes + branches) < 1, "the masked half is not counted"
+
+
+def known_traffic():
+    """A loop with a counter, and one that ends when data says so, over four devices."""
+    mesh = jax.make_mesh((4,), ("x",), (jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("x")
+
+    def body(x):
+        counted = jax.lax.fori_loop(0, 5, lambda i, y: jax.lax.psum(y, "x") / 4 + 0.5, x)
+
+        def turn(carry):
+            y, n = carry
+            return jax.lax.all_gather(y, "x").sum(0) / 4 + 1, n + 1
+
+        return jax.lax.while_loop(lambda c: (c[0].sum() < 1e6) & (c[1] < 99), turn, (counted, 0))[0]
+
+    def read(body):
+        program = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+        return hlo.traffic(program.lower(jnp.zeros((4, 1000))).compile().as_text(), 4)
+
+    found = read(body)
+    assert found.once == {"all-reduce": 5 * 2 * 4000 * 3 / 4}
+    assert found.turn == {"all-gather": 4 * 4000 * 3 / 4}
+    assert found.total(10) == found.once["all-reduce"] + 10 * found.turn["all-gather"]
+    in_parts = read(lambda x: jax.lax.fori_loop(0, 3, lambda i, y: body(y) * 0.5, x))
+    assert in_parts.once == {"all-reduce": 3 * found.once["all-reduce"]}
+    assert in_parts.turn == {"all-gather": 3 * found.turn["all-gather"]}
+
+
+def test_what_is_sent_is_counted_by_the_turns_of_loops():
+    in_process_of_devices(known_traffic, 4)
+
+
+def test_an_operation_spread_over_fusions_counts_once_and_groups_are_read_in_all_forms():
+    line = "  %a{} = bf16[8,64]{{1,0}} all-gather(%p), channel_id={}, replica_groups={}, dimensions={{0}}"
+    text = "\n".join(
+        [
+            "%part.1 (p: bf16[2,64]) -> bf16[8,64] {",
+            line.format(1, 7, "[4,4]<=[16]"),
+            "}",
+            "%part.2 (p: bf16[2,64]) -> bf16[8,64] {",
+            line.format(2, 7, "[4,4]<=[16]"),
+            "}",
+            "ENTRY %main (p: bf16[2,64]) -> bf16[8,64] {",
+            "  %f.1 = bf16[8,64]{1,0} fusion(%p), kind=kCustom, calls=%part.1",
+            "  %f.2 = bf16[8,64]{1,0} fusion(%f.1), kind=kCustom, calls=%part.2",
+            line.format(3, 8, "{{0,1},{2,3}}"),
+            line.format(4, 9, "mesh['a'=4,'b'=2,'c'=2] {'b','c'}"),
+            "}",
+        ]
+    )
+    size = 8 * 64 * 2
+    assert hlo.traffic(text, 16).once == {"all-gather": size * (3 / 4 + 1 / 2 + 3 / 4)}
+
+
+def test_the_largest_size_lies_on_the_line_through_two():
+    assert plan.largest_size([(8, 900), (4, 500)], room=1700, unit=4) == 16
+    assert plan.largest_size([(8, 900), (4, 500)], room=1699, unit=4) == 12
+    assert plan.largest_size([(8, 900), (4, 500)], room=50, unit=4) == 0
+    assert plan.largest_size([(8, 900), (4, 900)], room=1700, unit=4) is None
+
+
+def test_sampling_in_parts_needs_less_memory():
+    whole = make_recipe(max_thought=64)
+    parts = dataclasses.replace(whole, sampler=dataclasses.replace(whole.sampler, batch_size=4))
+    found = [compile_program(recipe, "sample", 256, pairs=16).temporaries for recipe in (whole, parts)]
+    assert found[1] < found[0] / 3, "a quarter, and the weights"
+
+
+def test_the_update_changes_the_state_in_place():
+    recipe = make_recipe()
+    assert compile_program(recipe, "update", 64, pairs=4).alias == shard_bytes(abstract_state(recipe))
+
+
+def test_a_larger_vocabulary_costs_activations_no_more_than_a_chunk():
+    """Twice the vocabulary, and temporaries grow by gradients and one [chunk, vocabulary], not by [tokens, ...]."""
+    size, chunk, pairs = 8192, 64, 8
+    small, large = (make_recipe(vocab_size=v, chunk=chunk, micro_batches=1) for v in (size, 2 * size))
+    found = [compile_program(r, "update", 64, pairs=pairs).temporaries for r in (small, large)]
+    gradients = 4 * (counts.parameters(large.judge.model.config) - counts.parameters(small.judge.model.config))
+    assert 0 < found[1] - found[0] - gradients <= 4 * chunk * 2 * size, "of 8 chunks of tokens"
+
+
+def test_a_first_moment_in_bfloat16_saves_two_bytes_per_parameter():
+    recipe, options = make_recipe(), OptimizerOptions(1e-6, 0, "constant", 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0)
+    half = dataclasses.replace(options, moment_dtype="bfloat16")
+    found = [
+        shard_bytes(abstract_state(dataclasses.replace(recipe, optimizer=make_optimizer(kind, 10, 1))).opt_state)
+        for kind in (options, half)
+    ]
+    assert found[0] - found[1] == 2 * counts.parameters(recipe.judge.model.config)
+
+
+def decode_layouts():
+    """Bytes sent per generated token with the rules for decoding and with those for training, two rows of devices.
+
+    XLA may gather weights in front of the loop, which is the layout for decoding by another name: not here.
+    """
+    os.environ["XLA_FLAGS"] += " --xla_disable_hlo_passes=while-loop-invariant-code-motion"
+    wide = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
+    recipe = make_recipe(mesh=(1, 2, 4), **wide)
+    found = compile_program(recipe, "sample", 64, pairs=2).traffic
+    rules, sharding.DECODE = sharding.DECODE, sharding.TRAIN
+    as_trained = compile_program(recipe, "sample", 64, pairs=2).traffic
+    sharding.DECODE = rules
+    sent, before = (sum(traffic.turn.values()) for traffic in (found, as_trained))
+    print(f"{sent:.0f} bytes per token, {before:.0f} in the layout for training: {before / sent:.1f} times fewer")
+    assert 0 < 10 * sent <= before
+    update = compile_program(recipe, "update", 64, pairs=4)
+    assert update.alias == shard_bytes(abstract_state(recipe))
+
+
+def test_decoding_sends_ten_times_fewer_bytes_than_in_the_layout_for_training():
+    in_process_of_devices(decode_layouts, 8)
+
+
+def bytes_by_chunk():
+    """Bytes that an update over 4 x 2 devices sends, with 4 rows of a device at a time and with 32."""
+    wide = make_recipe(mesh=(1, 4, 2), vocab_size=4096, chunk=32)
+    few = dataclasses.replace(wide, judge=dataclasses.replace(wide.judge, chunk=4))
+    sent = [compile_program(recipe, "update", 64, pairs=4).traffic.total(0) for recipe in (wide, few)]
+    assert sent[1] == pytest.approx(sent[0], rel=0.05)
+
+
+def test_smaller_chunks_of_rows_send_no_more_of_the_vocabulary():
+    in_process_of_devices(bytes_by_chunk, 8)
+
+
+def run_plan(*arguments, of=SMOKE, **env):
+    command = [sys.executable, "-m", "dwrl_jax.plan", *of, *arguments]
+    return subprocess.run(command, cwd=REPO, env=os.environ | env, capture_output=True, text=True)
+
+
+def test_a_plan_for_a_mesh_of_cpu_devices(tmp_path):
+    done = run_plan("--topology=cpu:4", "--config.mesh.tensor=2", f"--json={tmp_path / 'plan.json'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert {"fits", "hbm_bytes", "per_device", "programs"} <= found.keys() and found["fits"]
+    assert found["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2} and not found["assumed"]
+    sample, update = (found["per_device"][name] for name in ("sample", "update"))
+    assert sample["optimizer"] == pytest.approx(2 * sample["parameters"], rel=0.01)
+    assert sum(update.values()) == found["programs"]["update"]["total_bytes"] <= found["per_device"]["total"]
+    assert found["programs"]["sample"]["collective_bytes_per_token"]
+    assert found["phases"]["update"]["flops"] > found["phases"]["prefixes"]["flops"] > 0
+    assert "fits, with" in done.stdout and done.stdout.strip() == table(found)
+    assert "compiled sample" in done.stderr
+
+
+def test_a_plan_that_does_not_fit_says_by_how_much_and_why(monkeypatch):
+    config, _ = parse_flags([*SMOKE, "--topology=cpu"], {"topology": "cpu"})
+    small = chips.Chip("Small", 10**6, 1e12, 1e9, 1e9, "invented")
+    monkeypatch.setattr(chips, "topology", lambda name: (small, jax.devices()[:1]))
+    found = plan.make_plan(config, "cpu")
+    over = found["per_device"]["total"] - small.memory
+    assert not found["fits"] and over > 0
+    verdict = table(found).splitlines()[-1]
+    assert (
+        f"does not fit: {over / 2**30:.2f} GiB too much" in verdict and "activations and other temporaries" in verdict
+    )
+    assert found["largest"]["batch_pairs"] < config.data.batch_size
+    phase = found["phases"]["thoughts"]
+    assert phase["seconds"] == max(phase["times"].values()) == phase["memory_bytes"] / 1e9
+    assert phase["bound"] == "memory"
+
+
+def test_a_plan_of_a_baseline_without_thoughts_has_an_update_alone():
+    arguments = ["--config=configs/qwen7b.py:bt,smoke", "--config.data.buckets=(64,)", "--topology=cpu"]
+    config, _ = parse_flags(arguments, {"topology": "cpu"})
+    found = plan.make_plan(config, "cpu")
+    assert found["programs"].keys() == found["phases"].keys() == {"update"}
+    tokens, c = 2 * config.data.batch_size * 64, plan._model(config, "cpu")[0]
+    assert found["step_flops"] == 3 * counts.forward(c, tokens, 32, 0), "no branches"
+
+
+def test_a_starting_model_that_is_kept_counts():
+    arguments = [*SMOKE, "--config.objective.kl=0.1", "--config.sampler.max_thought=2", "--topology=cpu"]
+    found = plan.make_plan(parse_flags(arguments, {"topology": "cpu"})[0], "cpu")
+    for terms in (found["per_device"][name] for name in ("sample", "update")):
+        assert terms["starting_model"] == terms["parameters"] and terms["temporaries"] > 0
+    assert "starting model, for the KL term" in table(found)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--topology=v7:2x2"], "--topology=v7:2x2: give a TPU's kind and shape"),
+        (["--topology=cpu:2", "--config.mesh.tensor=4"], "mesh.tensor=4: these do not make up the 2 devices"),
+        (["--topology=cpu", "--config.model.path=nobody/nothing"], "its shape is not known without a download"),
+        ([], "--topology is missing, e.g. --config"),
+        (["--topology=cpu", "--json=no/such/plan.json"], "its folder is not there"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    done = run_plan(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_gpu_is_planned_only_where_one_is():
+    try:
+        jax.devices("gpu")
+    except RuntimeError:
+        with pytest.raises(UserError, match="JAX compiles for GPUs only where one is attached"):
+            chips.topology("gpu")
+    else:
+        assert chips.topology("gpu")[0].memory > 0
+
+
+LIBTPU = "compiling for TPUs needs libtpu: pip install -e '.[tpu]'"
+
+
+def test_what_a_refused_program_wanted_is_read():
+    older = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.48G hbm. Exceeded by 5.02G."
+    assert wanted_bytes(RuntimeError(older)) == 20.5 * 2**30
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        wanted_bytes(RuntimeError("INTERNAL: Used 1G of 2G"))
+
+
+def test_a_tpu_program_that_is_too_large_is_refused_with_its_bytes():
+    pytest.importorskip("libtpu", reason=LIBTPU)
+    _, devices = chips.topology("v5e:2x2")
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 1}, devices)
+    array = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32, sharding=sharding.whole(mesh))  # 8 GiB
+    with pytest.raises(jax.errors.JaxRuntimeError) as refused:
+        jax.jit(lambda x: x * 2).lower(array).compile()
+    assert wanted_bytes(refused.value) == pytest.approx(16 * 2**30, rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_plan_for_a_tpu_without_one(tmp_path):
+    pytest.importorskip("libtpu", reason=LIBTPU)
+    # heads and tokens of real size, so that the kernels for TPUs are compiled; two layers, so that it takes seconds
+    config = PRESETS["qwen2.5-7b"] | {"num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = [
+        f"--config.model.path={tmp_path}",
+        "--config.sampler.max_thought=64",
+        "--topology=v5e:4x4",
+        f"--json={tmp_path / 'plan.json'}",
+    ]
+    done = run_plan(*arguments, of=["--config=configs/qwen7b.py"], JAX_PLATFORMS="")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["hbm_bytes"] == 16 * 10**9 and found["devices"] == 16
+    assert found["assumed"] == ["the second question has 24 tokens"]
+    state = found["per_device"]["update"]["parameters"] + found["per_device"]["update"]["optimizer"]
+    assert found["programs"]["update"]["alias_bytes"] == pytest.approx(state, rel=0.01)
+    assert found["phases"]["thoughts"]["bound"] == "memory" and found["step_seconds"] > 0

@@ -1,0 +1,313 @@
+"""Smoke and restart: whole runs from their command lines, on the built-in world and on real data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import huggingface_hub
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dwrl_jax import data
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.data import world
+from dwrl_jax.data.pairs import Pair
+from dwrl_jax.dialogue import make_dialogue
+from dwrl_jax.models.transformer import Decoder, logits, output_table
+from dwrl_jax.settings.commandline import parse
+from dwrl_jax.training import run as train
+from dwrl_jax.training import sources
+from dwrl_jax.workdir import checkpoint
+from dwrl_jax.workdir import model as export
+from tests.runs import REPO, TINY, assert_same_run, call, command, fit, lines, params_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_the_root():
+    before = Path.cwd()
+    os.chdir(REPO)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def four_steps(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("four")
+    return folder, fit(folder, f"--config.model.path={base}")
+
+
+def test_a_run_leaves_what_it_promises(four_steps):
+    workdir, results = four_steps
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
+    for name in ("base", "trained"):
+        for votes in ("k1", "k8"):
+            found = results[name][votes]
+            assert found["pairs"] == 8 and 0 <= found["accuracy"] <= 1 and found["nll"] > 0
+            assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
+    assert results["steps"] == 4 and results["seconds"] > 0
+    assert results["config"]["objective"]["name"] == "dwrl"
+    assert results["reference"]["no_thought"]["pairs"] == results["reference"]["ceiling"]["pairs"] == 8
+    assert [row["step"] for row in lines(workdir / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert {"train/pair_nll", "train/log_preference_score_chosen", "data/padding", "sample/tokens_per_second"} <= set(
+        lines(workdir / "metrics.jsonl")[0]
+    )
+    assert "<html" in (workdir / "report.html").read_text()
+    assert list((workdir / "tensorboard").iterdir())
+    with checkpoint.open_manager(workdir) as manager:
+        assert manager.latest_step() == 4
+
+
+def test_thoughts_are_written_with_their_weights(four_steps):
+    rows = lines(four_steps[0] / "thoughts.jsonl")
+    assert {row["split"] for row in rows} == {"train", "eval"}
+    group = [row for row in rows if (row["step"], row["split"], row["pair"]) == (1, "train", 0)]
+    by_side = {side: [row for row in group if row["side"] == side] for side in ("chosen", "rejected")}
+    for side, sign in (("chosen", 1), ("rejected", -1)):
+        weights = np.array([row["thought_weight"] for row in by_side[side]])
+        scores = np.array([row["score"] for row in by_side[side]])
+        np.testing.assert_allclose(weights, scores / scores.sum(), rtol=1e-4)
+        dual = [row["dual_weight"] for row in by_side[side]]
+        np.testing.assert_allclose(dual, sign * weights * group[0]["misalignment_weight"], rtol=1e-4)
+    means = [np.mean([row["score"] for row in by_side[side]]) for side in ("chosen", "rejected")]
+    assert group[0]["misalignment_weight"] == pytest.approx(means[1] / sum(means), rel=1e-4)
+    assert group[0]["prompt"][0]["role"] == "user" and group[0]["response"]
+
+
+def test_killed_run_goes_on_bit_for_bit(base, four_steps, tmp_path):
+    """Killed in the middle of its third step, after a checkpoint at the second."""
+    arguments = [*TINY, f"--config.model.path={base}", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command("train", *arguments), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "checkpoints" / "2").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "results.json").exists()
+    fit(tmp_path, f"--config.model.path={base}")
+    assert_same_run(tmp_path, four_steps[0])
+
+
+def test_terminated_run_saves_and_goes_on(base, four_steps, tmp_path):
+    arguments = [*TINY, f"--config.model.path={base}", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command("train", *arguments), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 143, errors.decode()
+    assert b"the same command goes on" in errors
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert 1 <= manager.latest_step() < 4
+    fit(tmp_path, f"--config.model.path={base}")
+    assert_same_run(tmp_path, four_steps[0])
+
+
+def test_finished_run_is_shown_again(base, four_steps):
+    workdir, results = four_steps
+    before = (workdir / "metrics.jsonl").read_text()
+    again = fit(workdir, f"--config.model.path={base}")
+    assert again == results and (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_does_not_go_on(base, four_steps):
+    with pytest.raises(UserError, match="optim.learning_rate=0.0003, not 0.001"):
+        fit(four_steps[0], f"--config.model.path={base}", "--config.optim.learning_rate=0.001")
+
+
+def test_every_step_draws_thoughts_of_its_own(base, tmp_path):
+    """The same two pairs at every step, nothing learnt: only the keys change."""
+    rows = [{"prompt": "s1 o1 o2", "chosen": f"s{i} warm", "rejected": "s5 curt"} for i in (2, 3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["optim.learning_rate=0.0", "log.thoughts_every=1", "eval.pairs=0", "optim.steps=2"]
+    arguments = [f"--config.{option}" for option in [*options, f"data.train={tmp_path / 'pairs.jsonl'}"]]
+    fit(tmp_path / "run", f"--config.model.path={base}", *arguments)
+    thoughts = {1: [], 2: []}
+    for row in sorted(lines(tmp_path / "run" / "thoughts.jsonl"), key=lambda row: (row["pair"], row["side"])):
+        thoughts[row["step"]].append(row["thought"])
+    assert len(thoughts[1]) == len(thoughts[2]) and thoughts[1] != thoughts[2]
+
+
+def test_a_command_that_failed_can_be_mended(base, tmp_path):
+    """A run that never began binds nobody to its config, nor to its model."""
+    with pytest.raises(UserError, match="no-such"):
+        fit(tmp_path, f"--config.model.path={base}", "--config.data.train=no-such.jsonl")
+    results = fit(tmp_path, f"--config.model.path={base}", "--config.optim.steps=1")
+    assert results["steps"] == 1
+
+
+def test_a_run_without_held_out_pairs_ends_well(base, tmp_path, monkeypatch, capsys):
+    arguments = [f"--config.model.path={base}", "--config.eval.pairs=0", "--config.optim.steps=1"]
+    monkeypatch.setattr(sys, "argv", ["train", *TINY, *arguments, f"--workdir={tmp_path}"])
+    train.main()
+    assert "without held-out pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["objective.updates='joint'", "objective.kl=0.1", "score.readout='choices'"])
+def test_options_run(base, tmp_path, change):
+    name, value = change.split("=")
+    value = value.strip("'")
+    results = fit(tmp_path, f"--config.model.path={base}", "--config.optim.steps=1", f"--config.{name}={value}")
+    metrics = lines(tmp_path / "metrics.jsonl")[0]
+    assert results["steps"] == 1 and ("train/kl" in metrics) == (name == "objective.kl")
+    assert metrics["train/logp_gap_max"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (["--config=configs/tiny.py", "--config.optim.stepz=3"], "stepz"),
+        (["--config=configs/tiny.py", "--config.optim.steps=many"], "many"),
+        (["--config=configs/tiny.py", "--config.optim.steps=0"], "optim.steps=0"),
+        (["--config=configs/tiny.py", "--config.objective.baseline=median"], "none, mean, leave_one_out"),
+        (["--config=configs/tiny.py", "--config.objective.name=ppo2"], "choose one of"),
+        (["--config=configs/tiny.py:smoke", "--config.model.path=no/such/folder"], "no/such/folder"),
+        (["--config=configs/stories_hh.py"], "model.path is missing"),
+        (["--config=configs/llama8b.py:smoke", "--config.data.train=missing.jsonl"], "missing.jsonl"),
+        (["--config=configs/llama8b.py:smoke", "--config.optim.micro_batches=3"], "does not divide"),
+        (["--config=configs/llama8b.py:smoke", "--config.sampler.batch_size=3"], "sampler.batch_size=3 does not"),
+        (["--config=configs/llama8b.py:smoke", "--config.dialogue.answers=('A', 'B C')"], "must be one token"),
+        (["--config=configs/llama8b.py:smoke", "--config.data.buckets=(4096,)"], "more than the model's 2048"),
+        (["--config=configs/tiny.py", "extra"], "extra"),
+        (["--config=configs/tiny.py:smokey"], ":smokey: no such variant; give one of"),
+        (["--config=configs/tiny.py:dwrl,smokey"], ":dwrl,smokey: no such variant"),
+        (["--config=configs/tiny.py:smoke,dwrl"], ":smoke,dwrl: no such variant"),
+        (["--config=configs/qwen7b.py:large"], ":large: no such variant"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments, f"--workdir={tmp_path / 'run'}"])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2
+    assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
+
+
+def test_bad_input_from_the_shell(tmp_path):
+    done = call("train", "--config=configs/tiny.py", "--config.optim.stepz=3", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "stepz" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_vocabulary_mismatch_is_named(base, shared_data, tmp_path):
+    tokenizer = shared_data / "tokenizers" / "qwen2.5"
+    with pytest.raises(UserError, match="token ids up to 151664.*vocabulary ends at"):
+        fit(tmp_path, f"--config.model.path={base}", f"--config.model.tokenizer={tokenizer}")
+
+
+def test_exports_load_in_transformers(four_steps, tmp_path):
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    workdir = four_steps[0]
+    done = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}")
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    chat = [{"role": "user", "content": "s1 o2 o3 o4 o5 o6"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    ours = world.make_tokenizer().apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    assert ids[0].tolist() == ours
+    _, shape = export.read_architecture(workdir)
+    tokens = jnp.asarray(ids.numpy())[None]
+    params = params_of(workdir)
+    hidden, _ = Decoder(shape).apply(params, tokens, jnp.arange(len(ours))[None, None])
+    expected = logits(hidden, output_table(params))[0]
+    np.testing.assert_allclose(model(ids).logits.detach().numpy(), expected, atol=1e-4)
+    again = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}")
+    assert again.returncode == 2 and "already there" in again.stderr
+    wrong = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'm'}", "--checkpoint=77")
+    assert wrong.returncode == 2 and "77" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", ["qwen3b", "qwen7b", "llama3b", "llama8b", "stories_hh"])
+def test_every_config_has_a_smoke_run(name, tmp_path):
+    done = call("train", f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "results.json").read_text())["trained"]["k2"]["pairs"] == 16
+
+
+def test_written_verdicts_are_for_supervised_training_alone(tmp_path):
+    """Elsewhere a score is the probability of the good answer, on both sides."""
+    rows = [{"prompt": "s1 o1", "chosen": "s2 warm", "rejected": "s3 warm"} | extra for extra in WRITTEN]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config, _ = parse(["--config=configs/tiny.py", "--workdir=unused"])
+    words = {"judge_question": world.JUDGE, "answer_question": world.ASK, "answers": world.ANSWERS}
+    talk = make_dialogue(world.make_tokenizer(), **words)
+    good, bad = talk.answer_ids
+    for supervised, answers in ((True, [(good, bad), (bad, bad)]), (False, [(good, good)] * 2)):
+        arguments = (str(tmp_path / "pairs.jsonl"), "train", tmp_path / "skipped.txt", supervised)
+        examples, note = sources.tokenised(config, talk, *arguments)
+        assert [row.answer for row in examples.rows] == answers
+        assert (examples.rows[0].thoughts is not None) == supervised
+    assert "3 pairs read" not in note and "2 pairs read, 1 left out (missing column: chosen 1)" in note
+    assert (tmp_path / "skipped.txt").read_text() == f"{tmp_path / 'pairs.jsonl'}:3: missing column: chosen\n"
+
+
+WRITTEN = (
+    {"thoughts": ["hm", "s1 off2"], "verdicts": [0, 1]},
+    {"thoughts": ["hm", "hm"], "verdicts": [1, 1]},
+    {"chosen": None},
+)
+
+
+def test_a_part_of_the_held_out_pairs_is_drawn_from_all_of_them():
+    examples = data.Examples(tuple(range(1000)))
+    drawn = sources.some(examples, 100).rows
+    assert len(set(drawn)) == 100 and list(drawn) == sorted(drawn)
+    assert 30 < sum(row < 500 for row in drawn) < 70 and drawn == sources.some(examples, 100).rows
+
+
+def test_results_say_which_way_and_whose():
+    """Four pairs: the base is right on source b alone, the trained model on all."""
+    config, _ = parse(["--config=configs/tiny.py:smoke", "--workdir=unused"])
+    pairs = [Pair((), "y", "z", source=source) for source in "abaa"]
+    right, wrong = np.log([[0.8] * 8, [0.1] * 8]), np.log([[0.1] * 8, [0.8] * 8])
+    scores = {"base": np.array([wrong, right, wrong, wrong]), "trained": np.array([right] * 4)}
+    results = train.summarise(config, sources.Held(pairs, None, None, None), scores)
+    assert (results["base"]["k8"]["accuracy"], results["trained"]["k8"]["accuracy"]) == (0.25, 1)
+    assert results["gain"]["k1"]["accuracy"] == 0.75
+    by_source = {name: found["base"]["k8"] for name, found in results["sources"].items()}
+    assert {name: (found["accuracy"], found["pairs"]) for name, found in by_source.items()} == {
+        "a": (0, 3),
+        "b": (1, 1),
+    }
+
+
+def train_on_real_pairs(shared_data, workdir, *arguments):
+    """What a run on HH-RLHF prints."""
+    pairs = {"train": "train.jsonl.gz", "eval": "validation.jsonl.gz"}
+    files = [f"--config.data.{key}={shared_data / 'hh_rlhf' / name}" for key, name in pairs.items()]
+    done = call("train", *arguments, *files, f"--workdir={workdir}", timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "3598 pairs read, 0 left out" in done.stdout and "500 pairs read" in done.stdout
+    assert "too long" in done.stdout and ": too long" in (workdir / "skipped_train.txt").read_text()
+    return done.stdout
+
+
+def test_real_tokenizer_and_pairs(shared_data, tmp_path):
+    """Qwen2.5's tokenizer and chat template, real dialogues, the architecture in small."""
+    tokenizer = f"--config.model.tokenizer={shared_data / 'tokenizers' / 'qwen2.5'}"
+    train_on_real_pairs(shared_data, tmp_path, "--config=configs/qwen7b.py:smoke", tokenizer)
+    assert lines(tmp_path / "thoughts.jsonl")[0]["prompt"][-1]["role"] == "user"
+    sources = json.loads((tmp_path / "results.json").read_text())["sources"]
+    assert sources.keys() == {"hh-rlhf/helpful-base", "hh-rlhf/harmless-base"}
+    assert sum(found["trained"]["k2"]["pairs"] for found in sources.values()) == 16
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>hh-rlhf/helpful-base</td>" in page and "sources.hh-rlhf" not in page
+
+
+def test_real_checkpoint_and_pairs(shared_data, tmp_path):
+    model = f"--config.model.path={shared_data / 'models' / 'stories260K'}"
+    train_on_real_pairs(shared_data, tmp_path, "--config=configs/stories_hh.py:smoke", model)
+    assert json.loads((tmp_path / "architecture" / "config.json").read_text())["hidden_size"] == 64

@@ -1,0 +1,103 @@
+"""The step: schedule, weight decay, phases, and log-probabilities that never meet the whole vocabulary at once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dwrl_jax.core.types import TrainState
+from dwrl_jax.generation.token_logps import token_logps
+from dwrl_jax.objectives import dwrl
+from dwrl_jax.training.step import OptimizerOptions, decayed, gradient, learning_rate, make_optimizer, make_train_step
+from tests.generation.test_judge import draw
+from tests.small import assert_trees_close, make_batch, make_judge
+
+OPTIONS = OptimizerOptions(
+    learning_rate=1e-3,
+    warmup=4,
+    schedule="cosine",
+    final_share=0.1,
+    beta1=0.9,
+    beta2=0.95,
+    epsilon=1e-8,
+    weight_decay=0.0,
+    clip_norm=1.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"), [("cosine", 5.5e-4, 1e-4), ("linear", 5.5e-4, 1e-4), ("constant", 1e-3, 1e-3)]
+)
+def test_schedule(schedule, middle, end):
+    rate = learning_rate(dataclasses.replace(OPTIONS, schedule=schedule), 24)
+    found = [float(rate(step)) for step in (0, 1, 3, 4, 14, 24)]
+    np.testing.assert_allclose(found, [2.5e-4, 5e-4, 1e-3, 1e-3, middle, end], rtol=1e-5)
+
+
+def test_phases_of_a_step_share_its_learning_rate():
+    """With plain numbers: two updates a step, so update 2 s and 2 s + 1 have the rate of step s."""
+    optimizer = make_optimizer(OPTIONS, 24, phases=2)
+    params = {"kernel": jnp.ones(1)}
+    state, sizes = optimizer.init(params), []
+    for _ in range(6):
+        updates, state = optimizer.update({"kernel": jnp.full(1, 0.1)}, state, params)
+        sizes.append(-float(updates["kernel"][0]))
+    np.testing.assert_allclose(sizes, [2.5e-4, 2.5e-4, 5e-4, 5e-4, 7.5e-4, 7.5e-4], rtol=1e-4)
+
+
+def test_weight_decay_spares_norms_and_biases():
+    _, params = make_judge()
+    flat = {"/".join(k.key for k in path): on for path, on in jax.tree_util.tree_leaves_with_path(decayed(params))}
+    spared = {name for name, on in flat.items() if not on}
+    assert spared == {name for name in flat if name.endswith(("scale", "bias"))} and len(spared) < len(flat)
+
+
+def test_alternating_step_is_two_updates_in_order():
+    """The second phase takes its weights and its gradient at the parameters that the first one left."""
+    judge, params = make_judge()
+    batch = make_batch(pairs=2)
+    thoughts, _, _ = draw(judge, params, batch)
+    phases, optimizer = dwrl.phases(dwrl.Hyper()), make_optimizer(OPTIONS, 10, 2)
+    step = make_train_step(judge, optimizer, phases, 1)
+    expected, opt_state = params, optimizer.init(params)
+    for loss in (dwrl.score_loss, lambda found, group: dwrl.thought_loss(found, group, dwrl.Hyper())):
+        grads, _ = jax.jit(lambda p, f=loss: gradient(judge, f, p, batch, thoughts))(expected)
+        updates, opt_state = optimizer.update(grads, opt_state, expected)
+        expected = optax.apply_updates(expected, updates)
+    copy = jax.tree.map(jnp.copy, params)
+    state, metrics = step(TrainState(jnp.int32(3), copy, optimizer.init(params)), batch, thoughts)
+    moved = jax.tree.map(lambda a, b: a - b, state.params, params)
+    assert_trees_close(moved, jax.tree.map(lambda a, b: a - b, expected, params), 1e-2)
+    assert int(state.step) == 4
+    assert {"loss_score", "loss_thought", "grad_norm_score", "grad_norm_thought"} <= metrics.keys()
+    assert float(metrics["logp_gap_max"]) < 1e-4
+
+
+def test_chunks_change_nothing_and_bound_the_memory():
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(3, 7, 16)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 50, (3, 7, 2)))
+    table = jnp.asarray(rng.normal(size=(50, 16)), jnp.float32)
+
+    def total(table, chunk):
+        logp, entropy = token_logps(hidden, table, targets, temperature=0.7, chunk=chunk)
+        return logp.sum(), (logp, entropy)
+
+    (_, (logp, entropy)), grads = jax.value_and_grad(total, has_aux=True)(table, 1000)
+    everything = jax.nn.log_softmax(hidden @ table.T / 0.7)
+    np.testing.assert_allclose(logp, jnp.take_along_axis(everything, targets, -1), atol=1e-5)
+    np.testing.assert_allclose(entropy, -(jnp.exp(everything) * everything).sum(-1), atol=1e-5)
+    for chunk in (1, 4, 21):
+        (_, found), chunked = jax.value_and_grad(total, has_aux=True)(table, chunk)
+        assert_trees_close((found, chunked), ((logp, entropy), grads), 1e-5)
+
+    def temporary_bytes(tokens):
+        shapes = (jnp.zeros((tokens, 16)), jnp.zeros((4096, 16)), jnp.zeros((tokens, 1), int))
+        scalar = lambda h, t, ids: token_logps(h, t, ids, chunk=64)[0].sum()  # noqa: E731
+        return jax.jit(jax.grad(scalar, (0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    whole = 4 * 4096 * 4096  # bytes of [tokens, vocabulary]
+    assert temporary_bytes(4096) < whole / 4
