@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dwrl_jax.core.types import Logps, PreferenceBatch, ThoughtBatch
-from dwrl_jax.generation.forced import Judge, logps
+from dwrl_jax.judge.judge import Judge, logps
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink

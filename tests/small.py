@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
-from dwrl_jax.generation.forced import Judge
+from dwrl_jax.judge.judge import Judge
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink

@@ -28,9 +28,10 @@ class Verdicts:
 
     token: Int[Array, "B S G"]
     old_logp: Float[Array, "B S G"]  # nats, under the policy that sampled
-    right: Bool[Array, "B S G"]  # it is the first answer (good) on side 0, the second one on side 1
+    right: Bool[Array, "B S G"]  # it is the first answer (good) on side 0, the second one on side 1; never for scores
     well_formed: Bool[Array, "B S G"]  # the thought ended itself, and the token is one of the two answers
     ref_logp: Float[Array, "B S G"] | None = None  # nats, under the starting model; only with a KL term
+    place: Int[Array, "B S G"] | None = None  # of the token among the judge's answers, -1 where it is none of them
 
 
 @flax.struct.dataclass

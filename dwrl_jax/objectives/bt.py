@@ -11,10 +11,9 @@ import functools
 from jaxtyping import Array, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
+from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.dwrl import log_preference_score, preference_metrics
-from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss
-
-THOUGHTS, VERDICTS = "none", False
+from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss, uses_margins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +22,6 @@ class Hyper(BradleyTerry):
 
     centring: float = 0.0
     head_init: float = 1.0
-
-
-def value_outputs(hyper: Hyper) -> int:
-    return 1
 
 
 def phases(hyper: Hyper):
@@ -45,3 +40,8 @@ def reward_metrics(logps: Logps) -> dict[str, Float[Array, " B"]]:
     """Per pair: what there is to say of scores without an answer and thoughts."""
     of_thoughts = ("answer_mass", "effective_thoughts")
     return {name: found for name, found in preference_metrics(logps).items() if name not in of_thoughts}
+
+
+OBJECTIVE = Objective(
+    Hyper, phases, judges=("reward",), thoughts="none", value_outputs=lambda hyper: 1, uses_margins=uses_margins
+)

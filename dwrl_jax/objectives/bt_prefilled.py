@@ -8,7 +8,10 @@ weights. How many thoughts there are is (ours): as many as DWRL draws, so that t
 thoughts that do not learn.
 """
 
-from dwrl_jax.objectives import bt_token
+from dwrl_jax.objectives import Objective, bt_token
+from dwrl_jax.objectives.parts.bradley_terry import uses_margins
 
-THOUGHTS, VERDICTS = "start", False
 Hyper, phases = bt_token.Hyper, bt_token.phases
+
+
+OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"), thoughts="start", uses_margins=uses_margins)

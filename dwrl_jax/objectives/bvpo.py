@@ -28,11 +28,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
-from dwrl_jax.objectives import bt_token, dwrl
+from dwrl_jax.objectives import Objective, bt_token, dwrl
 from dwrl_jax.objectives.parts.policy import Policy
-
-THOUGHTS, VERDICTS = "policy", False
-EMPTY_THOUGHT = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +77,6 @@ def trace_alpha(thought_gradients: Float[Array, "R P"], empty_gradient: Float[Ar
     variance = ((thought_gradients - mean) ** 2).sum() / (repeats - 1)
     squared_bias = ((empty_gradient - mean) ** 2).sum() - variance / repeats
     return optimal_alpha(variance, jnp.maximum(squared_bias, 0.0), 0.0)
+
+
+OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"), empty_thought=True)

@@ -23,10 +23,10 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
-from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_weight
+from dwrl_jax.objectives import Objective
+from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_weight, uses_margins
 from dwrl_jax.objectives.parts.policy import Policy, policy_loss, sampler_gap
 
-THOUGHTS, VERDICTS = "policy", False
 SIGN = (1.0, -1.0)  # of the chosen and the rejected side
 
 
@@ -145,3 +145,6 @@ def preference_metrics(logps: Logps):
         "effective_thoughts": (1.0 / (thought_weight(logps.answer) ** 2).sum(-1)).mean(1),
         "answer_mass": logps.answer_mass.mean((1, 2)),
     }
+
+
+OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"), uses_margins=uses_margins)

@@ -10,9 +10,8 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dwrl_jax.objectives import dwrl
+from dwrl_jax.objectives import Objective, dwrl
 
-THOUGHTS, VERDICTS = dwrl.THOUGHTS, dwrl.VERDICTS
 Hyper = dwrl.Updates
 
 
@@ -22,3 +21,6 @@ def constant_weight(log_score: Float[Array, "B S"]) -> Float[Array, " B"]:
 
 
 phases = functools.partial(dwrl.updates, instance_weight=constant_weight)
+
+
+OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"))

@@ -13,9 +13,8 @@ smoothed labels make it a regularised pairwise ranking loss. What is (ours):
 import dataclasses
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
+from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.parts.pairwise import log_other, pairwise_metrics
-
-THOUGHTS, VERDICTS, PAIRWISE = "none", False, True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,3 +35,6 @@ def phases(hyper: Hyper):
         return loss, pairwise_metrics(logps)
 
     return {"label": label_loss}
+
+
+OBJECTIVE = Objective(Hyper, phases, judges=("label",), thoughts="none")

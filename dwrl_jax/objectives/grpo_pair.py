@@ -16,11 +16,10 @@ What is (ours), beside what is said of one writing and its group in `grpo_point`
 import functools
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
-from dwrl_jax.objectives import grpo_point
+from dwrl_jax.objectives import Objective, grpo_point
 from dwrl_jax.objectives.grpo_point import correctness, group_loss, policy_phases
 from dwrl_jax.objectives.parts.pairwise import pairwise_metrics
 
-THOUGHTS, VERDICTS, PAIRWISE = "policy", True, True
 Hyper = grpo_point.Hyper
 
 
@@ -34,3 +33,6 @@ def comparison_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
     reward = correctness(thoughts)
     loss, metrics = group_loss(logps, thoughts, reward, hyper, pairwise_metrics)
     return loss, metrics | {"verdict_accuracy": reward.mean((1, 2))}
+
+
+OBJECTIVE = Objective(Hyper, phases, judges=("label",), verdicts=True)

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
+from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.dwrl import preference_metrics
 from dwrl_jax.objectives.parts.policy import Policy, policy_loss, sampler_gap
 
-THOUGHTS, VERDICTS = "policy", True
 EPSILON = 1e-6
 
 
@@ -67,3 +67,6 @@ def group_advantage(reward: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
     centred = reward - reward.mean(-1, keepdims=True)
     equal = reward.max(-1, keepdims=True) == reward.min(-1, keepdims=True)  # else rounding would be magnified
     return jnp.where(equal, 0.0, centred / (reward.std(-1, keepdims=True) + EPSILON))
+
+
+OBJECTIVE = Objective(Hyper, phases, verdicts=True)

@@ -16,10 +16,10 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
+from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.grpo_point import group_loss
 from dwrl_jax.objectives.parts.policy import Policy
 
-THOUGHTS, VERDICTS = "policy", False
 Hyper = Policy
 
 
@@ -37,3 +37,6 @@ def wins_over_the_other(answer: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
     chosen, rejected = stop_gradient(answer[:, 0, :, None]), stop_gradient(answer[:, 1, None, :])
     win = jnp.where(chosen == rejected, 0.5, chosen > rejected)
     return jnp.stack([win.mean(2), win.mean(1)], 1)
+
+
+OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"))

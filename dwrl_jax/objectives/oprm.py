@@ -21,10 +21,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
+from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.dwrl import log_preference_score, pair_nll, preference_metrics
-
-THOUGHTS, VERDICTS = "none", False
-ORDINAL = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,3 +54,6 @@ def phases(hyper: Hyper):
 def ordinal_loss(logps: Logps, thoughts: ThoughtBatch):
     """-log P(y+ > y-) = -log sigmoid(d), from `value_scores` in the place of log scores."""
     return pair_nll(log_preference_score(logps.answer)), preference_metrics(logps)
+
+
+OBJECTIVE = Objective(Hyper, phases, judges=("score",), thoughts="none", value_scores=value_scores)

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
+from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.bt import reward_metrics
-from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss
+from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss, uses_margins
 
-THOUGHTS, VERDICTS = "none", False
 EPSILON = 1e-12
 
 
@@ -34,10 +34,6 @@ class Hyper(BradleyTerry):
 
     planes: int = 4
     beta: float = 0.1
-
-
-def value_outputs(hyper: Hyper) -> int:
-    return 2 * hyper.planes
 
 
 def preference_score(first: Float[Array, "*shape K"], second: Float[Array, "*shape K"]) -> Float[Array, "*shape"]:
@@ -59,3 +55,14 @@ def phases(hyper: Hyper):
 def preference_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, margin: Float[Array, " B"] | None = None):
     """-log sigmoid(s / beta), from `value_scores` in the place of log scores."""
     return pair_loss(logps.answer[:, 0, 0] - logps.answer[:, 1, 0], hyper, margin), reward_metrics(logps)
+
+
+OBJECTIVE = Objective(
+    Hyper,
+    phases,
+    judges=("embedding",),
+    thoughts="none",
+    value_outputs=lambda hyper: 2 * hyper.planes,
+    value_scores=value_scores,
+    uses_margins=uses_margins,
+)

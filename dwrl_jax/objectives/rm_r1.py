@@ -16,11 +16,9 @@ import dataclasses
 import functools
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
-from dwrl_jax.objectives import grpo_point
+from dwrl_jax.objectives import Objective, grpo_point
 from dwrl_jax.objectives.grpo_point import correctness, group_loss, policy_phases
 from dwrl_jax.objectives.parts.pairwise import pairwise_metrics
-
-THOUGHTS, VERDICTS, PAIRWISE = "policy", True, True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +38,6 @@ def comparison_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
     right, well_formed = correctness(thoughts), thoughts.verdict.well_formed
     loss, metrics = group_loss(logps, thoughts, right + hyper.format_weight * well_formed, hyper, pairwise_metrics)
     return loss, metrics | {"verdict_accuracy": right.mean((1, 2)), "well_formed": well_formed.mean((1, 2))}
+
+
+OBJECTIVE = Objective(Hyper, phases, judges=("label",), verdicts=True)

@@ -3,8 +3,7 @@
 import dataclasses
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
-
-THOUGHTS, VERDICTS = "written", False
+from dwrl_jax.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,3 +28,6 @@ def phases(hyper: Hyper):
         return thought + hyper.answer_weight * answer, metrics
 
     return {"supervised": supervised_loss}
+
+
+OBJECTIVE = Objective(Hyper, phases, thoughts="written")

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from dwrl_jax.core import sharding
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
-from dwrl_jax.generation.forced import no_thoughts, with_empty_thought
+from dwrl_jax.generation.keys import TRAINING
+from dwrl_jax.judge.thoughts import for_update, with_reference
 from dwrl_jax.planning import hlo
-from dwrl_jax.training.programs import TRAINING, Programs, Recipe, abstract_state, make_programs, with_reference
+from dwrl_jax.training.programs import Programs, Recipe, abstract_state, make_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,22 +76,22 @@ def _lower(recipe: Recipe, name: str, length: int, pairs: int):
 
 
 def _thoughts(recipe: Recipe, programs: Programs, params, start, batch: PreferenceBatch) -> ThoughtBatch:
-    """Shapes of what an update learns from, the fullest there can be."""
-    if recipe.samples:
-        thoughts, *_ = jax.eval_shape(programs.sample, params, start, batch, TRAINING, 0)
-    elif recipe.thoughts == "none":
-        thoughts = no_thoughts(batch, recipe.judge.end)
-    else:
-        shape = (*batch.answer.shape, 1)  # written thoughts are one for each response
-        ids = jax.ShapeDtypeStruct((*shape, recipe.sampler.max_thought), jnp.int32)
-        logp = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
-        thoughts = ThoughtBatch(ids, jax.ShapeDtypeStruct(shape, jnp.int32), logp)
-    if recipe.empty_thought:
-        thoughts = jax.eval_shape(lambda drawn: with_empty_thought(drawn, recipe.judge.end), thoughts)
-    if recipe.needs_reference:
-        found = jax.eval_shape(programs.reference_logps, start, batch, thoughts, None)
-        thoughts = with_reference(thoughts, found)
-    return thoughts
+    """Shapes of the thoughts that an update learns from, the longest possible."""
+    shape = (*batch.answer.shape, 1)  # written thoughts are one for each response
+    ids = jax.ShapeDtypeStruct((*shape, recipe.thoughts.sampler.max_thought), jnp.int32)
+    logp = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
+    written = ThoughtBatch(ids, jax.ShapeDtypeStruct(shape, jnp.int32), logp)
+
+    def make(params, start, batch, written):
+        def sample():
+            return programs.sample(params, start, batch, TRAINING, 0)
+
+        thoughts, _ = for_update(recipe.thoughts, recipe.judge.end, batch, written, sample)
+        if not recipe.needs_reference:
+            return thoughts
+        return with_reference(thoughts, programs.reference_logps(start, batch, thoughts, None))
+
+    return jax.eval_shape(make, params, start, batch, written)
 
 
 def wanted_bytes(error: Exception) -> int:

@@ -84,7 +84,7 @@ def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
 
 def _model(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[str]]:
     """The model's shape; the ids of the second question, both answers and padding; and what had to be assumed."""
-    objective, _ = build.load_objective(config)
+    kind = build.judge_kind(config)
     hf_config, tokenizer, assumed = _architecture(config)
     if outputs := build.value_outputs(config):
         hf_config = with_value_head(hf_config, 0, outputs)
@@ -93,9 +93,9 @@ def _model(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[
         numerics["attention"] = "splash"  # what "auto" is where a TPU is attached
     shape = model_config(hf_config, **numerics)
     if tokenizer is None:
-        answers = tuple(range(1, 1 + len(config.dialogue.scores))) if build.is_ordinal(objective) else (1, 2)
+        answers = tuple(range(1, 1 + len(config.dialogue.scores))) if kind == "score" else (1, 2)
         return shape, (tuple(range(QUESTION)), answers, 0), [*assumed, f"the second question has {QUESTION} tokens"]
-    talk = sources.make_talk(config, tokenizer, build.is_pairwise(objective), build.is_ordinal(objective))
+    talk = sources.make_talk(config, tokenizer, kind == "label", kind == "score")
     build.check_lengths(config, shape, talk)
     return shape, (talk.question_ids, talk.answer_ids, talk.pad_id), assumed
 
@@ -137,7 +137,7 @@ def _compile_all(recipe: Recipe, config: ConfigDict, say) -> dict[str, Program]:
     """All programs, as many at a time as there are processors: a compiler uses one. "other" is an update too."""
     length, pairs = config.data.buckets[-1], config.data.batch_size
     wanted = {"sample": ("sample", pairs), "update": ("update", pairs), "other": ("update", _other(config, recipe))}
-    if not recipe.samples:
+    if not recipe.thoughts.samples:
         del wanted["sample"]
 
     def one(name, pairs):
@@ -182,14 +182,14 @@ def largest_size(points: list[tuple[int, int]], room: int, unit: int) -> int | N
 
 
 def _share(config: ConfigDict, recipe: Recipe) -> tuple[counts.Sizes, counts.Share]:
-    options, mesh = recipe.sampler, recipe.mesh
+    options, mesh = recipe.thoughts.sampler, recipe.mesh
     rows = 2 * config.data.batch_size
-    group = options.group_size if recipe.samples else 1
+    group = options.group_size if recipe.thoughts.samples else 1
     sizes = counts.Sizes(
         rows=rows,
         prefix=config.data.buckets[-1],
-        group=0 if recipe.judge.readout == "value" else group,
-        thought=1 if recipe.thoughts == "none" else options.max_thought,
+        group=0 if recipe.judge.has_value_head else group,
+        thought=1 if recipe.thoughts.source == "none" else options.max_thought,
         question=len(recipe.judge.question),
     )
     parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
@@ -216,7 +216,7 @@ def _memory(config: ConfigDict, recipe: Recipe, programs: dict[str, Program]) ->
             "decode_weights": round(counts.decode_weights(shape, share)),
             "kv_regions": round(counts.region_bytes(shape, sizes, share)),
         }
-        models = 2 if recipe.thoughts == "start" else 1  # among the program's arguments
+        models = 2 if recipe.thoughts.source == "start" else 1  # among the program's arguments
         rest = programs["sample"].used - models * kept["parameters"] - sum(own.values())
         found["sample"] |= own | {"temporaries": rest}
     found["update"]["temporaries"] = programs["update"].used - sum(kept.values())
@@ -240,7 +240,7 @@ def _phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs) -> d
     """FLOPs, bytes of memory and bytes sent by each device in each part of a step, and which of them bounds it."""
     shape, phases = recipe.judge.model.config, len(recipe.phases)
     sizes, share = _share(config, recipe)
-    updated = dataclasses.replace(sizes, group=sizes.group + recipe.empty_thought)
+    updated = dataclasses.replace(sizes, group=sizes.group + recipe.thoughts.empty_thought)
     state = shard_bytes(abstract_state(recipe))
     update, sample = programs["update"].traffic, programs["sample"].traffic if "sample" in programs else None
     work = {
@@ -260,7 +260,7 @@ def _phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs) -> d
             update and update.total(0),
         ),
     }
-    names = list(work) if recipe.samples else ["update"]
+    names = list(work) if recipe.thoughts.samples else ["update"]
     return {name: _bound(chip, work[name][0] / share.devices, *work[name][1:]) for name in names}
 
 

@@ -93,6 +93,7 @@ def base_config() -> ConfigDict:
     config.objective.head_init = 1.0  # with a value head: standard deviation of a fresh one, times 1 / sqrt(width + 1)
 
     config.score = ConfigDict()
+    config.score.judge = ""  # kind of judge: "verdict", "label", "score", ...; empty for the objective's usual one
     config.score.readout = "vocab"  # probability over the full vocabulary, or over the two answers: "choices"
     config.score.chunk = 1024  # tokens that meet the lm-head at once
 

@@ -27,7 +27,7 @@ from dwrl_jax.reporting import suite as comparison
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.suites.definitions import SUITES, Suite
 from dwrl_jax.training import run as train
-from dwrl_jax.training.assemble import is_pairwise, load_objective
+from dwrl_jax.training.assemble import judge_kind
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAIRS = "pairs"  # the budget that every arm gets first
@@ -119,7 +119,6 @@ def row_of(cell: Cell, config: ConfigDict, folder: Path, results: dict) -> dict:
     best = max(results["trained"], key=lambda votes: int(votes[1:]))
     tokens = np.array([step.get("sample/tokens", 0) for step in steps])
     seconds = np.array([step["time/step_seconds"] for step in steps])
-    objective = load_objective(config)[0]
     return {
         "config": cell.config,
         "method": cell.arm,
@@ -127,7 +126,7 @@ def row_of(cell: Cell, config: ConfigDict, folder: Path, results: dict) -> dict:
         "budget": cell.budget,
         "seed": cell.seed,
         "votes": int(best[1:]),
-        "pairwise": is_pairwise(objective),
+        "pairwise": judge_kind(config) == "label",
         **{name: results["trained"][best][name] for name in ("accuracy", "nll", "ties", "brier", "ece")},
         "base_accuracy": results["base"][best]["accuracy"],
         "pairs": len(steps) * config.data.batch_size,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import os
 import shutil
 from pathlib import Path
@@ -15,8 +14,9 @@ from dwrl_jax.core import hosts, sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
-from dwrl_jax.generation.forced import Judge, reward
 from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.judge import Judge
+from dwrl_jax.judge.thoughts import ThoughtPlan
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
@@ -49,9 +49,10 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     objective, _ = load_objective(config)
     numerics = {name: config.model[name] for name in NUMERICS}
     shape = model_config(architecture(config, folder, tokenizer), **numerics)
-    talk = make_talk(config, tokenizer, is_pairwise(objective), is_ordinal(objective), bare=shape.value_head)
+    kind = judge_kind(config)
+    talk = make_talk(config, tokenizer, kind == "label", kind == "score", bare=kind in objectives.VALUE_KINDS)
     check_lengths(config, shape, talk)
-    supervised = objective.THOUGHTS == "written"
+    supervised = objective.thoughts == "written"
     source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
     if source.examples(0, 1)[0].thoughts is None and supervised:
         raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
@@ -81,10 +82,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
 def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, devices=None) -> Recipe:
     """What the programs are made of, for the ids of the second question, of both answers and of padding."""
     objective, hyper = load_objective(config)
-    phases, value_scores = objective.phases(hyper), reward
-    readout = "value" if shape.value_head else "ordinal" if is_ordinal(objective) else config.score.readout
-    if hasattr(objective, "value_scores"):
-        value_scores = functools.partial(objective.value_scores, hyper=hyper)
+    phases, value_scores = objective.phases(hyper), objective.value_scores
     optim = train_step.OptimizerOptions(
         **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
     )
@@ -96,28 +94,30 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
             answers=answers,
             pad=pad,
             temperature=config.sampler.temperature,
-            readout=readout,
+            kind=judge_kind(config),
+            readout=config.score.readout,
             chunk=config.score.chunk,
-            value_scores=value_scores,
+            value_scores=value_scores and functools.partial(value_scores, hyper=hyper),
         ),
         mesh=make_mesh(config, shape, devices),
-        sampler=SamplerOptions(
-            config.sampler.group_size,
-            config.sampler.max_thought,
-            config.sampler.top_k,
-            config.sampler.top_p,
-            verdicts=objective.VERDICTS,
-            batch_size=config.sampler.batch_size,
+        thoughts=ThoughtPlan(
+            objective.thoughts,
+            SamplerOptions(
+                config.sampler.group_size,
+                config.sampler.max_thought,
+                config.sampler.top_k,
+                config.sampler.top_p,
+                config.sampler.batch_size,
+            ),
+            objective.verdicts,
+            objective.empty_thought,
         ),
-        thoughts=objective.THOUGHTS,
-        pairwise=is_pairwise(objective),
         votes=tuple(config.eval.votes),
         phases=phases,
         optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
         micro_batches=config.optim.micro_batches,
         needs_reference=getattr(hyper, "kl", 0.0) > 0,
-        empty_thought=getattr(objective, "EMPTY_THOUGHT", False),
-        margins=config.objective.bradley_terry != "regular",
+        margins=objective.uses_margins(hyper),
     )
 
 
@@ -137,7 +137,7 @@ def architecture(config: ConfigDict, folder: Path, tokenizer) -> dict:
 def value_outputs(config: ConfigDict) -> int:
     """How many outputs the objective wants of a value head; 0 for none."""
     objective, hyper = load_objective(config)
-    return objective.value_outputs(hyper) if hasattr(objective, "value_outputs") else 0
+    return objective.value_outputs(hyper) if objective.value_outputs else 0
 
 
 def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):
@@ -197,36 +197,35 @@ def check_lengths(config: ConfigDict, shape: ModelConfig, talk: dialogue.Dialogu
         )
 
 
-def load_objective(config: ConfigDict):
-    """The objective's module and its hyper-parameters, those keys of config.objective that it knows."""
+def load_objective(config: ConfigDict) -> tuple[objectives.Objective, object]:
+    """The objective and its hyper-parameters, those keys of config.objective that it knows."""
     name = config.objective.name
     if name not in objectives.names():
         raise UserError(f"objective.name={name!r}: choose one of {', '.join(objectives.names())}")
-    module = importlib.import_module(f"dwrl_jax.objectives.{name}")
-    if module.THOUGHTS == "none" and (config.sampler.group_size, *config.eval.votes) != (1, 1):
+    objective = objectives.load(name)
+    if objective.thoughts == "none" and (config.sampler.group_size, *config.eval.votes) != (1, 1):
         raise UserError(
             f"objective.name={name!r} judges without thoughts: give sampler.group_size=1 and eval.votes=(1,), "
             f"as --config=FILE:{name} does"
         )
-    if is_pairwise(module) and config.score.readout != "choices":
+    if objective.judges[0] == "label" and config.score.readout != "choices":
         raise UserError(
             f"score.readout={config.score.readout!r}: {name} needs 'choices', where the two labels of a comparison "
             "have probability 1 together"
         )
-    fields = [field.name for field in dataclasses.fields(module.Hyper)]
+    fields = [field.name for field in dataclasses.fields(objective.hyper)]
     if config.objective.bradley_terry != "regular" and "bradley_terry" not in fields:
         raise UserError(
             f"objective.bradley_terry={config.objective.bradley_terry!r}: {name} makes nothing of margins; set it to "
             "'regular'"
         )
-    return module, module.Hyper(**{field: config.objective[field] for field in fields})
+    return objective, objective.hyper(**{field: config.objective[field] for field in fields})
 
 
-def is_pairwise(objective) -> bool:
-    """Whether the sides of an objective are the two orders of a pair's responses, shown together."""
-    return getattr(objective, "PAIRWISE", False)
-
-
-def is_ordinal(objective) -> bool:
-    """Whether an objective asks for a score of several in the place of a verdict."""
-    return getattr(objective, "ORDINAL", False)
+def judge_kind(config: ConfigDict) -> str:
+    """The kind of judge that is trained: `score.judge`, or the objective's usual one where that is empty."""
+    kinds = load_objective(config)[0].judges
+    kind = config.score.judge or kinds[0]
+    if kind not in kinds:
+        raise UserError(f"score.judge={kind!r}: {config.objective.name} trains {' or '.join(kinds)}; give one of them")
+    return kind

@@ -20,9 +20,11 @@ from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
 from dwrl_jax.data import Batches, padding_share, prefetch
 from dwrl_jax.data.pairs import Pair
 from dwrl_jax.evaluation import metrics as evaluate
-from dwrl_jax.generation.forced import Judge, branch_size, no_thoughts, with_empty_thought
+from dwrl_jax.generation.keys import HELD_OUT, TRAINING
 from dwrl_jax.generation.packing import Packing, pack
-from dwrl_jax.training.programs import HELD_OUT, TRAINING, Programs, Recipe, make_programs, with_reference
+from dwrl_jax.judge.judge import Judge, branch_length
+from dwrl_jax.judge.thoughts import for_update, with_reference
+from dwrl_jax.training.programs import Programs, Recipe, make_programs
 from dwrl_jax.workdir import checkpoint, records
 
 PROFILED = 3  # steps
@@ -124,15 +126,13 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
     began = time.perf_counter()
     step = int(state.step)
     metrics = {"data/padding": padding_share(batch)}
-    sampled = None
-    if run.thoughts == "none":
-        thoughts = no_thoughts(batch, run.judge.end)
-    elif run.samples:
-        sampled = jax.block_until_ready(programs.sample(state.params, start, batch, TRAINING, step))
-        thoughts = sampled[0]
-        metrics |= _sampling_metrics(run.judge, batch, thoughts, time.perf_counter() - began)
-    if run.empty_thought:
-        thoughts = with_empty_thought(thoughts, run.judge.end)
+
+    def sample():
+        return jax.block_until_ready(programs.sample(state.params, start, batch, TRAINING, step))
+
+    thoughts, sampled = for_update(run.thoughts, run.judge.end, batch, thoughts, sample)
+    if sampled is not None:
+        metrics |= _sampling_metrics(run.judge, batch, sampled[0], time.perf_counter() - began)
     packing = _packing(run, thoughts)
     if run.needs_reference:
         thoughts = with_reference(thoughts, programs.reference_logps(start, batch, thoughts, packing))
@@ -222,7 +222,7 @@ def _sampling_metrics(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBat
 def _tokens(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch) -> int:
     """Positions that one pass computes for tokens of valid pairs: each prefix once, every branch."""
     prefix = batch.prefix_len[batch.valid].sum()
-    if judge.readout == "value":
+    if judge.has_value_head:
         return int(prefix)
     branches = np.asarray(thoughts.thought_len)[batch.valid]
     return int(prefix + branches.sum() + branches.size * len(judge.question))
@@ -232,14 +232,14 @@ def _positions(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch, pac
     """Positions that one pass computes in all."""
     B, S, G, T = thoughts.thought.shape
     lanes = G if packing is None else packing.source.shape[2]
-    return B * S * (batch.prefix.shape[-1] + lanes * branch_size(judge, T))
+    return B * S * (batch.prefix.shape[-1] + lanes * branch_length(judge, T))
 
 
 def _packing(run: Run, thoughts: ThoughtBatch) -> Packing | None:
-    if not run.packing or run.thoughts == "none":
+    if not run.packing or run.thoughts.source == "none":
         return None
     lengths = np.asarray(thoughts.thought_len) + 1 + len(run.judge.question)
-    return pack(lengths, branch_size(run.judge, thoughts.thought.shape[-1]))
+    return pack(lengths, branch_length(run.judge, thoughts.thought.shape[-1]))
 
 
 def _postfix(metrics: dict[str, float]) -> dict[str, str]:

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from dwrl_jax.core import sharding
-from dwrl_jax.core.types import Logps, PreferenceBatch, ThoughtBatch, TrainState
-from dwrl_jax.generation.forced import Judge, logps, no_thoughts
-from dwrl_jax.generation.sampler import SamplerOptions, sample
+from dwrl_jax.core.types import TrainState
+from dwrl_jax.generation.keys import sampling_key
+from dwrl_jax.judge.judge import Judge, logps
+from dwrl_jax.judge.thoughts import ThoughtPlan, think
+from dwrl_jax.judge.weights import weigh
 from dwrl_jax.models.transformer import axis_names
 from dwrl_jax.training.step import make_train_step
-from dwrl_jax.workdir import records
-
-TRAINING, HELD_OUT = 0, 1  # streams of sampling keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,31 +26,23 @@ class Recipe:
     seed: int
     judge: Judge
     mesh: jax.sharding.Mesh
-    sampler: SamplerOptions
-    thoughts: str  # where they come from: the objective's THOUGHTS
-    pairwise: bool  # the sides are the two orders of both responses, and a score is the right label's
+    thoughts: ThoughtPlan
     votes: tuple[int, ...]
     phases: dict[str, Callable]
     optimizer: optax.GradientTransformation
     micro_batches: int
     needs_reference: bool  # the objective has a KL term to the starting model
-    empty_thought: bool  # an update sees the empty thought behind those that were drawn
     margins: bool  # the objective learns from the margins of the pairs
 
     @property
-    def samples(self) -> bool:
-        """Whether each step draws thoughts."""
-        return self.thoughts in ("policy", "start")
+    def pairwise(self) -> bool:
+        """Whether the sides are the two orders of both responses, and a score is the right label's."""
+        return self.judge.kind == "label"
 
     @property
     def keeps_start(self) -> bool:
         """Whether the starting model stays beside the state."""
-        return self.needs_reference or self.thoughts == "start"
-
-
-def sampling_key(seed: int, stream: int, step: int):
-    """Keys for (seed, step); pair, side, sample and position are folded in by the sampler."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+        return self.needs_reference or self.thoughts.source == "start"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +77,17 @@ def make_programs(run: Recipe) -> Programs:
     state = jax.tree.map(lambda x: x.sharding, abstract_state(run))
 
     def sampler(group_size):
-        options = dataclasses.replace(run.sampler, group_size=group_size)
+        options = dataclasses.replace(run.thoughts.sampler, group_size=group_size)
+        plan = dataclasses.replace(run.thoughts, sampler=options)
 
         def sample_and_weigh(params, start, batch, stream, step):
-            key = sampling_key(run.seed, stream, 0 if run.thoughts == "start" else step)
-            thoughts, log_scores = _think(run, options, params, start, batch, key)
-            return thoughts, log_scores, records.weigh(log_scores, run.pairwise)
+            key = sampling_key(run.seed, stream, 0 if plan.source == "start" else step)
+            thoughts, log_scores = think(run.judge, plan, params, start, batch, key)
+            return thoughts, log_scores, weigh(log_scores, run.pairwise)
 
         return jax.jit(sample_and_weigh, out_shardings=whole)
 
-    own, votes = run.sampler.group_size, max(run.votes)
+    own, votes = run.thoughts.sampler.group_size, max(run.votes)
     sample_own = sampler(own)
     return Programs(
         begin=jax.jit(functools.partial(_begin, run.optimizer), donate_argnums=0, out_shardings=state),
@@ -104,35 +96,3 @@ def make_programs(run: Recipe) -> Programs:
         reference_logps=jax.jit(functools.partial(logps, run.judge), out_shardings=whole),
         train_step=make_train_step(run.judge, run.optimizer, run.phases, run.micro_batches, (state, whole)),
     )
-
-
-def _think(run: Recipe, options: SamplerOptions, params, start, batch: PreferenceBatch, key):
-    """Thoughts, of the policy, of the starting model or none at all, and their log scores under the policy."""
-    if run.thoughts == "none":
-        thoughts = no_thoughts(batch, run.judge.end)
-    elif run.thoughts == "start":
-        thoughts, _ = sample_in_parts(run.judge, options, start, batch, key)
-    else:
-        thoughts, log_scores = sample_in_parts(run.judge, options, params, batch, key)
-        return thoughts, log_scores
-    return thoughts, logps(run.judge, params, batch, thoughts).answer
-
-
-def sample_in_parts(judge: Judge, options: SamplerOptions, params, batch: PreferenceBatch, key):
-    """Thoughts and their log scores, `options.batch_size` pairs at a time: keys come from pair ids, not from parts."""
-
-    def one(part):
-        return sample(judge, options, params, part, key)[:2]
-
-    pairs = len(batch.pair_id)
-    size = options.batch_size or pairs
-    if size >= pairs:
-        return one(batch)
-    found = jax.lax.map(one, jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch))
-    return jax.tree.map(lambda x: x.reshape(pairs, *x.shape[2:]), found)
-
-
-def with_reference(thoughts: ThoughtBatch, found: Logps) -> ThoughtBatch:
-    """The thoughts with their log-probabilities under the starting model."""
-    verdict = thoughts.verdict and thoughts.verdict.replace(ref_logp=found.verdict)
-    return thoughts.replace(ref_logp=found.thought, verdict=verdict)

@@ -26,7 +26,7 @@ from dwrl_jax.training import loop
 from dwrl_jax.training.assemble import (
     architecture,
     build,
-    is_pairwise,
+    judge_kind,
     keep_architecture,
     load_objective,
     load_tokenizer,
@@ -71,7 +71,7 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
         tokenizer = load_tokenizer(config, folder)
         keep_architecture(workdir / export.ARCHITECTURE, architecture(config, folder, tokenizer), folder, tokenizer)
         records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-    if run.thoughts == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
+    if run.thoughts.source == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
         print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
     for name, note in notes.items():
         print(f"{name} data: {note}", flush=True)
@@ -129,7 +129,7 @@ def starting_model(config: ConfigDict, workdir: Path, begun: bool) -> Path:
 def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> dict:
     """What results.json says of the held-out scores [N S K] of "base" and "trained"."""
     results = {"base": {}, "trained": {}, "gain": {}, "reference": {"no_thought": None, "ceiling": None}}
-    pairwise = is_pairwise(load_objective(config)[0])
+    pairwise = judge_kind(config) == "label"
     for votes in sorted(config.eval.votes):
         margin = {name: evaluate.margins(found, votes, pairwise) for name, found in scores.items()}
         for name in ("base", "trained"):
@@ -145,7 +145,7 @@ def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> 
 def by_source(config: ConfigDict, names: list[str], scores: dict[str, np.ndarray]) -> dict:
     """The same by the pairs' source, where there is more than one, for the largest number of votes."""
     sources = sorted(set(names)) if len(set(names)) > 1 else []
-    votes, pairwise = max(config.eval.votes), is_pairwise(load_objective(config)[0])
+    votes, pairwise = max(config.eval.votes), judge_kind(config) == "label"
 
     def part(found, source):
         return evaluate.metrics(found[np.array(names) == source], votes, pairwise)

@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array
 
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
-from dwrl_jax.generation.forced import Judge, logps
 from dwrl_jax.generation.packing import Packing
+from dwrl_jax.judge.judge import Judge, logps
 
 
 @dataclasses.dataclass(frozen=True)

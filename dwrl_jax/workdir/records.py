@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import tensorboardX
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dwrl_jax.core import hosts
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
 from dwrl_jax.data.pairs import Pair
-from dwrl_jax.objectives import dwrl
 
 SIDES = ("chosen", "rejected")
 
@@ -51,18 +50,6 @@ def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, m
         file.write(json.dumps({"step": step, **metrics}) + "\n")
     for name, value in metrics.items():
         board.add_scalar(name, value, step)
-
-
-def weigh(log_scores: Float[Array, "B S G"], pairwise: bool = False) -> dict[str, Array]:
-    """The weights of thoughts [B S G] and of pairs [B] that `thought_rows` writes down, made where scores are.
-
-    What sets one side against the other has no meaning where the sides are two orders.
-    """
-    weights = {"thought_weight": dwrl.thought_weight(log_scores)}
-    if not pairwise:
-        weights["dual_weight"] = dwrl.dual_weight(log_scores)
-        weights["misalignment_weight"] = dwrl.misalignment_weight(dwrl.log_preference_score(log_scores))
-    return weights
 
 
 def thought_rows(

@@ -25,8 +25,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from dwrl_jax.core.types import PreferenceBatch, TrainState
-from dwrl_jax.generation.forced import Judge
-from dwrl_jax.generation.sampler import SamplerOptions, sample
+from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.judge import Judge
+from dwrl_jax.judge.thoughts import sample
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS

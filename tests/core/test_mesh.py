@@ -9,7 +9,8 @@ import pytest
 
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.generation.sampler import SamplerOptions, sample
+from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.thoughts import sample
 from dwrl_jax.models.transformer import axis_names
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.training.step import gradient

@@ -12,9 +12,9 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.data.pairs import Pair
 from dwrl_jax.evaluation import metrics as evaluate
+from dwrl_jax.judge.weights import weigh
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import sources
-from dwrl_jax.workdir import records
 from tests.dialogue.test_dialogue import assistant, hh_rows, qwen, user, word_dialogue  # noqa: F401
 
 WORLD = world.make_world(0)
@@ -206,5 +206,5 @@ def test_a_judge_that_is_sure_stays_finite():
 
 def test_weights_between_sides_are_not_written_for_orders():
     log_scores = np.log(RIGHT)
-    assert records.weigh(log_scores, pairwise=True).keys() == {"thought_weight"}
-    assert "dual_weight" in records.weigh(log_scores)
+    assert weigh(log_scores, pairwise=True).keys() == {"thought_weight"}
+    assert "dual_weight" in weigh(log_scores)

@@ -15,14 +15,14 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import Logps, ThoughtBatch, Verdicts
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import make_dialogue, prefix_ids
-from dwrl_jax.generation.forced import logps, no_thoughts, rewards
-from dwrl_jax.generation.sampler import SamplerOptions, sample
+from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.judge import logps, rewards
+from dwrl_jax.judge.thoughts import no_thoughts, sample
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 from dwrl_jax.objectives import bt, bt_token, dwrl, dwrl_no_misalignment, grpo_point, irpm
-from dwrl_jax.settings.config import PAIRWISE
 from dwrl_jax.training import loop
 from dwrl_jax.training.step import make_optimizer
 from dwrl_jax.workdir import model as export
@@ -176,11 +176,13 @@ def test_irpm_in_expectation_prefers_the_thought_that_separates():
 def test_verdicts_are_drawn_from_the_whole_vocabulary():
     judge, params = make_judge(vocab_size=8, sharpness=1.0)
     batch = make_batch(pairs=2, length=6, vocab_size=8)
-    options = SamplerOptions(group_size=512, max_thought=2, verdicts=True)
-    thoughts, log_scores, _ = jax.jit(lambda: sample(judge, options, params, batch, jax.random.key(0)))()
+    options = SamplerOptions(group_size=512, max_thought=2)
+    thoughts, log_scores, _ = jax.jit(lambda: sample(judge, options, params, batch, jax.random.key(0), verdicts=True))()
     found = jax.jit(lambda: logps(judge, params, batch, thoughts))()
     np.testing.assert_allclose(found.verdict, thoughts.verdict.old_logp, atol=1e-5)
     token, right = np.asarray(thoughts.verdict.token), np.asarray(thoughts.verdict.right)
+    place = np.where(token == judge.answers[0], 0, np.where(token == judge.answers[1], 1, -1))
+    np.testing.assert_array_equal(thoughts.verdict.place, place)
     np.testing.assert_array_equal(right, token == np.array(judge.answers)[:, None])
     probability = np.exp(log_scores).mean(-1)  # of the first answer, over the drawn thoughts
     share = (token == judge.answers[0]).mean(-1)
@@ -224,7 +226,7 @@ def test_no_thought_is_the_end_token_alone():
 
 
 def scalar_judge(**options):
-    judge, params = make_judge(readout="value", **options)
+    judge, params = make_judge(kind="reward", **options)
     shape = dataclasses.replace(judge.model.config, value_head=1)
     return dataclasses.replace(judge, model=Decoder(shape)), hf.with_value_head(params, shape, 0)
 
@@ -269,10 +271,11 @@ def test_a_value_head_reads_the_conversation_alone():
     assert longer == "<bos> <user> s1 o1 <end> <assistant> s2 warm <end> <user> judge <end> <assistant>"
 
 
+POINTWISE = {name for name in objectives.names() if objectives.load(name).judges[0] != "label"}
 TRACED = {"bvpo", "oprm", "preference_embedding"}  # their programs are traced from the config, in tests of their own
 
 
-@pytest.mark.parametrize("name", sorted(set(objectives.names()) - {"dwrl", "sft", *PAIRWISE, *TRACED}))
+@pytest.mark.parametrize("name", sorted(POINTWISE - {"dwrl", "sft", *TRACED}))
 def test_every_baseline_has_a_smoke_run(base, name, tmp_path):
     results = fit(tmp_path, f"--config.model.path={base}", variant=f"{name},smoke")
     assert results["steps"] == 4 and results["config"]["objective"]["name"] == name

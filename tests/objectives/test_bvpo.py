@@ -9,7 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.generation.forced import logps, no_thoughts, with_empty_thought
+from dwrl_jax.judge.judge import logps
+from dwrl_jax.judge.thoughts import no_thoughts, with_empty_thought
 from dwrl_jax.objectives import bt_token, bvpo, dwrl
 from dwrl_jax.settings import config as configuration
 from dwrl_jax.settings.commandline import parse

@@ -12,7 +12,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import make_batches, tokenise, world
 from dwrl_jax.data.pairs import read_pairs
 from dwrl_jax.dialogue import make_dialogue
-from dwrl_jax.generation.forced import no_thoughts
+from dwrl_jax.judge.thoughts import no_thoughts
 from dwrl_jax.objectives import bt, bt_token, dwrl
 from dwrl_jax.objectives.parts import bradley_terry as _bradley_terry
 from dwrl_jax.settings.commandline import parse

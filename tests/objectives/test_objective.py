@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
-from dwrl_jax.generation.forced import logps
+from dwrl_jax.judge.judge import logps
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.objectives.parts import policy as _policy
 from tests.small import assert_trees_close, given_thoughts, make_batch, make_judge

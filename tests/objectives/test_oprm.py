@@ -12,7 +12,8 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import Logps
 from dwrl_jax.data import world
 from dwrl_jax.evaluation import metrics as evaluate
-from dwrl_jax.generation.forced import logps, no_thoughts
+from dwrl_jax.judge.judge import logps
+from dwrl_jax.judge.thoughts import no_thoughts
 from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import oprm
 from dwrl_jax.settings import config as configuration
@@ -72,7 +73,7 @@ def test_the_loss_is_the_likelihood_and_the_evaluation_agrees():
 
 
 def ordinal_judge():
-    judge, params = make_judge(readout="ordinal")
+    judge, params = make_judge(kind="score")
     scores = functools.partial(oprm.value_scores, hyper=oprm.Hyper())
     return dataclasses.replace(judge, answers=SCORES, value_scores=scores), params
 

@@ -8,8 +8,9 @@ import pytest
 
 from dwrl_jax.core.types import Logps, ThoughtBatch, Verdicts
 from dwrl_jax.evaluation import metrics as evaluate
-from dwrl_jax.generation.forced import logps, no_thoughts
-from dwrl_jax.generation.sampler import SamplerOptions, sample
+from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.judge import logps
+from dwrl_jax.judge.thoughts import no_thoughts, sample
 from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import gram, grpo_pair, grpo_point, rm_r1
 from dwrl_jax.objectives.parts import pairwise as _pairwise
@@ -135,10 +136,12 @@ def test_the_other_label_has_the_rest():
 
 def test_drawn_labels_are_right_in_their_order():
     """First label on side 0, second one on side 1; well formed where the thought ended and the token is a label."""
-    judge, params = make_judge(readout="choices", sharpness=0.3)
+    judge, params = make_judge(kind="label", readout="choices", sharpness=0.3)
     batch = make_batch(pairs=8).replace(answer=jnp.tile(jnp.asarray(judge.answers), (8, 1)))
-    options = SamplerOptions(group_size=32, max_thought=12, verdicts=True)
-    thoughts, _, _ = jax.jit(lambda p, b, k: sample(judge, options, p, b, k))(params, batch, jax.random.key(0))
+    options = SamplerOptions(group_size=32, max_thought=12)
+    thoughts, _, _ = jax.jit(lambda p, b, k: sample(judge, options, p, b, k, verdicts=True))(
+        params, batch, jax.random.key(0)
+    )
     token, right = np.asarray(thoughts.verdict.token), np.asarray(thoughts.verdict.right)
     np.testing.assert_array_equal(right, token == np.array(judge.answers)[:, None])
     ended = (np.asarray(thoughts.thought) == judge.end).any(-1)

@@ -12,7 +12,8 @@ import pytest
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import Logps
 from dwrl_jax.evaluation import metrics as evaluate
-from dwrl_jax.generation.forced import logps, no_thoughts
+from dwrl_jax.judge.judge import logps
+from dwrl_jax.judge.thoughts import no_thoughts
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
@@ -99,8 +100,8 @@ def test_scores_of_a_pair_in_numbers():
 
 
 def embedding_judge():
-    judge, params = make_judge(readout="value")
-    shape = dataclasses.replace(judge.model.config, value_head=preference_embedding.value_outputs(HYPER))
+    judge, params = make_judge(kind="embedding")
+    shape = dataclasses.replace(judge.model.config, value_head=preference_embedding.OBJECTIVE.value_outputs(HYPER))
     scores = functools.partial(preference_embedding.value_scores, hyper=HYPER)
     return dataclasses.replace(judge, model=Decoder(shape), value_scores=scores), hf.with_value_head(params, shape, 0)
 

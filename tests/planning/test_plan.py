@@ -15,8 +15,9 @@ import pytest
 
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.generation.forced import Judge, logps
 from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.judge import Judge, logps
+from dwrl_jax.judge.thoughts import ThoughtPlan
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, published, shrink
 from dwrl_jax.models.transformer import Decoder, axis_names
@@ -42,15 +43,12 @@ def make_recipe(mesh=(1, 1, 1), vocab_size=512, chunk=64, micro_batches=2, max_t
         seed=0,
         judge=judge,
         mesh=sharding.make_mesh(dict(zip(sharding.AXES, mesh)), devices),
-        sampler=SamplerOptions(group_size=2, max_thought=max_thought),
-        thoughts="policy",
-        pairwise=False,
+        thoughts=ThoughtPlan("policy", SamplerOptions(group_size=2, max_thought=max_thought)),
         votes=(1, 2),
         phases=phases,
         optimizer=optax.adamw(1e-3),
         micro_batches=micro_batches,
         needs_reference=False,
-        empty_thought=False,
         margins=False,
     )
 

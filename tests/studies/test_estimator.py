@@ -11,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from dwrl_jax.core.types import PreferenceBatch
-from dwrl_jax.generation.forced import logps
+from dwrl_jax.judge.judge import logps
 from dwrl_jax.objectives import dwrl
 from studies import estimator, estimator_page
 from tests.small import REPO, given_thoughts

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
 from dwrl_jax.data import world
-from dwrl_jax.generation.forced import Judge
+from dwrl_jax.judge.judge import Judge
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS
 from dwrl_jax.models.transformer import Decoder

@@ -12,7 +12,7 @@ from dwrl_jax.core.types import TrainState
 from dwrl_jax.generation.token_logps import token_logps
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.training.step import OptimizerOptions, decayed, gradient, learning_rate, make_optimizer, make_train_step
-from tests.generation.test_judge import draw
+from tests.judge.test_judge import draw
 from tests.small import assert_trees_close, make_batch, make_judge
 
 OPTIONS = OptimizerOptions(

@@ -24,6 +24,11 @@ class BradleyTerry:
     bradley_terry: Literal["regular", "margin", "scaled"] = "regular"
 
 
+def uses_margins(hyper: BradleyTerry) -> bool:
+    """Whether the losses take the pairs' margins."""
+    return hyper.bradley_terry != "regular"
+
+
 def pair_loss(
     log_odds: Float[Array, " B"], hyper: BradleyTerry, margin: Float[Array, " B"] | None
 ) -> Float[Array, " B"]:

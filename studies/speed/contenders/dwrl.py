@@ -11,8 +11,9 @@ import optax
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
-from dwrl_jax.generation.forced import Judge, logps
-from dwrl_jax.generation.sampler import SamplerOptions, sample
+from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.judge import Judge, logps
+from dwrl_jax.judge.thoughts import sample
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.transformer import Decoder

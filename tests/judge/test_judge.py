@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from dwrl_jax.core.types import PreferenceBatch
-from dwrl_jax.generation.forced import branch_size, logps
+from dwrl_jax.generation.draw import categorical, truncate
+from dwrl_jax.generation.keys import HELD_OUT, TRAINING, sampling_key
 from dwrl_jax.generation.packing import pack
-from dwrl_jax.generation.sampler import SamplerOptions, categorical, chunks, sample, truncate
+from dwrl_jax.generation.sampler import SamplerOptions, chunks
+from dwrl_jax.judge.judge import branch_length, logps
+from dwrl_jax.judge.thoughts import sample, sample_in_parts
 from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import dwrl
-from dwrl_jax.training.programs import HELD_OUT, TRAINING, sample_in_parts, sampling_key
 from dwrl_jax.training.step import gradient
 from tests.small import assert_trees_close, given_thoughts, make_batch, make_judge
 
@@ -138,9 +140,11 @@ def test_samples_do_not_depend_on_the_rest_of_the_batch():
 def test_thoughts_sampled_in_parts_are_the_same(verdicts):
     judge, params = make_judge()
     batch = make_batch(pairs=6)
-    options = SamplerOptions(group_size=4, max_thought=40, verdicts=verdicts)
+    options = SamplerOptions(group_size=4, max_thought=40)
     sizes = [dataclasses.replace(options, batch_size=size) for size in (0, 2, 3)]
-    draw_at_once, *in_parts = (jax.jit(functools.partial(sample_in_parts, judge, kind)) for kind in sizes)
+    draw_at_once, *in_parts = (
+        jax.jit(functools.partial(sample_in_parts, judge, kind, verdicts=verdicts)) for kind in sizes
+    )
     whole, score = draw_at_once(params, batch, jax.random.key(5))
     assert len(set(np.asarray(whole.thought_len).ravel())) > 4, "thoughts of one length would prove little"
     for draw_parts in in_parts:
@@ -233,7 +237,7 @@ def test_invariant_to_packing(case, micro_batches):
     ended = rng.random((4, 2, 6)) < 0.5
     thought[(np.arange(12) == length[..., None] - 1) & ended[..., None]] = judge.end
     group = given_thoughts(thought, length)
-    packing = pack(length + 1 + len(judge.question), branch_size(judge, 12))
+    packing = pack(length + 1 + len(judge.question), branch_length(judge, 12))
     assert packing.source.shape == (4, 2, 3, 16)
     expected = loss_and_gradient(judge, params, batch, group)
     found = loss_and_gradient(judge, params, batch, group, micro_batches, packing=packing)

@@ -1,0 +1,47 @@
+"""Sampling keys: a thought depends on its key alone, never on what else is in the batch or on the machines.
+
+A training run folds in (seed, stream, step, pair, side, sample), a request its content and the vote; the position in
+the thought is folded in where a token is drawn.
+"""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, UInt32
+
+TRAINING, HELD_OUT = 0, 1  # streams
+
+
+def sampling_key(seed: int, stream: int, step: int) -> Array:
+    """The key of a step of a stream."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+
+
+def pair_keys(key: Array, pair_id: Int[Array, " B"], sides: int, group_size: int) -> Array:
+    """One key per thought [B * sides, group_size], from (pair, side, sample); `key` carries seed, stream and step."""
+
+    def one(pair, side, sample):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, pair), side), sample)
+
+    over_samples = jax.vmap(one, (None, None, 0))
+    over_sides = jax.vmap(over_samples, (None, 0, None))
+    over_pairs = jax.vmap(over_sides, (0, None, None))
+    return over_pairs(pair_id, jnp.arange(sides), jnp.arange(group_size)).reshape(-1, group_size)
+
+
+def content_seed(prefix: Int[np.ndarray, " L"]) -> UInt32[np.ndarray, "2"]:
+    """64 bits of the SHA-256 of a prefix's token ids: the seed of a request's thoughts."""
+    digest = hashlib.sha256(np.ascontiguousarray(prefix, "<i4").tobytes()).digest()
+    return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
+
+
+def content_keys(seed: int, content: UInt32[Array, "P 2"], votes: int) -> Array:
+    """One key per thought [P, votes], from (seed, content of the prefix, vote)."""
+
+    def one(words, vote):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), words[0]), words[1])
+        return jax.random.fold_in(key, vote)
+
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(content, jnp.arange(votes))

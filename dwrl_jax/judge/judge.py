@@ -1,0 +1,145 @@
+"""The judge: a language model that is asked about a response, and the ways in which its score is read."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dwrl_jax.core.types import Logps, PreferenceBatch, ThoughtBatch
+from dwrl_jax.generation.forced import branch_size, teacher_forced
+from dwrl_jax.generation.packing import Packing
+from dwrl_jax.generation.token_logps import token_logps
+from dwrl_jax.generation.writer import Writer
+from dwrl_jax.models.transformer import Decoder, logits, output_table
+from dwrl_jax.objectives import VALUE_KINDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A decoder, the fixed tokens of the dialogue, and the way a score is read.
+
+    `kind` is one of `objectives.KINDS`. `question` runs from the end token that closes a thought to the place of the
+    answer. `answers` are the tokens for good and bad, for the first and the second response, or for K scores, the
+    lowest first. The log score of a response is
+
+    "verdict", "label"  log pi(answer), over the full vocabulary (`readout` "vocab") or over both answers ("choices");
+    "score"             log of the mean score, the K scores lying evenly between 0 and 1 (ours);
+    "reward"            the value head's output at the last token of the prefix, without a second turn.
+
+    `value_scores` reads the scores of a pair instead, where an objective has a reading of its own: from a value
+    head's outputs or from the log-probabilities of the scores. `temperature` belongs to the thoughts' density.
+    """
+
+    model: Decoder
+    question: tuple[int, ...]
+    answers: tuple[int, ...]
+    pad: int
+    kind: str = "verdict"
+    temperature: float = 1.0
+    readout: str = "vocab"
+    chunk: int = 1024
+    value_scores: Callable[[Float[Array, "B 2 *G K"]], Float[Array, "B 2 *G"]] | None = None
+
+    @property
+    def end(self) -> int:
+        return self.question[0]
+
+    @property
+    def has_value_head(self) -> bool:
+        return self.kind in VALUE_KINDS
+
+    @property
+    def writer(self) -> Writer:
+        return Writer(self.model, self.end, self.pad, self.temperature, self.chunk)
+
+
+def mean_score(log_probability: Float[Array, "*rows K"]) -> Float[Array, "*rows"]:
+    """log sum_k p(k) u_k of a distribution over K scores, the lowest first, with u_k = (k + 1/2) / K (ours).
+
+    `log_probability` need not be normalised over the scores.
+    """
+    count = log_probability.shape[-1]
+    value = (np.arange(count) + 0.5) / count
+    return jax.nn.logsumexp(log_probability, -1, b=value) - jax.nn.logsumexp(log_probability, -1)
+
+
+def answer_logps(
+    judge: Judge, params, hidden: Float[Array, "*rows D"], answer: Int[Array, "*rows"], verdict=None
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"], Float[Array, "*rows"] | None]:
+    """Log score of the target answer by the judge's reading, the probability mass on all answers, and the
+    log-probability of a drawn verdict where there is one.
+
+    A judge with `value_scores` takes rows [2 B, ...], both sides of each pair behind each other.
+    """
+    targets = [answer, *(jnp.full_like(answer, a) for a in judge.answers)]
+    targets = jnp.stack(targets if verdict is None else [*targets, verdict], -1)
+    logp, _ = token_logps(hidden, output_table(params), targets, chunk=judge.chunk)
+    each = range(1, 1 + len(judge.answers))
+    log_mass = functools.reduce(jnp.logaddexp, (logp[..., i] for i in each))
+    if judge.kind != "score":
+        score = logp[..., 0] - log_mass if judge.readout == "choices" else logp[..., 0]
+    elif judge.value_scores is None:
+        score = mean_score(logp[..., 1 : each.stop])
+    else:
+        by_pair = logp[..., 1 : each.stop].reshape(-1, 2, *logp.shape[1:-1], len(each))
+        score = judge.value_scores(by_pair).reshape(log_mass.shape)
+    return score, jnp.exp(log_mass), None if verdict is None else logp[..., -1]
+
+
+def branch_length(judge: Judge, max_thought: int) -> int:
+    """Tokens of a branch at most: the opening one, the thought, the question. A value head needs no branch."""
+    return 0 if judge.has_value_head else branch_size(max_thought, len(judge.question))
+
+
+def value_outputs(judge: Judge, params, prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Float[Array, "P K"]:
+    """Value head . hidden state at the last token of each prefix; float32."""
+    tokens = prefix[:, None]
+    positions = jnp.broadcast_to(jnp.arange(prefix.shape[-1]), tokens.shape)
+    hidden, _ = judge.model.apply(params, tokens, positions)
+    last = jnp.take_along_axis(hidden[:, 0], prefix_len[:, None, None] - 1, 1)[:, 0]
+    return logits(last, params["params"]["value_head"])
+
+
+def rewards(judge: Judge, params, batch: PreferenceBatch) -> Float[Array, "B S"]:
+    """Scores of both sides by a value head."""
+    rows = batch.prefix.reshape(-1, batch.prefix.shape[-1]), batch.prefix_len.reshape(-1)
+    values = value_outputs(judge, params, *rows).reshape(*batch.answer.shape, -1)
+    return values[..., 0] if judge.value_scores is None else judge.value_scores(values)
+
+
+def logps(
+    judge: Judge, params, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None
+) -> Logps:
+    """Log-probabilities of thoughts and answers, log pi(o | x, y) by token and log pi(a | x, y, o), in one pass.
+
+    Scores of a value head stand where log scores stand, for P(y+ > y-) = sigmoid(r+ - r-) as it is of log p.
+    """
+    B, S, G, T = thoughts.thought.shape
+    if judge.has_value_head:
+        zeros = jnp.zeros((B, S, G, T))
+        return Logps(zeros, rewards(judge, params, batch)[..., None], jnp.ones((B, S, G)), zeros)
+    rows = B * S
+    forced = teacher_forced(
+        judge.writer,
+        params,
+        batch.prefix.reshape(rows, -1),
+        batch.prefix_len.reshape(rows),
+        thoughts.thought.reshape(rows, G, T),
+        thoughts.thought_len.reshape(rows, G),
+        judge.question,
+        packing,
+    )
+    answer = jnp.broadcast_to(batch.answer.reshape(rows, 1), (rows, G))
+    drawn = None if thoughts.verdict is None else thoughts.verdict.token.reshape(rows, G)
+    score, mass, verdict = answer_logps(judge, params, forced.last, answer, drawn)
+    return Logps(
+        thought=forced.logp.reshape(B, S, G, T),
+        answer=score.reshape(B, S, G),
+        answer_mass=mass.reshape(B, S, G),
+        entropy=forced.entropy.reshape(B, S, G, T),
+        verdict=None if verdict is None else verdict.reshape(B, S, G),
+    )
