@@ -179,7 +179,7 @@ class WorldSource:
         for dialogue in (self.dialogue, self.pairwise):
             ids = [i for i in range(start, stop) if self._dialogue(i) is dialogue]
             if ids:
-                both = dialogue.turn is not None
+                both = dialogue.kind == "label"
                 pairs = [pair(self.world, self.split, i, mixed_from=self.mixed_from, pairwise=both) for i in ids]
                 found, _ = tokenise(pairs, dialogue, self.max_length, strict=True)
                 rows += [dataclasses.replace(row, pair_id=ids[row.pair_id]) for row in found.rows]

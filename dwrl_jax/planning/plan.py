@@ -95,7 +95,7 @@ def _model(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[
     if tokenizer is None:
         answers = tuple(range(1, 1 + len(config.dialogue.scores))) if build.is_ordinal(objective) else (1, 2)
         return shape, (tuple(range(QUESTION)), answers, 0), [*assumed, f"the second question has {QUESTION} tokens"]
-    talk = sources.make_talk(config, tokenizer, build.is_pairwise(objective), build.is_ordinal(objective))
+    talk = sources.make_talk(config, tokenizer, build.question_kind(objective))
     build.check_lengths(config, shape, talk)
     return shape, (talk.question_ids, talk.answer_ids, talk.pad_id), assumed
 

@@ -49,7 +49,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     objective, _ = load_objective(config)
     numerics = {name: config.model[name] for name in NUMERICS}
     shape = model_config(architecture(config, folder, tokenizer), **numerics)
-    talk = make_talk(config, tokenizer, is_pairwise(objective), is_ordinal(objective), bare=shape.value_head)
+    talk = make_talk(config, tokenizer, "bare" if shape.value_head else question_kind(objective))
     check_lengths(config, shape, talk)
     supervised = objective.THOUGHTS == "written"
     source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
@@ -230,3 +230,8 @@ def is_pairwise(objective) -> bool:
 def is_ordinal(objective) -> bool:
     """Whether an objective asks for a score of several in the place of a verdict."""
     return getattr(objective, "ORDINAL", False)
+
+
+def question_kind(objective) -> str:
+    """The kind of question that an objective without a value head asks."""
+    return "label" if is_pairwise(objective) else "score" if is_ordinal(objective) else "verdict"

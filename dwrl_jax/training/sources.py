@@ -23,28 +23,19 @@ class Held(NamedTuple):
     world: world.World | None
 
 
-def make_talk(
-    config: ConfigDict, tokenizer, pairwise: bool, ordinal: bool = False, bare: bool = False
-) -> dialogue.Dialogue:
-    """The config's dialogue about one response, asked for a verdict or a score, or the one about two; `bare` has no
-    question behind it."""
-    names = ("judge_question", "answer_question", "answers")
-    if pairwise:
-        names = ("pair_question", "label_question", "labels")
-    elif ordinal:
-        names = ("judge_question", "score_question", "scores")
-    judge_question, answer_question, answers = (config.dialogue[name] for name in names)
-    talk = dialogue.make_dialogue(
-        tokenizer,
+def make_talk(config: ConfigDict, tokenizer, kind: str) -> dialogue.Dialogue:
+    """The config's dialogue with this kind of question."""
+    judge_question, answer_question, answers = (config.dialogue[key] for key in dialogue.KEYS[kind])
+    texts = dialogue.Texts(
         judge_question=judge_question,
         answer_question=answer_question,
         answers=answers,
-        system=config.dialogue.system or None,
+        system=config.dialogue.system,
         date=config.dialogue.date,
-        turn=config.dialogue.turn if pairwise else None,
-        ordinal=ordinal,
+        turn=config.dialogue.turn if kind == "label" else None,
+        kind=kind,
     )
-    return dataclasses.replace(talk, bare=bare)
+    return dialogue.make_dialogue(tokenizer, texts)
 
 
 def batches(
@@ -80,7 +71,7 @@ def training_source(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path, 
 
 def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.WorldSource:
     """The source with a share of pairwise dialogues; UserError where they are not closed by the same tokens."""
-    talk, pairwise = source.dialogue, make_talk(config, source.dialogue.tokenizer, pairwise=True)
+    talk, pairwise = source.dialogue, make_talk(config, source.dialogue.tokenizer, "label")
     if (pairwise.question_ids, pairwise.answer_ids) != (talk.question_ids, talk.answer_ids):
         raise UserError(
             "world.pairwise_share: both kinds of dialogue must end alike; set dialogue.label_question and "

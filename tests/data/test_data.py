@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from dwrl_jax import data
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data.pairs import Pair, read_pairs
-from dwrl_jax.dialogue import encode_thought, make_dialogue, prefix_ids
+from dwrl_jax.dialogue import Texts, encode_thought, make_dialogue, prefix_ids
 from dwrl_jax.dialogue.tokenizers import load_tokenizer
 from tests.small import REPO
 
@@ -30,7 +30,7 @@ def word_dialogue():
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
-    return make_dialogue(tokenizer, judge_question="judge", answer_question="ask", answers=("yes", "no"))
+    return make_dialogue(tokenizer, Texts("judge", "ask", ("yes", "no")))
 
 
 @pytest.fixture(scope="module")
@@ -316,9 +316,7 @@ def test_prefetch_passes_errors_on_and_its_thread_ends():
 
 def test_real_pairs_to_batches(shared_data):
     tokenizer = load_tokenizer(shared_data / "tokenizers" / "qwen2.5")
-    dialogue = make_dialogue(
-        tokenizer, judge_question="Judge the response.", answer_question="Good? A or B", answers=("A", "B")
-    )
+    dialogue = make_dialogue(tokenizer, Texts("Judge the response.", "Good? A or B", ("A", "B")))
     pairs, _ = read_pairs(shared_data / "hh_rlhf" / "validation.jsonl.gz")
     examples, report = data.tokenise(pairs, dialogue, 512)
     assert report.kept + len(report.skipped.rows) == 500 and report.shortened > 0

@@ -20,7 +20,13 @@ from tests.dialogue.test_dialogue import assistant, hh_rows, qwen, user, word_di
 WORLD = world.make_world(0)
 PAIR = Pair((user("s3 o1 o2"),), chosen="s2 warm", rejected="s6 curt", where="f:1")
 QUESTION = "{conversation}\n[A] {first}\n[B] {second}\nCompare."
-TEXTS = {"judge_question": QUESTION, "answer_question": "A or B?", "answers": ("A", "B"), "turn": "{role}: {content}"}
+TEXTS = {
+    "judge_question": QUESTION,
+    "answer_question": "A or B?",
+    "answers": ("A", "B"),
+    "turn": "{role}: {content}",
+    "kind": "label",
+}
 
 
 def tiny(*arguments):
@@ -29,7 +35,7 @@ def tiny(*arguments):
 
 @pytest.fixture(scope="module")
 def talk():
-    return sources.make_talk(tiny(), world.make_tokenizer(), pairwise=True)
+    return sources.make_talk(tiny(), world.make_tokenizer(), "label")
 
 
 # --- golden: what is written ---
@@ -55,7 +61,7 @@ def test_labels_follow_the_written_verdicts(talk):
 
 
 def test_qwen_dialogue_is_this_text(qwen):  # noqa: F811
-    talk = dg.make_dialogue(qwen, **TEXTS, system="Be fair.")
+    talk = dg.make_dialogue(qwen, dg.Texts(**TEXTS, system="Be fair."))
     messages = [user("Hi"), assistant("Hello {first}"), user("Bye")]
     prefix = (
         "<|im_start|>system\nBe fair.<|im_end|>\n<|im_start|>user\nuser: Hi\n\nassistant: Hello {first}\n\nuser: Bye\n"
@@ -72,7 +78,7 @@ def test_qwen_dialogue_is_this_text(qwen):  # noqa: F811
 
 def test_parts_are_the_whole(qwen, hh_rows):  # noqa: F811
     """Parity with the template's own tokens, shortened or not."""
-    talk = dg.make_dialogue(qwen, **TEXTS)
+    talk = dg.make_dialogue(qwen, dg.Texts(**TEXTS))
     for row in hh_rows[:30]:
         chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
         both, right = dg.sides(talk, chosen, rejected)
@@ -107,7 +113,7 @@ def test_parts_are_the_whole(qwen, hh_rows):  # noqa: F811
 )
 def test_what_is_refused(qwen, change, message):  # noqa: F811
     with pytest.raises(UserError, match=message) as error:
-        dg.make_dialogue(qwen, **TEXTS | change)
+        dg.make_dialogue(qwen, dg.Texts(**TEXTS | change))
     assert "\n" not in str(error.value)
 
 
@@ -144,7 +150,7 @@ def source(share, **options):
     config = tiny("--config.data.train=world:demonstrations", f"--config.world.pairwise_share={share}")
     for key, value in options.items():
         config.dialogue[key] = value
-    pointwise = sources.make_talk(config, world.make_tokenizer(), pairwise=False)
+    pointwise = sources.make_talk(config, world.make_tokenizer(), "verdict")
     return sources.training_source(config, pointwise, None, supervised=True)[0]
 
 

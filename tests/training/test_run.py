@@ -17,7 +17,7 @@ from dwrl_jax import data
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.data.pairs import Pair
-from dwrl_jax.dialogue import make_dialogue
+from dwrl_jax.dialogue import Texts, make_dialogue
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import run as train
@@ -243,7 +243,7 @@ def test_written_verdicts_are_for_supervised_training_alone(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config, _ = parse(["--config=configs/tiny.py", "--workdir=unused"])
     words = {"judge_question": world.JUDGE, "answer_question": world.ASK, "answers": world.ANSWERS}
-    talk = make_dialogue(world.make_tokenizer(), **words)
+    talk = make_dialogue(world.make_tokenizer(), Texts(**words))
     good, bad = talk.answer_ids
     for supervised, answers in ((True, [(good, bad), (bad, bad)]), (False, [(good, good)] * 2)):
         arguments = (str(tmp_path / "pairs.jsonl"), "train", tmp_path / "skipped.txt", supervised)
