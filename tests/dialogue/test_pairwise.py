@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from dwrl_jax import data
 from dwrl_jax import dialogue as dg
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
+from dwrl_jax.data.examples import tokenise
 from dwrl_jax.data.pairs import Pair
 from dwrl_jax.evaluation import metrics as evaluate
 from dwrl_jax.settings.commandline import parse
@@ -42,7 +42,7 @@ def talk():
 
 
 def test_both_orders_in_the_world(talk):
-    examples, _ = data.tokenise([PAIR], talk, 20)
+    examples, _ = tokenise([PAIR], talk, 20)
     row = examples.rows[0]
     opening, closing = "<bos> <user> s3 o1 o2", "judge <end> <assistant>"
     assert [talk.tokenizer.decode(ids) for ids in row.prefix] == [
@@ -55,7 +55,7 @@ def test_both_orders_in_the_world(talk):
 
 def test_labels_follow_the_written_verdicts(talk):
     written = Pair(PAIR.prompt, PAIR.chosen, PAIR.rejected, thoughts=("hm", "s1 s5"), verdicts=(1, 1))
-    row = data.tokenise([written], talk, 20)[0].rows[0]
+    row = tokenise([written], talk, 20)[0].rows[0]
     assert talk.tokenizer.convert_ids_to_tokens(row.answer) == ["no", "no"]
     assert [talk.tokenizer.decode(ids) for ids in row.thoughts] == ["hm <end>", "s1 s5 <end>"]
 

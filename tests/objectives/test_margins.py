@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.data import make_batches, tokenise, world
+from dwrl_jax.data import world
+from dwrl_jax.data.batches import make_batches
+from dwrl_jax.data.examples import tokenise
 from dwrl_jax.data.pairs import read_pairs
 from dwrl_jax.dialogue import Texts, make_dialogue
 from dwrl_jax.generation.forced import no_thoughts

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax import data
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
+from dwrl_jax.data.examples import Examples
 from dwrl_jax.data.pairs import Pair
 from dwrl_jax.dialogue import Texts, make_dialogue
 from dwrl_jax.models.transformer import Decoder, logits, output_table
@@ -262,7 +262,7 @@ WRITTEN = (
 
 
 def test_a_part_of_the_held_out_pairs_is_drawn_from_all_of_them():
-    examples = data.Examples(tuple(range(1000)))
+    examples = Examples(tuple(range(1000)))
     drawn = sources.some(examples, 100).rows
     assert len(set(drawn)) == 100 and list(drawn) == sorted(drawn)
     assert 30 < sum(row < 500 for row in drawn) < 70 and drawn == sources.some(examples, 100).rows
