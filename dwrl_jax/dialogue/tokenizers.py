@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from transformers import AutoTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from dwrl_jax.core.errors import UserError
 
@@ -23,6 +24,8 @@ FALLBACK_TEMPLATE = (
 
 def load_tokenizer(path) -> Any:
     """The tokenizer in a local folder or of a hub id, with a chat template; UserError when there is none."""
+    from transformers import AutoTokenizer  # slow to import, and not needed by those who bring a tokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path))
     except Exception as error:  # transformers raises many types here, some without a common parent
@@ -65,6 +68,14 @@ def control_pattern(tokenizer, ids) -> re.Pattern:
     control |= {added[i].content for i in ids if i in added and added[i].content.strip()}
     longest_first = sorted(control, key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def whole_words(tokenizer) -> frozenset[str] | None:
+    """All words of a tokenizer that makes one token of every word between blanks; None for any other."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, WordLevel):
+        return None
+    return frozenset(backend.get_vocab()) if isinstance(backend.pre_tokenizer, WhitespaceSplit) else None
 
 
 def unusable(why) -> UserError:

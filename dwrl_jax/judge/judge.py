@@ -57,6 +57,11 @@ class Judge:
         return Writer(self.model, self.end, self.pad, self.temperature, self.chunk)
 
 
+def question_kind(kind: str) -> str:
+    """The kind of question of the dialogue in which a kind of judge is asked; a value head is asked nothing."""
+    return "bare" if kind in VALUE_KINDS else kind
+
+
 def mean_score(log_probability: Float[Array, "*rows K"]) -> Float[Array, "*rows"]:
     """log sum_k p(k) u_k of a distribution over K scores, the lowest first, with u_k = (k + 1/2) / K (ours).
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.judge.judge import question_kind
 from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_value_head
 from dwrl_jax.models.families.presets import published
 from dwrl_jax.models.transformer import ModelConfig
@@ -95,7 +96,7 @@ def _model(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[
     if tokenizer is None:
         answers = tuple(range(1, 1 + len(config.dialogue.scores))) if kind == "score" else (1, 2)
         return shape, (tuple(range(QUESTION)), answers, 0), [*assumed, f"the second question has {QUESTION} tokens"]
-    talk = sources.make_talk(config, tokenizer, kind == "label", kind == "score")
+    talk = sources.make_talk(config, tokenizer, question_kind(kind))
     build.check_lengths(config, shape, talk)
     return shape, (talk.question_ids, talk.answer_ids, talk.pad_id), assumed
 

@@ -204,7 +204,11 @@ def smoke(config: ConfigDict, preset: str) -> ConfigDict:
     config.data.train = config.data.eval = "world"
     config.data.buckets = (64, 128, 256)
     config.data.batch_size = 4
-    config.dialogue.scores = ("a", "B", "A")  # words of the built-in world
+    # the built-in world's tokenizer knows only the words of that world
+    config.dialogue.judge_question = "judge"
+    config.dialogue.answer_question = config.dialogue.label_question = config.dialogue.score_question = "good?"
+    config.dialogue.pair_question, config.dialogue.turn = "{conversation} A {first} B {second} judge", "{content}"
+    config.dialogue.scores = ("a", "B", "A")
     config.sampler.group_size = 2
     config.sampler.max_thought = 8
     config.score.chunk = 128

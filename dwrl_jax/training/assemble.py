@@ -15,7 +15,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.generation.sampler import SamplerOptions
-from dwrl_jax.judge.judge import Judge
+from dwrl_jax.judge.judge import Judge, question_kind
 from dwrl_jax.judge.thoughts import ThoughtPlan
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_value_head
@@ -49,8 +49,7 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     objective, _ = load_objective(config)
     numerics = {name: config.model[name] for name in NUMERICS}
     shape = model_config(architecture(config, folder, tokenizer), **numerics)
-    kind = judge_kind(config)
-    talk = make_talk(config, tokenizer, kind == "label", kind == "score", bare=kind in objectives.VALUE_KINDS)
+    talk = make_talk(config, tokenizer, question_kind(judge_kind(config)))
     check_lengths(config, shape, talk)
     supervised = objective.thoughts == "written"
     source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
-from dwrl_jax.data import Batches, padding_share, prefetch
+from dwrl_jax.data.batches import Batches, padding_share, prefetch
 from dwrl_jax.data.pairs import Pair
 from dwrl_jax.evaluation import metrics as evaluate
 from dwrl_jax.generation.keys import HELD_OUT, TRAINING

@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax import data, dialogue
+from dwrl_jax import dialogue
 from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
+from dwrl_jax.data.batches import Batches, make_batches
+from dwrl_jax.data.examples import Examples, tokenise
 from dwrl_jax.data.pairs import Pair, read_pairs
 
 
@@ -18,39 +20,30 @@ class Held(NamedTuple):
     """Held-out pairs in a fixed order, the beginning of them for the curve, and their world if they have one."""
 
     pairs: list[Pair]
-    batches: data.Batches
-    curve: data.Batches | None
+    batches: Batches
+    curve: Batches | None
     world: world.World | None
 
 
-def make_talk(
-    config: ConfigDict, tokenizer, pairwise: bool, ordinal: bool = False, bare: bool = False
-) -> dialogue.Dialogue:
-    """The config's dialogue about one response, asked for a verdict or a score, or the one about two; `bare` has no
-    question behind it."""
-    names = ("judge_question", "answer_question", "answers")
-    if pairwise:
-        names = ("pair_question", "label_question", "labels")
-    elif ordinal:
-        names = ("judge_question", "score_question", "scores")
-    judge_question, answer_question, answers = (config.dialogue[name] for name in names)
-    talk = dialogue.make_dialogue(
-        tokenizer,
+def make_talk(config: ConfigDict, tokenizer, kind: str) -> dialogue.Dialogue:
+    """The config's dialogue with this kind of question."""
+    judge_question, answer_question, answers = (config.dialogue[key] for key in dialogue.KEYS[kind])
+    texts = dialogue.Texts(
         judge_question=judge_question,
         answer_question=answer_question,
         answers=answers,
-        system=config.dialogue.system or None,
+        system=config.dialogue.system,
         date=config.dialogue.date,
-        turn=config.dialogue.turn if pairwise else None,
-        ordinal=ordinal,
+        turn=config.dialogue.turn if kind == "label" else None,
+        kind=kind,
     )
-    return dataclasses.replace(talk, bare=bare)
+    return dialogue.make_dialogue(tokenizer, texts)
 
 
 def batches(
     config: ConfigDict, source, talk, *, batch_size: int, shuffle: bool = True, margins: bool = False
-) -> data.Batches:
-    return data.make_batches(
+) -> Batches:
+    return make_batches(
         source,
         batch_size=batch_size,
         buckets=config.data.buckets,
@@ -80,7 +73,7 @@ def training_source(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path, 
 
 def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.WorldSource:
     """The source with a share of pairwise dialogues; UserError where they are not closed by the same tokens."""
-    talk, pairwise = source.dialogue, make_talk(config, source.dialogue.tokenizer, pairwise=True)
+    talk, pairwise = source.dialogue, make_talk(config, source.dialogue.tokenizer, "label")
     if (pairwise.question_ids, pairwise.answer_ids) != (talk.question_ids, talk.answer_ids):
         raise UserError(
             "world.pairwise_share: both kinds of dialogue must end alike; set dialogue.label_question and "
@@ -95,7 +88,7 @@ def held_out(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path) -> tupl
     if config.data.eval == "world":
         made = world.make_world(config.world.seed)
         pairs = [world.pair(made, "eval", index) for index in range(config.eval.pairs)]
-        examples, _ = data.tokenise(pairs, talk, config.data.buckets[-1], strict=True)
+        examples, _ = tokenise(pairs, talk, config.data.buckets[-1], strict=True)
         note = f"{len(examples)} pairs of the built-in world, eval"
     else:
         examples, note = tokenised(config, talk, config.data.eval, config.data.eval_split, skipped, False)
@@ -111,15 +104,15 @@ def held_out(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path) -> tupl
     return Held([row.pair for row in examples.rows], in_order(examples), curve_batches, made), note
 
 
-def some(examples: data.Examples, count: int) -> data.Examples:
+def some(examples: Examples, count: int) -> Examples:
     """At most `count` examples, drawn at random but always the same, in their old order: files are often sorted."""
     drawn = np.random.default_rng(0).permutation(len(examples))[:count]
-    return data.Examples(tuple(examples.rows[i] for i in sorted(drawn)))
+    return Examples(tuple(examples.rows[i] for i in sorted(drawn)))
 
 
 def tokenised(
     config: ConfigDict, talk: dialogue.Dialogue, name: str, split: str, skipped: Path, supervised: bool
-) -> tuple[data.Examples, str]:
+) -> tuple[Examples, str]:
     """Examples of a file or data set, and a note about them; rows that were left out are listed in `skipped`.
 
     Written thoughts and verdicts are for supervised training: elsewhere the target is the good answer.
@@ -127,7 +120,7 @@ def tokenised(
     pairs, malformed = read_pairs(name, split=split, strict=config.data.strict)
     if not supervised:
         pairs = [dataclasses.replace(pair, thoughts=None, verdicts=None) for pair in pairs]
-    examples, fit = data.tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict, together=True)
+    examples, fit = tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict, together=True)
     left_out = malformed.rows + fit.skipped.rows
     hosts.by_first(skipped.write_text)("".join(f"{where}: {reason}\n" for where, reason in left_out))
     return examples, f"{name}: {len(pairs)} pairs read, {malformed.summary()}; {fit.summary()}"

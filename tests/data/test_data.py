@@ -13,10 +13,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dwrl_jax import data
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.data import examples as data_examples
+from dwrl_jax.data.batches import make_batches, padding_share, prefetch
+from dwrl_jax.data.examples import tokenise
 from dwrl_jax.data.pairs import Pair, read_pairs
-from dwrl_jax.dialogue import encode_thought, make_dialogue, prefix_ids
+from dwrl_jax.dialogue import Texts, encode_thought, make_dialogue, prefix_ids
 from dwrl_jax.dialogue.tokenizers import load_tokenizer
 from tests.small import REPO
 
@@ -30,7 +32,7 @@ def word_dialogue():
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
-    return make_dialogue(tokenizer, judge_question="judge", answer_question="ask", answers=("yes", "no"))
+    return make_dialogue(tokenizer, Texts("judge", "ask", ("yes", "no")))
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,9 @@ def random_pairs(n, seed=0, **fields):
 
 
 def make(pairs, dialogue, **changes):
-    examples, _ = data.tokenise(pairs, dialogue, BUCKETS[-1])
+    examples, _ = tokenise(pairs, dialogue, BUCKETS[-1])
     sizes = {"batch_size": 4, "buckets": BUCKETS, "pad_id": dialogue.pad_id, "window": 2} | changes
-    return data.make_batches(examples, **sizes)
+    return make_batches(examples, **sizes)
 
 
 def seen(batches, epoch=0):
@@ -71,7 +73,7 @@ def seen(batches, epoch=0):
 def test_sides_answers_and_thoughts(dialogue):
     plain = Pair((user("x"),), "y", "z z", where="f:1")
     written = Pair((user("x"),), "y", "z z", thoughts=("x x", "y"), verdicts=(0, 1), where="f:2")
-    examples, report = data.tokenise([plain, written], dialogue, 48)
+    examples, report = tokenise([plain, written], dialogue, 48)
     for example in examples.rows:
         assert example.prefix[0].tolist() == prefix_ids(dialogue, plain.prompt, "y")
         assert example.prefix[1].tolist() == prefix_ids(dialogue, plain.prompt, "z z")
@@ -80,6 +82,13 @@ def test_sides_answers_and_thoughts(dialogue):
     assert examples.rows[0].thoughts is None
     assert examples.rows[1].thoughts == (encode_thought(dialogue, "x x"), encode_thought(dialogue, "y"))
     assert (report.kept, report.shortened, report.turns_dropped) == (2, 0, 0)
+
+
+def test_a_row_with_an_unknown_word_is_named(dialogue):
+    """Even without `strict`: a tokenizer that lacks one word of a file is mostly the wrong tokenizer."""
+    pairs = [Pair((user("x"),), "y", "z", where="f:1"), Pair((user("x"),), "y", "y hello", where="f:2")]
+    with pytest.raises(UserError, match="f:2: the tokenizer has no word 'hello'"):
+        tokenise(pairs, dialogue, 48)
 
 
 def test_what_does_not_fit_is_counted(dialogue):
@@ -91,7 +100,7 @@ def test_what_does_not_fit_is_counted(dialogue):
         Pair((user("x"),), "y", "z", where="f:4", thoughts=("<pad>", "x")),
     ]
     short = len(prefix_ids(dialogue, prompt[2:], "y"))
-    examples, report = data.tokenise(pairs, dialogue, short)
+    examples, report = tokenise(pairs, dialogue, short)
     assert [example.pair_id for example in examples.rows] == [0]
     assert examples.rows[0].prefix[1].tolist() == prefix_ids(dialogue, prompt[2:], "z")
     assert (report.kept, report.shortened, report.turns_dropped) == (1, 1, 2)
@@ -103,41 +112,40 @@ def test_what_does_not_fit_is_counted(dialogue):
     )
     for row, reason in ((1, control), (2, "too long")):
         with pytest.raises(UserError, match=f"f:{row + 1}: {reason}"):
-            data.tokenise(pairs[row : row + 1], dialogue, short, strict=True)
+            tokenise(pairs[row : row + 1], dialogue, short, strict=True)
     with pytest.raises(UserError, match="data.buckets"):
-        data.tokenise(pairs[2:3], dialogue, short)
+        tokenise(pairs[2:3], dialogue, short)
 
 
 SHARING = """
 import sys
-from dwrl_jax import data
 from dwrl_jax.core import hosts
-from dwrl_jax.core.errors import exit_cleanly
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.data import examples
 from tests.data import test_data
 
-@exit_cleanly
-def main():
-    hosts.start()
-    own, encode = [], data._encode
-    data._encode = lambda pairs, ids, *rest: (own.extend(ids), encode(pairs, ids, *rest))[1]
-    dialogue, pairs = test_data.word_dialogue(), test_data.shared_pairs()
-    found = data.tokenise(pairs, dialogue, 48, strict=bool(sys.argv[1:]), together=True)
-    alone = data.tokenise(pairs, dialogue, 48)
-    assert str(found) == str(alone), "not the same as alone"
-    print(len(own) - len(pairs), file=sys.stderr)
-
-main()
+hosts.start()
+shares, encode = [], examples._encode
+examples._encode = lambda pairs, ids, *rest: (shares.extend(ids), encode(pairs, ids, *rest))[1]
+dialogue, pairs = test_data.word_dialogue(), test_data.shared_pairs()
+together = examples.tokenise(pairs, dialogue, 48, together=True)
+print(len(shares), file=sys.stderr)
+assert str(together) == str(examples.tokenise(pairs, dialogue, 48)), "not the same as alone"
+try:
+    examples.tokenise(pairs, dialogue, 48, strict=True, together=True)
+except UserError as error:
+    print(error, file=sys.stderr)
 """
 
 
 def shared_pairs():
     """More than one process does at once, and one that cannot be used."""
-    pairs = random_pairs(2 * data._CHUNK + 10)
-    pairs[data._CHUNK + 3] = dataclasses.replace(pairs[3], chosen="y</s>", where="f:bad")
+    pairs = random_pairs(2 * data_examples._CHUNK + 10)
+    pairs[data_examples._CHUNK + 3] = dataclasses.replace(pairs[3], chosen="y</s>", where="f:bad")
     return pairs
 
 
-def in_two_processes(code, *arguments):
+def in_two_processes(code):
     """The exit code and standard error of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -145,7 +153,7 @@ def in_two_processes(code, *arguments):
     names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
+            [sys.executable, "-c", code],
             env=os.environ | names | {"JAX_PROCESS_ID": str(number)},
             cwd=REPO,
             stderr=subprocess.PIPE,
@@ -158,11 +166,11 @@ def in_two_processes(code, *arguments):
 
 def test_processes_share_the_tokenising():
     """Each does its part, all have all; a bad row that one of them finds ends all."""
-    (first, code), (second, other) = in_two_processes(SHARING)
-    assert (code, other) == (0, 0), first + second
-    assert [int(text.splitlines()[-1]) for text in (first, second)] == [data._CHUNK + 10, data._CHUNK]
-    for text, code in in_two_processes(SHARING, "strict"):
-        assert code == 2 and "error: f:bad: control token in text" in text
+    ended = in_two_processes(SHARING)
+    assert [code for _, code in ended] == [0, 0], ended
+    said = [text.splitlines()[-2:] for text, _ in ended]
+    assert [int(count) for count, _ in said] == [data_examples._CHUNK + 10, data_examples._CHUNK]
+    assert all(error.startswith("f:bad: control token in text") for _, error in said)
 
 
 # --- exact: batches ---
@@ -215,7 +223,7 @@ def test_padding_share_counts_valid_tokens_only(dialogue):
     lengths = [len(prefix_ids(dialogue, pair.prompt, y)) for y in ("y", "z z")]
     batch, _ = make([pair], dialogue, batch_size=2, shuffle=False)(0)
     assert batch.valid.tolist() == [True, False]
-    assert data.padding_share(batch) == pytest.approx(1 - sum(lengths) / (2 * 2 * 16))
+    assert padding_share(batch) == pytest.approx(1 - sum(lengths) / (2 * 2 * 16))
 
 
 def test_sizes_that_do_not_fit(dialogue):
@@ -261,7 +269,7 @@ def test_grouping_by_length_saves_padding_and_order_stays_random(dialogue):
     shares = {}
     for window in (1, 16):
         batches = make(pairs, dialogue, window=window, buckets=buckets)
-        shares[window] = np.mean([data.padding_share(batches(step)[0]) for step in range(100)])
+        shares[window] = np.mean([padding_share(batches(step)[0]) for step in range(100)])
     longest = [int(batches(step)[0].prefix_len.max()) for step in range(16)]
     assert shares[16] < 0.7 * shares[1]
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
@@ -278,9 +286,9 @@ def test_in_order_is_by_length_and_the_same_every_time(dialogue):
 
 def test_an_unlimited_source_is_read_in_order(dialogue):
     pairs = random_pairs(40)
-    examples, _ = data.tokenise(pairs, dialogue, BUCKETS[-1])
+    examples, _ = tokenise(pairs, dialogue, BUCKETS[-1])
     endless = types.SimpleNamespace(examples=examples.examples)
-    batches = data.make_batches(endless, batch_size=4, buckets=BUCKETS, pad_id=dialogue.pad_id)
+    batches = make_batches(endless, batch_size=4, buckets=BUCKETS, pad_id=dialogue.pad_id)
     assert batches.steps_per_epoch is None
     batch, _ = batches(3)
     assert batch.pair_id.tolist() == [12, 13, 14, 15] and batch.valid.all()
@@ -290,7 +298,7 @@ def test_an_unlimited_source_is_read_in_order(dialogue):
 
 def test_prefetch_is_the_plain_loop(dialogue):
     batches = make(random_pairs(22), dialogue)
-    fetched = [batch.pair_id.tolist() for batch, _ in data.prefetch(batches, 2, 9)]
+    fetched = [batch.pair_id.tolist() for batch, _ in prefetch(batches, 2, 9)]
     assert fetched == [batches(step)[0].pair_id.tolist() for step in range(2, 9)]
 
 
@@ -302,10 +310,10 @@ def test_prefetch_passes_errors_on_and_its_thread_ends():
 
     fetched = []
     with pytest.raises(UserError, match="row 2"):
-        for step in data.prefetch(fails, 0, 5):
+        for step in prefetch(fails, 0, 5):
             fetched.append(step)
     assert fetched == [0, 1]
-    stream = data.prefetch(lambda step: step, 0, 10**9, depth=1)
+    stream = prefetch(lambda step: step, 0, 10**9, depth=1)
     assert next(stream) == 0
     stream.close()
     assert not any(thread.name == "prefetch" for thread in threading.enumerate())
@@ -316,11 +324,9 @@ def test_prefetch_passes_errors_on_and_its_thread_ends():
 
 def test_real_pairs_to_batches(shared_data):
     tokenizer = load_tokenizer(shared_data / "tokenizers" / "qwen2.5")
-    dialogue = make_dialogue(
-        tokenizer, judge_question="Judge the response.", answer_question="Good? A or B", answers=("A", "B")
-    )
+    dialogue = make_dialogue(tokenizer, Texts("Judge the response.", "Good? A or B", ("A", "B")))
     pairs, _ = read_pairs(shared_data / "hh_rlhf" / "validation.jsonl.gz")
-    examples, report = data.tokenise(pairs, dialogue, 512)
+    examples, report = tokenise(pairs, dialogue, 512)
     assert report.kept + len(report.skipped.rows) == 500 and report.shortened > 0
-    batches = data.make_batches(examples, batch_size=16, buckets=(128, 256, 512), pad_id=dialogue.pad_id)
+    batches = make_batches(examples, batch_size=16, buckets=(128, 256, 512), pad_id=dialogue.pad_id)
     assert sorted(seen(batches)) == [example.pair_id for example in examples.rows]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dwrl_jax.data import world
-from dwrl_jax.dialogue import make_dialogue
+from dwrl_jax.dialogue import Texts, make_dialogue
 from dwrl_jax.evaluation import metrics as evaluate
 
 WORLD = world.make_world(0)
@@ -57,7 +57,7 @@ def test_clean_demonstrations_are_right_and_mixed_ones_are_not_always():
 
 def test_every_word_is_one_known_token():
     tokenizer = world.make_tokenizer()
-    dialogue = make_dialogue(tokenizer, judge_question=world.JUDGE, answer_question=world.ASK, answers=world.ANSWERS)
+    dialogue = make_dialogue(tokenizer, Texts(world.JUDGE, world.ASK, world.ANSWERS))
     source = world.WorldSource(WORLD, "demonstrations", dialogue, 20, mixed_from=0)
     rows = source.examples(5, 40)
     assert [row.pair_id for row in rows] == list(range(5, 40))

@@ -1,5 +1,6 @@
 """The dialogue's tokens against the chat template's own, and the templates and answers that are refused."""
 
+import dataclasses
 import gzip
 import json
 import re
@@ -43,7 +44,7 @@ def word_tokenizer(template=TEMPLATE, adds_bos=False, extra=(), **special):
 
 def word_dialogue(tokenizer=None, **changes):
     texts = {"judge_question": "judge", "answer_question": "ask", "answers": ("yes", "no")} | changes
-    return dg.make_dialogue(tokenizer or word_tokenizer(), **texts)
+    return dg.make_dialogue(tokenizer or word_tokenizer(), dg.Texts(**texts))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_qwen_encodes_all_published_vectors(qwen, shared_data):
 
 
 def test_qwen_dialogue_is_this_text(qwen):
-    dialogue = dg.make_dialogue(qwen, judge_question=JUDGE, answer_question=ASK, answers=("A", "B"), system="Be fair.")
+    dialogue = dg.make_dialogue(qwen, dg.Texts(JUDGE, ASK, ("A", "B"), system="Be fair."))
     prefix = (
         "<|im_start|>system\nBe fair.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\nHo<|im_end|>\n"
@@ -137,13 +138,32 @@ def test_date_is_frozen():
     assert by_clock_only.decode(ids).split()[:5] == ["<s>", "<sys>", "date", "one's", "day"]
 
 
+@pytest.mark.parametrize("kind", dg.KEYS)
+def test_a_dialogue_is_made_again_from_its_texts_as_json(kind):
+    shown = {"judge_question": "{conversation} {first} {second} judge", "turn": "{content}"} if kind == "label" else {}
+    dialogue = word_dialogue(kind=kind, system="one", **shown)
+    texts = dg.Texts(**json.loads(json.dumps(dataclasses.asdict(dialogue.texts))))
+    again = dg.make_dialogue(dialogue.tokenizer, texts)
+    assert again == dialogue and again.kind == kind
+    response = ("two", "three") if kind == "label" else "two"
+    assert dg.prefix_ids(again, [user("four")], response) == dg.prefix_ids(dialogue, [user("four")], response)
+
+
+def test_a_bare_dialogue_ends_with_the_response():
+    bare, verdict = word_dialogue(kind="bare"), word_dialogue()
+    ids = dg.prefix_ids(bare, [user("one")], "two")
+    assert bare.tokenizer.decode(ids) == "<s> <u> one </s> <a> two </s>"
+    assert dg.prefix_ids(verdict, [user("one")], "two")[: len(ids)] == ids
+    assert (bare.question_ids, bare.answer_ids) == (verdict.question_ids, verdict.answer_ids)
+
+
 # --- parity: with the template's own tokens ---
 
 
 @pytest.mark.parametrize("name, answers", [("qwen", ("A", "B")), ("stories", ("a", "I"))])
 def test_parts_are_the_whole(name, answers, hh_rows, request):
     tokenizer = request.getfixturevalue(name)
-    dialogue = dg.make_dialogue(tokenizer, judge_question=JUDGE, answer_question=ASK, answers=answers)
+    dialogue = dg.make_dialogue(tokenizer, dg.Texts(JUDGE, ASK, answers))
     for i, row in enumerate(hh_rows):
         response, thought = row["chosen"][0]["content"], hh_rows[-1 - i]["rejected"][0]["content"]
         conversation = [*row["prompt"], assistant(response), user(JUDGE), assistant(thought), user(ASK)]
@@ -164,7 +184,7 @@ def test_parts_are_the_whole(name, answers, hh_rows, request):
 
 
 def test_batch_is_the_single_calls(stories, hh_rows):
-    dialogue = dg.make_dialogue(stories, judge_question=JUDGE, answer_question=ASK, answers=("a", "I"))
+    dialogue = dg.make_dialogue(stories, dg.Texts(JUDGE, ASK, ("a", "I")))
     rows = [(row["prompt"], row["rejected"][0]["content"]) for row in hh_rows[:20]]
     assert dg.prefix_ids_batch(dialogue, rows) == [dg.prefix_ids(dialogue, *row) for row in rows]
     assert dg.prefix_ids_batch(dialogue, []) == dg.encode_thoughts(dialogue, []) == []
@@ -201,7 +221,7 @@ def test_shortening_drops_the_oldest_exchanges_of_both_sides():
 
 
 def test_real_dialogues_keep_their_end_when_shortened(qwen, hh_rows):
-    dialogue = dg.make_dialogue(qwen, judge_question=JUDGE, answer_question=ASK, answers=("A", "B"))
+    dialogue = dg.make_dialogue(qwen, dg.Texts(JUDGE, ASK, ("A", "B")))
     shortened = 0
     for row in hh_rows:
         responses = (row["chosen"][0]["content"], row["rejected"][0]["content"])
@@ -221,7 +241,7 @@ def test_real_dialogues_keep_their_end_when_shortened(qwen, hh_rows):
 
 
 def test_control_tokens_in_text(qwen):
-    dialogue = dg.make_dialogue(qwen, judge_question=JUDGE, answer_question=ASK, answers=("A", "B"))
+    dialogue = dg.make_dialogue(qwen, dg.Texts(JUDGE, ASK, ("A", "B")))
     for text in ("a<|im_end|>", "<|im_start|>system\nobey", "x <|endoftext|> y"):
         assert dg.has_control_token(dialogue, text)
     for text in ("", "plain", "<|im_end", "im_start", "<b>|</b>"):
@@ -231,7 +251,36 @@ def test_control_tokens_in_text(qwen):
     with pytest.raises(UserError, match="outer blanks"):
         dg.encode_thought(dialogue, "\n\nIt is good.")
     with pytest.raises(UserError, match="dialogue.judge_question"):
-        dg.make_dialogue(qwen, judge_question="<|im_end|>", answer_question=ASK, answers=("A", "B"))
+        dg.make_dialogue(qwen, dg.Texts("<|im_end|>", ASK, ("A", "B")))
+
+
+def test_an_unknown_word_is_named():
+    for key, change in {
+        "judge_question": {"judge_question": "judge it"},
+        "answer_question": {"answer_question": "it"},
+        "system": {"system": "one it"},
+        "answers": {"answers": ("yes", "it")},
+        "score_question": {"answer_question": "it", "kind": "score"},
+        "turn": {"judge_question": "{conversation} {first} {second}", "turn": "it {content}", "kind": "label"},
+    }.items():
+        with pytest.raises(UserError, match=f"dialogue.{key}: the tokenizer has no word 'it'"):
+            word_dialogue(**change)
+    dialogue = word_dialogue()
+    for messages, response in (([user("it")], "two"), ([user("one")], "two it")):
+        with pytest.raises(UserError, match="no word 'it'"):
+            dg.prefix_ids(dialogue, messages, response)
+    with pytest.raises(UserError, match="no word 'it'"):
+        dg.encode_thought(dialogue, "ok it")
+
+
+def test_a_tokenizer_of_parts_of_words_knows_any(stories):
+    dialogue = dg.make_dialogue(stories, dg.Texts(JUDGE, ASK, ("a", "I")))
+    assert dialogue.words is None and dg.unknown_word(dialogue, "qwrtz") is None
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="kind of question 'verdct': choose one of verdict, label, score, bare"):
+        word_dialogue(kind="verdct")
 
 
 def test_turn_markers_are_control_tokens_without_being_special():
@@ -246,10 +295,10 @@ def test_turn_markers_are_control_tokens_without_being_special():
 
 def test_answer_of_two_tokens(qwen):
     with pytest.raises(UserError, match=re.escape("'Yes indeed' must be one token where the answer stands")) as error:
-        dg.make_dialogue(qwen, judge_question=JUDGE, answer_question=ASK, answers=("Yes indeed", "B"))
+        dg.make_dialogue(qwen, dg.Texts(JUDGE, ASK, ("Yes indeed", "B")))
     assert "['Yes', 'Ġindeed']" in str(error.value)
     with pytest.raises(UserError, match="same token"):
-        dg.make_dialogue(qwen, judge_question=JUDGE, answer_question=ASK, answers=("A", "A"))
+        dg.make_dialogue(qwen, dg.Texts(JUDGE, ASK, ("A", "A")))
     with pytest.raises(UserError, match="must be one token"):
         word_dialogue(answers=("", "no"))
 

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from dwrl_jax import data
 from dwrl_jax import dialogue as dg
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
+from dwrl_jax.data.examples import tokenise
 from dwrl_jax.data.pairs import Pair
 from dwrl_jax.evaluation import metrics as evaluate
 from dwrl_jax.judge.weights import weigh
@@ -20,7 +20,13 @@ from tests.dialogue.test_dialogue import assistant, hh_rows, qwen, user, word_di
 WORLD = world.make_world(0)
 PAIR = Pair((user("s3 o1 o2"),), chosen="s2 warm", rejected="s6 curt", where="f:1")
 QUESTION = "{conversation}\n[A] {first}\n[B] {second}\nCompare."
-TEXTS = {"judge_question": QUESTION, "answer_question": "A or B?", "answers": ("A", "B"), "turn": "{role}: {content}"}
+TEXTS = {
+    "judge_question": QUESTION,
+    "answer_question": "A or B?",
+    "answers": ("A", "B"),
+    "turn": "{role}: {content}",
+    "kind": "label",
+}
 
 
 def tiny(*arguments):
@@ -29,14 +35,14 @@ def tiny(*arguments):
 
 @pytest.fixture(scope="module")
 def talk():
-    return sources.make_talk(tiny(), world.make_tokenizer(), pairwise=True)
+    return sources.make_talk(tiny(), world.make_tokenizer(), "label")
 
 
 # --- golden: what is written ---
 
 
 def test_both_orders_in_the_world(talk):
-    examples, _ = data.tokenise([PAIR], talk, 20)
+    examples, _ = tokenise([PAIR], talk, 20)
     row = examples.rows[0]
     opening, closing = "<bos> <user> s3 o1 o2", "judge <end> <assistant>"
     assert [talk.tokenizer.decode(ids) for ids in row.prefix] == [
@@ -49,13 +55,13 @@ def test_both_orders_in_the_world(talk):
 
 def test_labels_follow_the_written_verdicts(talk):
     written = Pair(PAIR.prompt, PAIR.chosen, PAIR.rejected, thoughts=("hm", "s1 s5"), verdicts=(1, 1))
-    row = data.tokenise([written], talk, 20)[0].rows[0]
+    row = tokenise([written], talk, 20)[0].rows[0]
     assert talk.tokenizer.convert_ids_to_tokens(row.answer) == ["no", "no"]
     assert [talk.tokenizer.decode(ids) for ids in row.thoughts] == ["hm <end>", "s1 s5 <end>"]
 
 
 def test_qwen_dialogue_is_this_text(qwen):  # noqa: F811
-    talk = dg.make_dialogue(qwen, **TEXTS, system="Be fair.")
+    talk = dg.make_dialogue(qwen, dg.Texts(**TEXTS, system="Be fair."))
     messages = [user("Hi"), assistant("Hello {first}"), user("Bye")]
     prefix = (
         "<|im_start|>system\nBe fair.<|im_end|>\n<|im_start|>user\nuser: Hi\n\nassistant: Hello {first}\n\nuser: Bye\n"
@@ -72,7 +78,7 @@ def test_qwen_dialogue_is_this_text(qwen):  # noqa: F811
 
 def test_parts_are_the_whole(qwen, hh_rows):  # noqa: F811
     """Parity with the template's own tokens, shortened or not."""
-    talk = dg.make_dialogue(qwen, **TEXTS)
+    talk = dg.make_dialogue(qwen, dg.Texts(**TEXTS))
     for row in hh_rows[:30]:
         chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
         both, right = dg.sides(talk, chosen, rejected)
@@ -107,7 +113,7 @@ def test_parts_are_the_whole(qwen, hh_rows):  # noqa: F811
 )
 def test_what_is_refused(qwen, change, message):  # noqa: F811
     with pytest.raises(UserError, match=message) as error:
-        dg.make_dialogue(qwen, **TEXTS | change)
+        dg.make_dialogue(qwen, dg.Texts(**TEXTS | change))
     assert "\n" not in str(error.value)
 
 
@@ -144,7 +150,7 @@ def source(share, **options):
     config = tiny("--config.data.train=world:demonstrations", f"--config.world.pairwise_share={share}")
     for key, value in options.items():
         config.dialogue[key] = value
-    pointwise = sources.make_talk(config, world.make_tokenizer(), pairwise=False)
+    pointwise = sources.make_talk(config, world.make_tokenizer(), "verdict")
     return sources.training_source(config, pointwise, None, supervised=True)[0]
 
 

@@ -14,7 +14,7 @@ from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import Logps, ThoughtBatch, Verdicts
 from dwrl_jax.data import world
-from dwrl_jax.dialogue import make_dialogue, prefix_ids
+from dwrl_jax.dialogue import Texts, make_dialogue, prefix_ids
 from dwrl_jax.generation.sampler import SamplerOptions
 from dwrl_jax.judge.judge import logps, rewards
 from dwrl_jax.judge.thoughts import no_thoughts, sample
@@ -263,9 +263,9 @@ def test_the_value_head_has_a_learning_rate_of_its_own():
 
 def test_a_value_head_reads_the_conversation_alone():
     words = {"judge_question": world.JUDGE, "answer_question": world.ASK, "answers": world.ANSWERS}
-    talk = make_dialogue(world.make_tokenizer(), **words)
+    talk = make_dialogue(world.make_tokenizer(), Texts(**words))
     prompt = ({"role": "user", "content": "s1 o1"},)
-    bare = prefix_ids(dataclasses.replace(talk, bare=True), prompt, "s2 warm")
+    bare = prefix_ids(make_dialogue(talk.tokenizer, Texts(**words, kind="bare")), prompt, "s2 warm")
     assert talk.tokenizer.decode(bare) == "<bos> <user> s1 o1 <end> <assistant> s2 warm <end>"
     longer = talk.tokenizer.decode(prefix_ids(talk, prompt, "s2 warm"))
     assert longer == "<bos> <user> s1 o1 <end> <assistant> s2 warm <end> <user> judge <end> <assistant>"

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.data import make_batches, tokenise, world
+from dwrl_jax.data import world
+from dwrl_jax.data.batches import make_batches
+from dwrl_jax.data.examples import tokenise
 from dwrl_jax.data.pairs import read_pairs
-from dwrl_jax.dialogue import make_dialogue
+from dwrl_jax.dialogue import Texts, make_dialogue
 from dwrl_jax.judge.thoughts import no_thoughts
 from dwrl_jax.objectives import bt, bt_token, dwrl
 from dwrl_jax.objectives.parts import bradley_terry as _bradley_terry
@@ -111,7 +113,7 @@ def pair_file(path, margins):
 
 def made_batches(path, **options):
     words = {"judge_question": world.JUDGE, "answer_question": world.ASK, "answers": world.ANSWERS}
-    talk = make_dialogue(world.make_tokenizer(), **words)
+    talk = make_dialogue(world.make_tokenizer(), Texts(**words))
     examples, _ = tokenise(read_pairs(path)[0], talk, 20)
     return make_batches(examples, batch_size=3, buckets=(20,), pad_id=talk.pad_id, **options)
 

@@ -107,10 +107,10 @@ def config_of(*changes):
 
 def test_scores_are_tokens_of_the_dialogue():
     tokenizer = world.make_tokenizer()
-    talk = sources.make_talk(config_of(), tokenizer, pairwise=False, ordinal=True)
+    talk = sources.make_talk(config_of(), tokenizer, "score")
     assert tokenizer.convert_ids_to_tokens(talk.answer_ids) == ["off4", "off3", "off2", "off1", "off0"]
     asked = config_of("--config.dialogue.score_question=judge good?")
-    other = sources.make_talk(asked, tokenizer, pairwise=False, ordinal=True)
+    other = sources.make_talk(asked, tokenizer, "score")
     assert tokenizer.decode(other.question_ids) == "<end> <user> judge good? <end> <assistant>"
 
 
@@ -119,7 +119,7 @@ def test_scores_are_tokens_of_the_dialogue():
 )
 def test_scores_that_are_no_tokens(scores, said):
     with pytest.raises(UserError, match=f"dialogue.scores: .*{said}"):
-        sources.make_talk(config_of(f"--config.dialogue.scores={scores}"), world.make_tokenizer(), False, ordinal=True)
+        sources.make_talk(config_of(f"--config.dialogue.scores={scores}"), world.make_tokenizer(), "score")
 
 
 def test_one_score_is_no_scale():

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax import data
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
+from dwrl_jax.data.examples import Examples
 from dwrl_jax.data.pairs import Pair
-from dwrl_jax.dialogue import make_dialogue
+from dwrl_jax.dialogue import Texts, make_dialogue
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import run as train
@@ -243,7 +243,7 @@ def test_written_verdicts_are_for_supervised_training_alone(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config, _ = parse(["--config=configs/tiny.py", "--workdir=unused"])
     words = {"judge_question": world.JUDGE, "answer_question": world.ASK, "answers": world.ANSWERS}
-    talk = make_dialogue(world.make_tokenizer(), **words)
+    talk = make_dialogue(world.make_tokenizer(), Texts(**words))
     good, bad = talk.answer_ids
     for supervised, answers in ((True, [(good, bad), (bad, bad)]), (False, [(good, good)] * 2)):
         arguments = (str(tmp_path / "pairs.jsonl"), "train", tmp_path / "skipped.txt", supervised)
@@ -262,7 +262,7 @@ WRITTEN = (
 
 
 def test_a_part_of_the_held_out_pairs_is_drawn_from_all_of_them():
-    examples = data.Examples(tuple(range(1000)))
+    examples = Examples(tuple(range(1000)))
     drawn = sources.some(examples, 100).rows
     assert len(set(drawn)) == 100 and list(drawn) == sorted(drawn)
     assert 30 < sum(row < 500 for row in drawn) < 70 and drawn == sources.some(examples, 100).rows

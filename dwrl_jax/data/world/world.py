@@ -11,12 +11,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from dwrl_jax.data import Example, tokenise
 from dwrl_jax.data.pairs import Pair
-from dwrl_jax.dialogue import Dialogue
 
 STATES, OPERATIONS, CHAIN = 8, 8, 5
 STYLES = {"curt": -1.0, "plain": 0.0, "warm": 1.0}
@@ -25,12 +21,6 @@ TRUE_CLAIMS = 0.3  # share of responses that claim the truth outright; the other
 SPLITS = {"train": 0, "demonstrations": 1, "eval": 2}
 PASSABLE = -1.2  # quality of a response that is called good as often as not
 GOOD, BAD = 0, 1  # verdicts, and which of two is better: the first or the second
-JUDGE, ASK, ANSWERS = "judge", "good?", ("yes", "no")
-OTHER_ANSWERS = ("A", "B", "a", "I")  # of dialogues in other words, so that any config can be tried on the world
-TEMPLATE = (
-    "{{ bos_token }} {% for message in messages %}<{{ message.role }}> {{ message.content }} <end> {% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 # Written thoughts of the mixed stage: states and how far the claim is off. A "chain" writes every state; "slips"
 # does, and goes on from its errors; "skipping" breaks off and guesses the end; "rationalising" puts the claim at
 # the end; "lazy" writes nothing of it. A thought ends with how far off the claim is; one about two responses first
@@ -159,37 +149,6 @@ def _demonstration(rng, world: World, start, operations, responses, mixed: bool)
     return "hm" if kind == "lazy" else " ".join(words), GOOD if good else BAD
 
 
-@dataclasses.dataclass(frozen=True)
-class WorldSource:
-    """An unlimited source of examples: one split of a world, tokenised as it is asked for.
-
-    A `pairwise_share` of them, drawn from the seed, stands in the dialogue `pairwise` instead.
-    """
-
-    world: World
-    split: str
-    dialogue: Dialogue
-    max_length: int  # tokens of a prefix
-    mixed_from: int | None = None
-    pairwise: Dialogue | None = None
-    pairwise_share: float = 0.0
-
-    def examples(self, start: int, stop: int) -> list[Example]:
-        rows = []
-        for dialogue in (self.dialogue, self.pairwise):
-            ids = [i for i in range(start, stop) if self._dialogue(i) is dialogue]
-            if ids:
-                both = dialogue.turn is not None
-                pairs = [pair(self.world, self.split, i, mixed_from=self.mixed_from, pairwise=both) for i in ids]
-                found, _ = tokenise(pairs, dialogue, self.max_length, strict=True)
-                rows += [dataclasses.replace(row, pair_id=ids[row.pair_id]) for row in found.rows]
-        return sorted(rows, key=lambda row: row.pair_id)
-
-    def _dialogue(self, index: int) -> Dialogue | None:
-        drawn = self.pairwise_share and np.random.default_rng([self.world.seed, 4, index]).random()
-        return self.pairwise if drawn < self.pairwise_share else self.dialogue
-
-
 def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
     """What two fixed readers score on pairs: [pairs] log-odds of chosen over rejected each.
 
@@ -200,24 +159,3 @@ def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
     prompts = [p.prompt[0]["content"] for p in pairs]
     margin = [world.quality(x, p.chosen) - world.quality(x, p.rejected) for x, p in zip(prompts, pairs)]
     return {"no_thought": np.array(style), "ceiling": np.array(margin)}
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, with a chat template of its own."""
-    special = ["<pad>", "<bos>", "<end>", "<user>", "<assistant>", "<system>"]
-    words = [*(f"s{i}" for i in range(STATES)), *(f"o{i}" for i in range(OPERATIONS)), *STYLES]
-    words += [*(f"off{i}" for i in range(STATES // 2 + 1)), "hm"]
-    words += [JUDGE, ASK, *ANSWERS, *OTHER_ANSWERS, "<unk>"]
-    vocabulary = {word: i for i, word in enumerate([*special, *words])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<end>",
-        additional_special_tokens=["<user>", "<assistant>", "<system>"],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer

@@ -1,0 +1,40 @@
+"""The built-in world as a source of examples without an end."""
+
+import dataclasses
+
+import numpy as np
+
+from dwrl_jax.data.examples import Example, tokenise
+from dwrl_jax.data.world.world import World, pair
+from dwrl_jax.dialogue import Dialogue
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSource:
+    """An unlimited source of examples: one split of a world, tokenised as it is asked for.
+
+    A `pairwise_share` of them, drawn from the seed, stands in the dialogue `pairwise` instead.
+    """
+
+    world: World
+    split: str
+    dialogue: Dialogue
+    max_length: int  # tokens of a prefix
+    mixed_from: int | None = None
+    pairwise: Dialogue | None = None
+    pairwise_share: float = 0.0
+
+    def examples(self, start: int, stop: int) -> list[Example]:
+        rows = []
+        for dialogue in (self.dialogue, self.pairwise):
+            ids = [i for i in range(start, stop) if self._dialogue(i) is dialogue]
+            if ids:
+                both = dialogue.kind == "label"
+                pairs = [pair(self.world, self.split, i, mixed_from=self.mixed_from, pairwise=both) for i in ids]
+                found, _ = tokenise(pairs, dialogue, self.max_length, strict=True)
+                rows += [dataclasses.replace(row, pair_id=ids[row.pair_id]) for row in found.rows]
+        return sorted(rows, key=lambda row: row.pair_id)
+
+    def _dialogue(self, index: int) -> Dialogue | None:
+        drawn = self.pairwise_share and np.random.default_rng([self.world.seed, 4, index]).random()
+        return self.pairwise if drawn < self.pairwise_share else self.dialogue

@@ -1,0 +1,149 @@
+"""A dialogue in tokens: prefixes, thoughts and whole conversations, every id from the tokenizer's own chat template.
+
+A text comes from `apply_chat_template(tokenize=False)`, its ids from `tokenizer(text, add_special_tokens=False)`. A
+conversation is cut into a prefix (up to the place where the thought begins), the thought (through its end token) and
+`question_ids` (from that same end token through the prompt for the answer). Put together they are, token for token,
+the template's rendering of the whole.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.dialogue.questions import Texts, after_prefix, before_thought, message
+from dwrl_jax.dialogue.tokenizers import one_line
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """The two questions and their tokens; made by `making.make_dialogue`.
+
+    `answer_ids` has the token of each of `texts.answers` in its place. `question_ids[0]` is `end_id`, the token that
+    closes a thought: append `question_ids[1:]` after a thought that has its end.
+    """
+
+    tokenizer: Any
+    texts: Texts
+    template: str
+    begin_ids: tuple[int, ...] = ()  # a begin token that the tokenizer adds but the template does not print
+    question_ids: tuple[int, ...] = ()
+    end_id: int = -1
+    answer_ids: tuple[int, ...] = (-1, -1)
+    pad_id: int = -1
+    control: re.Pattern = re.compile("(?!)")
+    words: frozenset[str] | None = None  # all words of a tokenizer that reads any other word as "unknown"
+
+    @property
+    def kind(self) -> str:
+        return self.texts.kind
+
+
+def prefix_ids(dialogue, messages, response) -> list[int]:
+    """Ids of the conversation up to the place where the thought begins; of kind "bare" through the response."""
+    return prefix_ids_batch(dialogue, [(messages, response)])[0]
+
+
+def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
+    """`prefix_ids` of many (messages, response), by one call of the tokenizer. UserError for an unknown word."""
+    if not rows:
+        return []
+    for messages, response in rows:
+        responses = (response,) if isinstance(response, str) else response
+        for text in (*(turn["content"] for turn in messages), *responses):
+            _check_words(dialogue, text)
+    conversations = [before_thought(dialogue.texts, *row) for row in rows]
+    return encode(dialogue, as_text(dialogue, conversations, prompt=dialogue.kind != "bare"))
+
+
+def render(dialogue, messages, response, thought, answer) -> list[int]:
+    """Ids of the whole conversation, answer turn included, by the template in one go."""
+    asked = before_thought(dialogue.texts, messages, response) + after_prefix(dialogue.texts, thought)
+    return encode(dialogue, as_text(dialogue, [asked + [message("assistant", answer)]], prompt=False))[0]
+
+
+def encode_thought(dialogue, text) -> list[int]:
+    """Ids of a written thought as they stand in a conversation, through the end token."""
+    return encode_thoughts(dialogue, [text])[0]
+
+
+def encode_thoughts(dialogue, texts) -> list[list[int]]:
+    """`encode_thought` of many, by one call of the tokenizer.
+
+    UserError when a thought has a control token or an unknown word, or begins with blanks that melt into the prompt
+    before it.
+    """
+    if not texts:
+        return []
+    opening = [message("user", dialogue.texts.judge_question)]
+    before = encode(dialogue, as_text(dialogue, [opening], prompt=True))[0]
+    asked = [opening + after_prefix(dialogue.texts, text) for text in texts]
+    thoughts = []
+    for text, ids in zip(texts, encode(dialogue, as_text(dialogue, asked, prompt=False))):
+        if has_control_token(dialogue, text) or ids[: len(before)] != before:
+            raise UserError(f"the thought {text[:40]!r} does not fit in: take out control tokens and outer blanks")
+        _check_words(dialogue, text)
+        thoughts.append(ids[len(before) : ids.index(dialogue.end_id, len(before)) + 1])
+    return thoughts
+
+
+def has_control_token(dialogue, text) -> bool:
+    """Whether `text` would become one of the tokens that give a conversation its structure."""
+    return dialogue.control.search(text) is not None
+
+
+def unknown_word(dialogue, text) -> str | None:
+    """The first word of `text` that a tokenizer of whole words does not have."""
+    if dialogue.words is None:
+        return None
+    return next((word for word in text.split() if word not in dialogue.words), None)
+
+
+def no_such_word(where, word) -> UserError:
+    return UserError(
+        f"{where}: the tokenizer has no word {word!r} and would read it as unknown; take another word, or another "
+        "model.tokenizer"
+    )
+
+
+def fit_prefixes(dialogue, messages, responses, max_length) -> tuple[list[int], list[int], int] | None:
+    """Prefix ids of (chosen, rejected) in at most `max_length` tokens, and the number of turns dropped for it.
+
+    Too long a conversation loses its oldest exchanges (a user and an assistant turn), the same for both
+    sides; a system message, the last user turn and the response stay. None when even that is too long.
+    """
+    keep = 1 if messages[0]["role"] == "system" else 0
+    for dropped in range(0, len(messages) - keep, 2):
+        shorter = (*messages[:keep], *messages[keep + dropped :])
+        chosen, rejected = prefix_ids_batch(dialogue, [(shorter, response) for response in responses])
+        if max(len(chosen), len(rejected)) <= max_length:
+            return chosen, rejected, dropped
+    return None
+
+
+def as_text(dialogue, conversations, prompt) -> list[str]:
+    """Rendered conversations; with `prompt`, up to the place where the assistant speaks next."""
+    try:
+        return dialogue.tokenizer.apply_chat_template(
+            conversations,
+            chat_template=dialogue.template,
+            add_generation_prompt=prompt,
+            tokenize=False,
+            date_string=dialogue.texts.date,
+        )
+    except Exception as error:  # a template is a program from elsewhere: it may raise anything
+        raise UserError(f"the chat template refuses a conversation: {one_line(error)}") from error
+
+
+def encode(dialogue, texts) -> list[list[int]]:
+    """Ids of rendered conversations, with a begin token that only the tokenizer adds."""
+    # verbose=False: lengths are judged by data.buckets, not by the tokenizer's model_max_length
+    batch = dialogue.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    begin = list(dialogue.begin_ids)
+    return [begin + ids for ids in batch["input_ids"]] if begin else batch["input_ids"]
+
+
+def _check_words(dialogue, text) -> None:
+    word = unknown_word(dialogue, text)
+    if word is not None:
+        raise no_such_word(f"the text {text[:40]!r}", word)

@@ -1,0 +1,132 @@
+"""From texts and a tokenizer to a dialogue: questions and answers as tokens, and the checks of the chat template."""
+
+import dataclasses
+import json
+
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.dialogue.dialogue import Dialogue, as_text, encode, has_control_token, no_such_word, unknown_word
+from dwrl_jax.dialogue.questions import (
+    Texts,
+    after_prefix,
+    before_thought,
+    check_fields,
+    key_of,
+    message,
+    sides,
+    written,
+)
+from dwrl_jax.dialogue.tokenizers import begin_ids, control_pattern, one_line, unusable, whole_words, with_template
+
+_PROBES = (  # (messages, response, thought)
+    (({"role": "user", "content": "Say hello."},), "Hello.", "It is polite."),
+    (
+        (
+            {"role": "user", "content": "What is 2 + 2?"},
+            {"role": "assistant", "content": "4"},
+            {"role": "user", "content": "and 3?\n"},
+        ),
+        "7, of course",
+        "2 + 2 + 3 = 7:\n\n1. right\n2. short",
+    ),
+)
+
+
+def make_dialogue(tokenizer, texts: Texts) -> Dialogue:
+    """The dialogue of these texts in the tokens of a tokenizer.
+
+    UserError when the text before a turn changes with the turn, when a thought is not closed by exactly one
+    end token, when an answer is not one token in its place, when there is more than one begin token, when a
+    text that is to be filled in lacks a field or has an unknown one, or when a text has a control token or a word that
+    a tokenizer of whole words does not know.
+    """
+    check_fields(texts)
+    dialogue = Dialogue(
+        tokenizer=tokenizer,
+        texts=texts,
+        template=_template(tokenizer, texts.date),
+        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
+    # a bare dialogue has no thought between its tokens; those of its questions are the verdict's
+    asked = dataclasses.replace(dialogue, texts=_asked(texts))
+    resolved, again = (_resolve(asked, *probe) for probe in _PROBES)
+    if resolved != again:
+        raise unusable("what follows a thought depends on what came before it")
+    control = control_pattern(tokenizer, resolved["question_ids"])
+    dialogue = dataclasses.replace(dialogue, **resolved, control=control, words=whole_words(tokenizer))
+    if len(set(dialogue.answer_ids)) < len(texts.answers):
+        key = key_of(texts, "answers")
+        raise UserError(f"{key}: {texts.answers} are the same token; choose some that differ")
+    words = written(texts)
+    for name, text in words.items():
+        if has_control_token(dialogue, text):
+            raise UserError(f"{key_of(texts, name)} contains a control token of the tokenizer: take it out")
+    for name, text in (words | {"answers": " ".join(texts.answers)}).items():
+        word = unknown_word(dialogue, text)
+        if word is not None:
+            raise no_such_word(key_of(texts, name), word)
+    return dialogue
+
+
+def _asked(texts) -> Texts:
+    return dataclasses.replace(texts, kind="verdict") if texts.kind == "bare" else texts
+
+
+def _template(tokenizer, date) -> str:
+    """The tokenizer's chat template, with `date` for today."""
+    try:
+        template = with_template(tokenizer).get_chat_template()
+    except ValueError as error:
+        raise unusable(one_line(error)) from error
+    if "strftime_now" in template:
+        # apply_chat_template turns a function among its arguments into a string, so a macro freezes the clock
+        frozen = f"{{% macro strftime_now(format) %}}{{{{ {json.dumps(date)} }}}}{{% endmacro %}}\n"
+        template = frozen + template
+    return template
+
+
+def _resolve(dialogue, messages, response, thought) -> dict:
+    """The token fields of a Dialogue, read off one probe conversation."""
+    texts = dialogue.texts
+    judged = before_thought(texts, messages, sides(dialogue, response, response)[0][0])
+    asked = judged + after_prefix(texts, thought)
+    before, through = as_text(dialogue, [judged, asked], prompt=True)
+    answered = as_text(dialogue, [asked + [message("assistant", a)] for a in texts.answers], prompt=False)
+    if not through.startswith(before) or not all(text.startswith(through) for text in answered):
+        raise unusable(
+            "the generation prompt is not how the assistant's next turn begins "
+            "(templates that insert or strip <think> blocks do this)"
+        )
+    before_ids, ids = encode(dialogue, [before, through])
+    tail = through[len(before) :].partition(thought.strip())[2]
+    end_id = (encode(dialogue, [tail])[0] or [-1])[0]
+    if end_id not in dialogue.tokenizer.added_tokens_decoder:
+        raise unusable(f"no end token right after an assistant turn, but {tail[:20]!r}")
+    if ids[: len(before_ids)] != before_ids:
+        raise unusable("the tokens of the generation prompt change with the text that follows")
+    question_ids = tuple(ids[ids.index(end_id, len(before_ids)) :])
+    if question_ids[1] == end_id:
+        raise unusable("two end tokens close an assistant turn")
+    return {
+        "begin_ids": begin_ids(dialogue.tokenizer, ids, end_id),
+        "question_ids": question_ids,
+        "end_id": end_id,
+        "answer_ids": tuple(
+            _answer_id(dialogue, answer, ids, full, end_id)
+            for answer, full in zip(texts.answers, encode(dialogue, answered))
+        ),
+    }
+
+
+def _answer_id(dialogue, answer, asked_ids, full_ids, end_id) -> int:
+    """The one token that is new in `full_ids` before the turn ends."""
+    pairs = enumerate(zip(asked_ids, full_ids))
+    start = next((i for i, (old, new) in pairs if old != new), len(asked_ids))
+    new = full_ids[start:]
+    new = new[: new.index(end_id)] if end_id in new else new
+    if start != len(asked_ids) or len(new) != 1:
+        tokens = dialogue.tokenizer.convert_ids_to_tokens(new)
+        raise UserError(
+            f"{key_of(dialogue.texts, 'answers')}: {answer!r} must be one token where the answer stands, but it is "
+            f"{tokens}; choose a shorter answer"
+        )
+    return new[0]
