@@ -1,10 +1,10 @@
 """Figures of estimator.py as a page: the picture, and a table of all pairs together."""
 
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from dwrl_jax.core import files
 from studies.speed.page import device, splice, table
 
 MEASURES = {
@@ -92,7 +92,7 @@ def write(data: dict, folder: Path) -> list[Path]:
     """The raw figures, the picture and the page, in this order. What stands outside the page's marks stays."""
     folder.mkdir(parents=True, exist_ok=True)
     raw, picture, page = (folder / f"estimator.{ending}" for ending in ("json", "png", "md"))
-    raw.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    files.write_json(raw, data, indent=1)
     figure(data).savefig(picture, dpi=90)
     text = page.read_text(encoding="utf-8") if page.exists() else "# The gradient estimate: bias and variance\n"
     page.write_text(splice(text, report(data, picture.name)), encoding="utf-8")

@@ -7,7 +7,6 @@ does not, 2: bad input.
 
 import concurrent.futures
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from dwrl_jax.core import sharding
+from dwrl_jax.core import files, sharding
 from dwrl_jax.core.errors import UserError, exit_cleanly
 from dwrl_jax.judge.judge import question_kind
 from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_value_head
@@ -44,7 +43,7 @@ def main() -> None:
     plan = make_plan(config, flags["topology"], lambda text: print(text, file=sys.stderr, flush=True))
     print(table(plan))
     if flags["json"]:
-        Path(flags["json"]).write_text(json.dumps(plan, indent=1) + "\n")
+        files.write_json(Path(flags["json"]), plan, indent=1)
     sys.exit(0 if plan["fits"] else 1)
 
 

@@ -7,7 +7,6 @@ inline. Shares are from 0 to 1 in the files and in % on the page.
 
 import argparse
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import jinja2
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from dwrl_jax.core import files
 from dwrl_jax.core.errors import UserError, exit_cleanly
 from dwrl_jax.reporting.curves import Series, curves
 from dwrl_jax.settings.config import flat
@@ -248,10 +248,7 @@ def write_report(workdir: Path) -> Path:
     except (KeyError, jinja2.UndefinedError) as error:
         raise UserError(f"{workdir}: results.json or thoughts.jsonl lacks a key: {error}") from None
     path = workdir / "report.html"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    # a thought cut inside a surrogate pair must not cost the page
-    temporary.write_bytes(text.encode("utf-8", "replace"))
-    os.replace(temporary, path)
+    files.write_text(path, text)
     return path
 
 

@@ -1,6 +1,5 @@
 """A table and figures of many runs, from the rows that `dwrl_jax.reproduce` left and the files of each run."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy.special import expit
 
+from dwrl_jax.core import files
 from dwrl_jax.evaluation import metrics as evaluate
 from dwrl_jax.workdir import records
 
@@ -26,7 +26,7 @@ def write(workdir: Path, rows: Rows, reference: str) -> None:
         part = [row for row in rows if row["config"] == config]
         parts.append(f"**{config}**\n\n{table(workdir, part, reference)}")
         figure(workdir, part).savefig(workdir / f"figures_{config}.png", dpi=110)
-    (workdir / "table.md").write_text("\n\n".join(parts) + "\n")
+    files.write_text(workdir / "table.md", "\n\n".join(parts) + "\n")
 
 
 def table(workdir: Path, rows: Rows, reference: str) -> str:
@@ -74,7 +74,7 @@ def line(workdir: Path, rows: Rows, base: Rows, *, is_reference: bool) -> str:
 
 def world_lines(workdir: Path, rows: Rows) -> list[str]:
     """What readers of the built-in world reach who are no models: one without a thought, one who knows the truth."""
-    found = [json.loads((workdir / row["workdir"] / "results.json").read_text())["reference"] for row in rows]
+    found = [files.read_json(workdir / row["workdir"] / "results.json")["reference"] for row in rows]
     lines = []
     for name, title in (("no_thought", "best no-thought reader"), ("ceiling", "noise ceiling")):
         parts = [one[name] for one in found if one[name]]
@@ -148,7 +148,7 @@ def figure(workdir: Path, rows: Rows) -> Figure:
 
 
 def steps_of(workdir: Path, row: dict) -> Rows:
-    steps = [json.loads(text) for text in (workdir / row["workdir"] / "metrics.jsonl").read_text().splitlines()]
+    steps = files.read_lines(workdir / row["workdir"] / "metrics.jsonl")
     return [step | {"pairs": row["pairs"] / row["steps"]} for step in steps]
 
 

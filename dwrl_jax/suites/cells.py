@@ -10,7 +10,6 @@ cells that there are, also while others run. `--config.KEY=VALUE`, as often as y
 import argparse
 import dataclasses
 import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dwrl_jax.core import hosts
+from dwrl_jax.core import files, hosts
 from dwrl_jax.core.errors import UserError, exit_cleanly
 from dwrl_jax.reporting import suite as comparison
 from dwrl_jax.settings.commandline import parse
@@ -63,7 +62,7 @@ def run_suite(suite: Suite, workdir: Path, overrides: list[str]) -> list[dict]:
             for cell in cells(suite, config, seed, workdir):
                 bar.set_postfix_str(f"{cell.arm}, equal {cell.budget}")
                 row = run_cell(suite, cell, workdir, overrides)
-                hosts.attempt(append, workdir / "results.jsonl", row)
+                hosts.attempt(files.append_lines, workdir / "results.jsonl", [row])
                 jax.clear_caches()  # a suite's programs together are more than a machine holds
     return read_rows(workdir)
 
@@ -115,7 +114,7 @@ def share_base(config: ConfigDict, workdir: Path) -> None:
 
 def row_of(cell: Cell, config: ConfigDict, folder: Path, results: dict) -> dict:
     """A row of results.jsonl; `seconds` are those of training steps, what is compiled in them included."""
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = list(files.read_lines(folder / "metrics.jsonl"))
     best = max(results["trained"], key=lambda votes: int(votes[1:]))
     tokens = np.array([step.get("sample/tokens", 0) for step in steps])
     seconds = np.array([step["time/step_seconds"] for step in steps])
@@ -138,15 +137,9 @@ def row_of(cell: Cell, config: ConfigDict, folder: Path, results: dict) -> dict:
     }
 
 
-def append(path: Path, row: dict) -> None:
-    """One more line, in one write: another command may append to the same file."""
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
 def read_rows(workdir: Path) -> list[dict]:
     path = workdir / "results.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list(files.read_lines(path)) if path.exists() else []
 
 
 def by_arm(rows: list[dict], arms: list[str]) -> list[dict]:

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dwrl_jax import dialogue, objectives
-from dwrl_jax.core import hosts, sharding
+from dwrl_jax.core import files, hosts, sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
@@ -25,7 +25,6 @@ from dwrl_jax.training import loop
 from dwrl_jax.training import step as train_step
 from dwrl_jax.training.programs import Recipe
 from dwrl_jax.training.sources import Held, batches, find_pair, held_out, make_talk, training_source
-from dwrl_jax.workdir import records
 
 
 def load_tokenizer(config: ConfigDict, folder: Path):
@@ -153,10 +152,10 @@ def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.s
 def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer) -> None:
     """The small files of the model to train, so that an export needs nothing but the workdir; `hf_config` is its
     config.json, the others are the starting model's."""
-    partial = kept.with_name(f".{kept.name}.partial")
+    partial = files.partial_of(kept)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    records.write_json(partial / "config.json", hf_config)
+    files.write_json(partial / "config.json", hf_config)
     if (folder / "generation_config.json").exists():
         shutil.copy(folder / "generation_config.json", partial)
     tokenizer.save_pretrained(partial)

@@ -7,14 +7,13 @@ them run the command.
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 
-from dwrl_jax.core import hosts, sharding
+from dwrl_jax.core import files, hosts, sharding
 from dwrl_jax.core.errors import UserError, exit_cleanly
 from dwrl_jax.dialogue.tokenizers import load_tokenizer
 from dwrl_jax.models import hf
@@ -43,7 +42,7 @@ def export(workdir: Path, output: Path, which: str = "last", dtype: str | None =
         config,
         hf_config,
         tokenizer=load_tokenizer(folder),
-        generation_config=json.loads(generation.read_text()) if generation.exists() else None,
+        generation_config=files.read_json(generation) if generation.exists() else None,
         dtype=dtype or hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32",
     )
 
@@ -53,7 +52,7 @@ def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:
     if not (workdir / "config.json").exists() or not (workdir / ARCHITECTURE).exists():
         raise UserError(f"{workdir}: not the workdir of a training run")
     hf_config = read_config(workdir / ARCHITECTURE)
-    numerics = json.loads((workdir / "config.json").read_text())["model"]
+    numerics = files.read_json(workdir / "config.json")["model"]
     return hf_config, model_config(hf_config, param_dtype=numerics["param_dtype"])
 
 

@@ -5,8 +5,6 @@ Of several processes the first one writes.
 """
 
 import contextlib
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import tensorboardX
 from jaxtyping import Float
 
-from dwrl_jax.core import hosts
+from dwrl_jax.core import files, hosts
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
 from dwrl_jax.data.pairs import Pair
 
@@ -25,15 +23,8 @@ SIDES = ("chosen", "rejected")
 def rewind(workdir: Path, step: int) -> None:
     """Drop the lines that were written after `step`: they will be written again."""
     for name in ("metrics.jsonl", "thoughts.jsonl"):
-        path = workdir / name
-        if not path.exists():
-            continue
-        partial = path.with_suffix(".partial")
-        with open(path) as old, open(partial, "w") as new:
-            for line in old:
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
-                    new.write(line)
-        os.replace(partial, path)
+        if (workdir / name).exists():
+            files.keep_lines(workdir / name, lambda row: row["step"] <= step, needs="step")
 
 
 def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter | contextlib.nullcontext:
@@ -46,8 +37,7 @@ def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter | c
 @hosts.by_first
 def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, metrics: dict[str, float]) -> None:
     """One line of metrics.jsonl, and the same as scalars."""
-    with open(workdir / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"step": step, **metrics}) + "\n")
+    files.append_lines(workdir / "metrics.jsonl", [{"step": step, **metrics}])
     for name, value in metrics.items():
         board.add_scalar(name, value, step)
 
@@ -93,8 +83,7 @@ def thought_rows(
 @hosts.by_first
 def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, rows: list[dict], step: int) -> None:
     """Lines of thoughts.jsonl, and the same as text for tensorboard."""
-    with open(workdir / "thoughts.jsonl", "a") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files.append_lines(workdir / "thoughts.jsonl", rows)
 
     def line(row):
         weight = f"weight {row['dual_weight']:+.3f} " if "dual_weight" in row else ""
@@ -108,27 +97,22 @@ def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, rows: list[
 def write_scores(path: Path, ids: np.ndarray, log_scores: np.ndarray) -> None:
     """One line per held-out pair: its id and the log score of every vote, [chosen, rejected]. Atomic."""
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with open(partial, "w") as file:
-        for pair_id, scores in zip(ids.tolist(), log_scores.tolist()):
-            file.write(json.dumps({"pair": pair_id, "log_scores": scores}) + "\n")
-    os.replace(partial, path)
+    pairs = zip(ids.tolist(), log_scores.tolist())
+    files.write_lines(path, ({"pair": pair_id, "log_scores": scores} for pair_id, scores in pairs))
 
 
 def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Pair ids [N] and log scores [N, S, K] as `write_scores` left them."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = list(files.read_lines(path, needs="log_scores"))
     return np.array([row["pair"] for row in rows]), np.array([row["log_scores"] for row in rows])
 
 
 @hosts.by_first
 def write_json(path: Path, content: dict) -> None:
     """Write a whole file or none."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    files.write_json(path, content)
 
 
 def total(workdir: Path, name: str) -> float:
     """Sum of a metric over all steps."""
-    return sum(json.loads(line).get(name, 0.0) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    return sum(row.get(name, 0.0) for row in files.read_lines(workdir / "metrics.jsonl"))

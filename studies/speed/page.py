@@ -1,12 +1,13 @@
 """Figures of run.py as a page: the fitted lines, the picture, the tables."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from dwrl_jax.core import files
 
 WORKS = ("sample", "update", "step")
 SWEEPS = {"group": "thoughts per response", "plen": "prompt length, tokens", "new": "thought length, tokens"}
@@ -160,7 +161,7 @@ def write(data: dict, folder: Path) -> list[Path]:
     """The raw figures, the picture and the page, in this order."""
     folder.mkdir(parents=True, exist_ok=True)
     raw, picture, page = (folder / f"benchmarks.{ending}" for ending in ("json", "png", "md"))
-    raw.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    files.write_json(raw, data, indent=1)
     draw(data, picture)
     text = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
     page.write_text(splice(text, report(data, picture.name)), encoding="utf-8")

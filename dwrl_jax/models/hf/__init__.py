@@ -5,7 +5,6 @@ writing both follow it. Letters as in `transformer`: D width, N query heads, K k
 F feed-forward width, V vocabulary.
 """
 
-import json
 import math
 import os
 import shutil
@@ -22,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import process_allgather
 from safetensors.numpy import save_file
 
-from dwrl_jax.core import hosts
+from dwrl_jax.core import files, hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.families import ARCHITECTURES, NUMERICS, REWARD_MODELS, model_config
 from dwrl_jax.models.hf.tensor_files import FLOATS, INDEX, SINGLE, Stored, find_tensors
@@ -250,11 +249,11 @@ def save_model(
     flat = flatten_dict(params["params"])
     spread = not all(leaf.is_fully_addressable for leaf in flat.values())
     attempt = hosts.attempt if spread else _do
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = files.partial_of(folder)
     try:
         attempt(_begin, folder, partial, {"config.json": kept, "generation_config.json": generation_config}, tokenizer)
-        files, index = _plan_files(config, np.dtype(dtype), max_shard_bytes)
-        for name, entries in files.items():
+        shards, index = _plan_files(config, np.dtype(dtype), max_shard_bytes)
+        for name, entries in shards.items():
             tensors = {}
             for key, weight, layer in entries:
                 whole = _gather(flat[weight.path], layer)
@@ -262,7 +261,7 @@ def save_model(
                     # safetensors writes the memory of an array as it lies, so a transposed view would be scrambled
                     tensors[key] = np.ascontiguousarray(weight.to_hf(whole), dtype)
             attempt(save_file, tensors, partial / name, metadata={"format": "pt"})
-        if len(files) > 1:
+        if len(shards) > 1:
             attempt(_write_json, partial / INDEX, index)
         attempt(os.replace, partial, folder)
     except BaseException:
@@ -285,7 +284,7 @@ def _begin(folder: Path, partial: Path, documents: dict[str, dict], tokenizer) -
 
 
 def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    files.write_json(path, content, indent=2, sort_keys=True)
 
 
 def _plan_files(config: ModelConfig, dtype: np.dtype, max_bytes: int) -> tuple[dict[str, list], dict]:

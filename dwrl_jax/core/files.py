@@ -1,0 +1,148 @@
+"""Files that are there whole or not at all, and files with one JSON object on each line.
+
+A number that is not finite is no JSON: writers refuse it, readers accept it from files that others wrote.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from dwrl_jax.core.errors import UserError
+
+ENCODING = {"encoding": "utf-8", "errors": "replace"}  # half of a surrogate pair must not cost the file
+
+
+def partial_of(path: Path) -> Path:
+    """The name beside `path` under which this process writes what will take its place."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[IO[str]]:
+    """A file to write text to. It takes the place of `path` at the end of the block, unless the block fails."""
+    partial = partial_of(path)
+    try:
+        with open(partial, "w", **ENCODING) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file of text."""
+    with whole(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, content: dict, **style) -> None:
+    """Write a whole file of JSON; `style` are options of json.dumps, an indent of 2 without them."""
+    write_text(path, dumps(path, content, **style or {"indent": 2}) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """The object in a file of JSON; UserError where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, not {type(content).__name__}")
+    return content
+
+
+def write_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Write a whole file with one JSON object on each line."""
+    with whole(path) as file:
+        file.writelines(dumps(path, row) + "\n" for row in rows)
+
+
+def append_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Add lines in one write, since another process may append to the same file.
+
+    A half-written last line, of a process that was killed, is dropped first.
+    """
+    text = "".join(dumps(path, row) + "\n" for row in rows)
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                _end_last_line(file)
+        file.write(text.encode(**ENCODING))
+
+
+def read_lines(path: Path, needs: str | None = None) -> Iterator[dict]:
+    """Yield the objects of a file with one on each line; a half-written last line is dropped.
+
+    UserError where the file is absent, or a line is not an object with the key `needs`: it names file and line.
+    """
+    yield from (row for _, row in _lines(path, needs))
+
+
+def keep_lines(path: Path, keep: Callable[[dict], bool], needs: str | None = None) -> None:
+    """Drop the lines whose object `keep` says no to; the others stay as they are, to the letter."""
+    with whole(path) as file:
+        file.writelines(text for text, row in _lines(path, needs) if keep(row))
+
+
+def dumps(path: Path, content: Any, **style) -> str:
+    """JSON text that `path` will hold; UserError that names the key of a number that is not finite."""
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, **style)
+    except ValueError:
+        key, value = next(_not_finite(content), ("", None))
+        if value is None:
+            raise
+        raise UserError(f"{path}: {key} would be {value}, which is no JSON; only finite numbers are written") from None
+
+
+def _lines(path: Path, needs: str | None) -> Iterator[tuple[str, dict]]:
+    """Lines as they stand, and what they say."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    with open(path, **ENCODING) as file:
+        for number, line in enumerate(file, 1):
+            ended = line.endswith("\n")
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                if not ended:
+                    return
+                row = None
+            if not isinstance(row, dict) or (needs is not None and needs not in row):
+                what = f' with a "{needs}"' if needs else ""
+                raise UserError(f"{path}:{number}: not a JSON object{what}; remove the line")
+            yield line if ended else line + "\n", row
+
+
+def _end_last_line(file: IO[bytes]) -> None:
+    """End a last line that has no end: with a newline where it is a whole object, else by dropping it."""
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    try:
+        json.loads(content[start:])
+        file.write(b"\n")
+    except ValueError:
+        file.truncate(start)
+
+
+def _not_finite(content: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Keys, joined by dots, and values of the numbers that are not finite."""
+    if isinstance(content, float) and not math.isfinite(content):
+        yield key, content
+    elif isinstance(content, dict | list | tuple):
+        parts = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, part in parts:
+            yield from _not_finite(part, f"{key}.{name}" if key else str(name))
