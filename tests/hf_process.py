@@ -20,6 +20,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
+from dwrl_jax.models.hf import load, save
 from dwrl_jax.models.transformer import axis_names
 from dwrl_jax.workdir import checkpoint
 
@@ -30,21 +31,21 @@ def spread(config):
     return sharding.shardings(sharding.make_mesh(sizes), axis_names(config))
 
 
-def load(folder, config):
+def load_and_count(folder, config):
     """Every shard against the whole load; bytes of the pieces read, and what they needed beyond the result."""
-    whole, sizes, read = hf.load_params(folder, config), [], hf._read_piece
+    whole, sizes, read = hf.load_params(folder, config), [], load._read_piece
 
     def counted(*args):
         piece = read(*args)
         sizes.append(piece.nbytes)
         return piece
 
-    hf._read_piece = counted
+    load._read_piece = counted
     tracemalloc.start()
     ours = hf.load_params(folder, config, shardings=spread(config))
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    hf._read_piece = read
+    load._read_piece = read
 
     def compare(found, expected):
         for shard in found.addressable_shards:
@@ -75,12 +76,12 @@ def keep(workdir, params):
 def main(folder: Path, *workdirs: Path) -> None:
     hf_config = read_config(folder)
     config = model_config(hf_config)
-    params, figures = load(folder, config)
+    params, figures = load_and_count(folder, config)
     if jax.process_count() > 1:
         options = {"max_shard_bytes": 2**20}
         hf.save_model(folder.with_name("out"), params, config, hf_config, **options)
         figures["taken"] = refused(lambda: hf.save_model(folder, params, config, hf_config, **options))
-        hf.save_file = full_disk if hosts.first() else None
+        save.save_file = full_disk if hosts.first() else None
         full = folder.with_name("full")
         figures["full"] = refused(lambda: hf.save_model(full, params, config, hf_config, **options))
     for workdir in workdirs:

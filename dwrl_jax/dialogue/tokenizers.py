@@ -20,6 +20,7 @@ FALLBACK_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '\\n\\nAssistant:' }}{%- endif %}"
 )
+NEW_PAD = "<|pad|>"
 
 
 def load_tokenizer(path) -> Any:
@@ -46,6 +47,38 @@ def with_template(tokenizer) -> Any:
     if not tokenizer.chat_template:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     return tokenizer
+
+
+def set_pad_token(tokenizer, vocab_size: int) -> int | None:
+    """The id of a pad token that stands in no conversation; the tokenizer gets it where its pad token does.
+
+    transformers reads a reward at the last token that is not the pad token: an end token that also pads is passed
+    over. The choice falls on the tokenizer's pad token, a special token that is reserved, the unknown token, or a new
+    token where a model of `vocab_size` embeddings has room for it, in this order. None where there is none of these:
+    such a model takes one text at a time in transformers.
+    """
+    taken = {*_conversation(with_template(tokenizer)), tokenizer.bos_token_id, tokenizer.eos_token_id, None}
+    if tokenizer.pad_token_id not in taken:
+        return tokenizer.pad_token_id
+    special = {i: token.content.lower() for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special}
+    reserved = [i for word in ("pad", "reserved", "unused") for i, content in special.items() if word in content]
+    free = [i for i in (*reserved, tokenizer.unk_token_id) if i not in taken]
+    if free:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])
+    elif max(tokenizer.get_vocab().values()) + 1 < vocab_size:
+        tokenizer.add_special_tokens({"pad_token": NEW_PAD})
+    else:
+        return None
+    return tokenizer.pad_token_id
+
+
+def _conversation(tokenizer) -> list[int]:
+    """Ids of a conversation of four turns; their text has a rare character, which many tokenizers do not know."""
+    turns = [{"role": role, "content": "a \U0001f9ff"} for role in ("user", "assistant")] * 2
+    try:
+        return tokenizer.apply_chat_template(turns, return_dict=False)
+    except Exception as error:  # Jinja, and templates themselves, raise many types
+        raise unusable(one_line(error)) from error
 
 
 def begin_ids(tokenizer, ids, end_id) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""One pure decoder for Llama 3, Qwen2.5 and Qwen3 (Flax Linen, `init` / `apply`).
+"""One pure decoder for all families (Flax Linen, `init` / `apply`).
 
 Letters: P prefixes (rows), G branches per prefix, T new tokens, D width, N query heads, K key/value heads,
 H head size, F feed-forward width, V vocabulary. The one entry is `Decoder.__call__`: new tokens, their

@@ -120,14 +120,17 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
 
 
 def architecture(config: ConfigDict, folder: Path, tokenizer) -> dict:
-    """config.json of the model to train: the starting model's, with a value head where the objective wants one."""
+    """config.json of the model to train: the starting model's, with a value head where the objective wants one.
+
+    The tokenizer of a model with a value head gets a pad token that stands in no conversation (`set_pad_token`).
+    """
     hf_config = read_config(folder)
     wanted, given = value_outputs(config), model_config(hf_config).value_head
     if given and given != wanted:
         like = f"preference_embedding with objective.planes={given / 2:g}" if given > 1 else "bt"
         raise UserError(f"{folder}: a reward model with a value head; objective.name={like} alone goes on from it")
     if wanted:
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        pad = tokenizers.set_pad_token(tokenizer, model_config(hf_config).vocab_size)
         return with_value_head(hf_config, pad, wanted)
     return hf_config
 

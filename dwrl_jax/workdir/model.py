@@ -2,8 +2,7 @@
 
 python -m dwrl_jax.export --workdir=runs/x --output=DIR [--checkpoint=last|best|STEP] [--dtype=float32|bfloat16]
 
-It needs no particular devices: the parameters are spread over those that there are, of several hosts too if all of
-them run the command.
+Any devices will do: the parameters are spread over those of this host, or of several hosts that all run the command.
 """
 
 import argparse
@@ -15,19 +14,20 @@ import jax
 
 from dwrl_jax.core import files, hosts, sharding
 from dwrl_jax.core.errors import UserError, exit_cleanly
-from dwrl_jax.dialogue.tokenizers import load_tokenizer
+from dwrl_jax.dialogue.tokenizers import load_tokenizer, set_pad_token
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.transformer import ModelConfig, axis_names
 from dwrl_jax.workdir import checkpoint
 
 ARCHITECTURE = "architecture"  # the starting model's config and tokenizer, kept in the workdir
+JUDGE = "judge.json"  # how the model is asked, where the folder has it: a document that travels with an export
 
 
 def export(workdir: Path, output: Path, which: str = "last", dtype: str | None = None) -> None:
     """Export the `which` checkpoint ("last", "best" or a step) of a run; `dtype` None is the starting model's.
 
-    UserError where there is no such run or checkpoint, and where `output` is already taken.
+    UserError where the run or the checkpoint does not exist, and where `output` is not empty.
     """
     folder = workdir / ARCHITECTURE
     hf_config, config = read_architecture(workdir)
@@ -35,20 +35,26 @@ def export(workdir: Path, output: Path, which: str = "last", dtype: str | None =
     manager = checkpoint.open_manager(workdir)
     params = checkpoint.restore_params(manager, which, like)
     manager.close()
+    tokenizer = load_tokenizer(folder)
+    if config.value_head:  # an older run may have kept an end token that pads
+        hf_config["pad_token_id"] = set_pad_token(tokenizer, config.vocab_size)
+        if hf_config["pad_token_id"] is None and hosts.first():
+            print("warning: the tokenizer has no token to pad with, so transformers takes one text at a time")
     generation = folder / "generation_config.json"
     hf.save_model(
         output,
         params,
         config,
         hf_config,
-        tokenizer=load_tokenizer(folder),
+        tokenizer=tokenizer,
         generation_config=files.read_json(generation) if generation.exists() else None,
+        documents={JUDGE: files.read_json(folder / JUDGE)} if (folder / JUDGE).exists() else None,
         dtype=dtype or hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32",
     )
 
 
 def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:
-    """config.json of the model that a run started from, and the same as ModelConfig."""
+    """config.json of the model that a run trains, and the same as ModelConfig."""
     if not (workdir / "config.json").exists() or not (workdir / ARCHITECTURE).exists():
         raise UserError(f"{workdir}: not the workdir of a training run")
     hf_config = read_config(workdir / ARCHITECTURE)
@@ -57,7 +63,7 @@ def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:
 
 
 def abstract_params(config: ModelConfig):
-    """Shapes and dtypes of the parameters, spread over whatever devices there are."""
+    """Shapes and dtypes of the parameters, spread over all devices."""
     boxed = axis_names(config)
     sizes = {"data": -1, "fsdp": math.gcd(jax.device_count(), config.hidden_size), "tensor": 1}
     places = sharding.shardings(sharding.make_mesh(sizes), boxed)

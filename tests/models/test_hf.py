@@ -12,6 +12,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
+from dwrl_jax.models.hf import save
 from tests.small import VOCAB, lively
 
 
@@ -142,7 +143,7 @@ def test_exact_no_half_written_export(tiny, tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(hf, "save_file", full_disk)
+    monkeypatch.setattr(save, "save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         hf.save_model(tmp_path / "out", tiny[2], tiny[1], tiny[0])
     assert list(tmp_path.iterdir()) == []

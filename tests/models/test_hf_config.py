@@ -29,7 +29,7 @@ def test_exact_presets():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gemma2"}, "model_type = 'gemma2'"),
+        ({"model_type": "gemma2"}, "model_type = 'gemma2' is not supported; choose a model of llama, qwen2, qwen3$"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type = 'yarn'"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type = 'dynamic'"),
         ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "rope_scaling.low_freq_factor is missing"),

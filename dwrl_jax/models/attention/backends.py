@@ -3,7 +3,8 @@
 import jax
 from jaxtyping import Array, Float, Int
 
-from dwrl_jax.models.attention import Region, attend_at_once, attend_in_blocks, kernels
+from dwrl_jax.models.attention import kernels
+from dwrl_jax.models.attention.regions import Region, attend_at_once, attend_in_blocks
 
 BLOCK_BYTES = 8 * 2**20  # of scores that are made at a time on a CPU
 QUERIES = 128  # of a branch in a block, about; but not more than BLOCKS blocks, each a program of its own

@@ -1,6 +1,6 @@
 """`attend` by the accelerators' own fused kernels, which never hold all scores: for TPUs and for NVIDIA GPUs.
 
-Letters as in attention.py: P prefixes (rows), G branches per prefix, T new tokens, S earlier tokens, N query heads,
+Letters as in regions.py: P prefixes (rows), G branches per prefix, T new tokens, S earlier tokens, N query heads,
 K key/value heads, H head size. Both functions mean what `attend_at_once` means and call it where a kernel cannot
 serve; each names these cases.
 """
@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from dwrl_jax.core.sharding import ROWS, TENSOR
-from dwrl_jax.models.attention import KEPT, Region, attend_at_once
+from dwrl_jax.models.attention.regions import KEPT, Region, attend_at_once
 
 LANES = 128  # of a TPU's vector unit: block sizes are multiples
 BLOCKS = (512, 384, 256)  # tokens of a block, by choice

@@ -1,23 +1,54 @@
-"""Hugging Face's config.json <-> `ModelConfig`, and what of it the decoder can do."""
+"""Families of models: what config.json says of a model, as `ModelConfig`.
 
+A family is one file here. It is found by the file's name, which is the `model_type` of its config.json, and ends in
+`FAMILY = Family(...)`. `parts.py` has what several families share, `presets.py` gathers their published shapes.
+"""
+
+import dataclasses
+import importlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.models.transformer import ModelConfig, RopeScaling
+from dwrl_jax.models.transformer import ModelConfig
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-REWARD_MODELS = {kind: name.replace("CausalLM", "SequenceClassification") for kind, name in ARCHITECTURES.items()}
-NUMERICS = ("dtype", "param_dtype", "remat", "attention")  # what no config.json has
-# what the decoder does; a config that says otherwise is refused, an absent key means the same
-SUPPORTED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_sliding_window": False,
-    "pretraining_tp": 1,
-    "quantization_config": None,
-}
+SHARED = ("parts", "presets")  # files here that are no family
+NUMERICS = ("dtype", "param_dtype", "remat", "attention")  # fields of ModelConfig that no config.json has
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Models that differ in their sizes alone.
+
+    `shape(hf_config)` gives the fields of `ModelConfig` without NUMERICS and `value_head`. It raises KeyError for a
+    missing key and UserError for what the decoder does not do. `tensor_name` turns the name that a tensor has in
+    Llama's files, as `hf.table` lists them, into the name that it has in this family's. "{layer}" in a name stands
+    for the number of the layer.
+    """
+
+    language_model: str  # transformers' class, in config.json's "architectures"
+    reward_model: str  # its class with a value head in the place of the lm-head
+    shape: Callable[[dict], dict]
+    presets: Mapping[str, dict] = dataclasses.field(default_factory=dict)  # published config.json by short name
+    tensor_name: Callable[[str], str] = str
+
+
+def names() -> list[str]:
+    """The families, by config.json's model_type."""
+    return sorted({path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - set(SHARED))
+
+
+def load(name: str) -> Family:
+    return importlib.import_module(f"{__name__}.{name}").FAMILY
+
+
+def family_of(hf_config: dict) -> Family:
+    """The family of a config.json; UserError for one without a file here."""
+    name = hf_config.get("model_type")
+    if name not in names():
+        raise UserError(f"config.json: model_type = {name!r} is not supported; choose a model of {', '.join(names())}")
+    return load(name)
 
 
 def read_config(folder) -> dict:
@@ -38,71 +69,34 @@ def read_json(path: Path) -> dict:
 
 
 def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
-    """`ModelConfig` of a Llama, Qwen2 or Qwen3 config.json; `UserError` for what the decoder does not do.
+    """`ModelConfig` of a config.json; `numerics` are its fields named in NUMERICS.
 
-    `numerics` are its fields named in NUMERICS.
+    `UserError` for an unknown family, for a missing key and for what the decoder does not do.
     """
-    kind = hf_config.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise UserError(f"config.json: model_type = {kind!r} is not supported, only {list(ARCHITECTURES)}")
-    for key, value in SUPPORTED.items():
-        if hf_config.get(key, value) != value:
-            raise UserError(f"config.json: {key} = {hf_config[key]!r} is not supported, only {value!r}")
-    if set(hf_config.get("layer_types") or ()) - {"full_attention"}:
-        raise UserError(f"config.json: layer_types = {hf_config['layer_types']!r} is not supported")
-    rope_theta, rope_scaling = _rope(hf_config)
+    family = family_of(hf_config)
     try:
-        hidden, heads = hf_config["hidden_size"], hf_config["num_attention_heads"]
-        return ModelConfig(
-            vocab_size=hf_config["vocab_size"],
-            hidden_size=hidden,
-            layers=hf_config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=hf_config.get("num_key_value_heads") or heads,
-            head_dim=hf_config.get("head_dim") or (128 if kind == "qwen3" else hidden // heads),
-            mlp_size=hf_config["intermediate_size"],
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-            norm_eps=hf_config["rms_norm_eps"],
-            tied=bool(hf_config.get("tie_word_embeddings", False)),
-            qkv_bias=kind == "qwen2",
-            qk_norm=kind == "qwen3",
-            max_position=hf_config["max_position_embeddings"],
-            value_head=_outputs(hf_config) if hf_config.get("architectures") == [REWARD_MODELS[kind]] else 0,
-            **numerics,
-        )
+        shape = family.shape(hf_config)
     except KeyError as error:
         raise UserError(f"config.json: the key {error.args[0]!r} is missing") from error
+    outputs = _outputs(hf_config) if hf_config.get("architectures") == [family.reward_model] else 0
+    return ModelConfig(**shape, value_head=outputs, **numerics)
 
 
-def with_value_head(hf_config: dict, pad_id: int, outputs: int = 1) -> dict:
-    """The config.json of the same model with so many outputs, one a reward, at the last token that is no `pad_id`."""
-    names = ["reward"] if outputs == 1 else [f"embedding_{i}" for i in range(outputs)]
-    by_name = {name: i for i, name in enumerate(names)}
-    labels = {"num_labels": outputs, "id2label": {str(i): name for name, i in by_name.items()}, "label2id": by_name}
-    return hf_config | labels | {"architectures": [REWARD_MODELS[hf_config["model_type"]]], "pad_token_id": pad_id}
+def with_value_head(hf_config: dict, pad_id: int | None, outputs: int = 1) -> dict:
+    """The config.json of the same model with `outputs` outputs in the place of the lm-head; a single one is a reward.
+
+    transformers reads them at the last token that is not `pad_id`, and takes one text at a time where it is None.
+    """
+    labels = ["reward"] if outputs == 1 else [f"embedding_{i}" for i in range(outputs)]
+    return hf_config | {
+        "architectures": [family_of(hf_config).reward_model],
+        "num_labels": outputs,
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "pad_token_id": pad_id,
+    }
 
 
 def _outputs(hf_config: dict) -> int:
-    """How many outputs a model has that classifies; transformers leaves its names of two out."""
+    """The number of outputs of a model with a value head; transformers leaves out the labels of two."""
     return len(hf_config.get("id2label") or (0, 1))
-
-
-def _rope(hf_config: dict) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling`."""
-    name = "rope_parameters" if hf_config.get("rope_parameters") else "rope_scaling"
-    rope = hf_config.get(name) or {}
-    theta = float(rope.get("rope_theta", hf_config.get("rope_theta", 10000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    partial = rope.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        raise UserError(f"config.json: partial_rotary_factor = {partial!r} is not supported, only 1.0")
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise UserError(f"config.json: {name}.rope_type = {kind!r} is not supported, only default, llama3")
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    for key in keys:
-        if key not in rope:
-            raise UserError(f"config.json: the key {name}.{key} is missing")
-    return theta, RopeScaling(*(rope[key] for key in keys))

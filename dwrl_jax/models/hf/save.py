@@ -1,0 +1,123 @@
+"""Parameters to a Hugging Face folder."""
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.experimental.multihost_utils import process_allgather
+from safetensors.numpy import save_file
+
+from dwrl_jax.core import files, hosts
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.models.families import NUMERICS, family_of, model_config
+from dwrl_jax.models.hf.table import hf_tensors
+from dwrl_jax.models.hf.tensor_files import INDEX, SINGLE
+from dwrl_jax.models.transformer import ModelConfig
+
+
+def save_model(
+    folder,
+    params,
+    config: ModelConfig,
+    hf_config: dict,
+    *,
+    tokenizer=None,
+    generation_config: dict | None = None,
+    documents: dict[str, dict] | None = None,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 2**30,
+) -> None:
+    """Write a folder that `transformers` and vLLM load: configs, tokenizer files and safetensors in `dtype`.
+
+    `hf_config` is the config.json that `config` was made from; `documents` are further JSON files, by name. The
+    folder must be empty or absent (`UserError`): an export replaces nothing. It is written under a hidden name
+    beside its place and renamed at the end, so it is whole or absent.
+
+    The host holds one file's tensors at a time. Where `params` lie on devices of several processes, all processes
+    call this. Tensors are gathered one by one, each device needs room for one, and the first process alone writes.
+    If it cannot, it raises its error and the others a `UserError`.
+    """
+    folder = Path(folder).resolve()
+    numerics = {name: getattr(config, name) for name in NUMERICS}
+    if model_config(hf_config, **numerics) != config:
+        raise UserError(f"{folder}: the config.json to write describes another model than the parameters")
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype = {dtype!r} is not written, only float32 and bfloat16")
+    documents = _configs(config, hf_config, generation_config, dtype) | (documents or {})
+    entries = list(hf_tensors(config, family_of(hf_config).tensor_name))
+    shards, index = _plan_files(entries, np.dtype(dtype), max_shard_bytes)
+    flat = flatten_dict(params["params"])
+    spread = not all(leaf.is_fully_addressable for leaf in flat.values())
+    attempt = hosts.attempt if spread else _do
+    partial = files.partial_of(folder)
+    try:
+        attempt(_begin, folder, partial, documents, tokenizer)
+        for name, entries in shards.items():
+            tensors = {}
+            for key, weight, layer in entries:
+                whole = _gather(flat[weight.path], layer)
+                if hosts.first() or not spread:
+                    # safetensors writes the memory of an array as it lies, so a transposed view would be scrambled
+                    tensors[key] = np.ascontiguousarray(weight.to_hf(whole), dtype)
+            attempt(save_file, tensors, partial / name, metadata={"format": "pt"})
+        if len(shards) > 1:
+            attempt(_write_json, partial / INDEX, index)
+        attempt(os.replace, partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _configs(config: ModelConfig, hf_config: dict, generation_config: dict | None, dtype: str) -> dict[str, dict]:
+    """config.json and generation_config.json of the model as it is written."""
+    family = family_of(hf_config)
+    architecture = family.reward_model if config.value_head else family.language_model
+    if generation_config is None:
+        ids = {name: hf_config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        generation_config = {name: value for name, value in ids.items() if value is not None}
+    written = hf_config | {"architectures": [architecture], "torch_dtype": dtype, "dtype": dtype}
+    return {"config.json": written, "generation_config.json": generation_config}
+
+
+def _do(write, *args, **kwargs) -> None:
+    write(*args, **kwargs)
+
+
+def _begin(folder: Path, partial: Path, documents: dict[str, dict], tokenizer) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already there and not an empty folder; remove it or choose another name")
+    partial.mkdir(parents=True)
+    for name, content in documents.items():
+        _write_json(partial / name, content)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    files.write_json(path, content, indent=2, sort_keys=True)
+
+
+def _plan_files(entries: list, dtype: np.dtype, max_bytes: int) -> tuple[dict[str, list], dict]:
+    """Entries of `hf_tensors` by file, and the index of all; a file has at most `max_bytes` or one tensor."""
+    shards, sizes = [], []
+    for entry in entries:
+        size = math.prod(entry[1].hf_shape) * dtype.itemsize
+        if not shards or sizes[-1] + size > max_bytes:
+            shards.append([])
+            sizes.append(0)
+        shards[-1].append(entry)
+        sizes[-1] += size
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    by_file = dict(zip(names if len(shards) > 1 else [SINGLE], shards))
+    weight_map = {key: name for name, shard in by_file.items() for key, _, _ in shard}
+    return by_file, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+
+
+def _gather(leaf: jax.Array, layer: int | None) -> np.ndarray:
+    """One tensor in our order of axes, from wherever it lies."""
+    array = leaf if layer is None else leaf[layer]
+    return np.asarray(array) if array.is_fully_addressable else process_allgather(array, tiled=True)

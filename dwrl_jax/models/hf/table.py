@@ -1,0 +1,97 @@
+"""Which tensor of a Hugging Face file is which parameter of ours, and how their axes correspond.
+
+Reading and writing both follow `weight_table`. Letters as in `transformer`: D width, N query heads, K key/value heads,
+H head size, F feed-forward width, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dwrl_jax.models.transformer import ModelConfig
+
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Weight(NamedTuple):
+    """One parameter of ours and its tensor in a Hugging Face file.
+
+    `groups` are the tensor's axes, each a tuple of the axes that it joins: ((N, H), (D,)) is a [N*H, D] matrix.
+    `order` gives our axes as numbers of the split ones: (2, 0, 1) turns [N, H, D] into [D, N, H].
+    """
+
+    key: str  # with "{layer}" in it: one tensor per layer, stacked on our first axis
+    path: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
+
+    @property
+    def stacked(self) -> bool:
+        return "{layer}" in self.key
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        return tuple(math.prod(group) for group in self.groups)
+
+    @property
+    def split(self) -> tuple[int, ...]:
+        return sum(self.groups, ())
+
+    @property
+    def our_shape(self) -> tuple[int, ...]:
+        """The shape of one layer's parameter where each layer has one."""
+        return tuple(self.split[axis] for axis in self.order)
+
+    def from_hf(self, tensor: np.ndarray) -> np.ndarray:
+        """A view: a slice of it is a slice of the tensor, wherever that lies."""
+        return tensor.reshape(self.split).transpose(self.order)
+
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        return array.transpose(np.argsort(self.order)).reshape(self.hf_shape)
+
+
+def weight_table(config: ModelConfig, tensor_name: Callable[[str], str] = str) -> list[Weight]:
+    """Every parameter of a model of this shape, once; `tensor_name` is its family's."""
+    c = config
+    D, N, K, H, F, V = c.hidden_size, c.heads, c.kv_heads, c.head_dim, c.mlp_size, c.vocab_size
+    block = "model.layers.{layer}."
+    heads = {"q": N, "k": K, "v": K}
+
+    def layer(key, *path, groups, order):
+        return Weight(block + key, ("layers", *path), groups, order)
+
+    table = [
+        Weight(EMBEDDING, ("embed", "embedding"), ((V,), (D,)), (0, 1)),
+        Weight("model.norm.weight", ("norm", "scale"), ((D,),), (0,)),
+        layer("input_layernorm.weight", "attention_norm", "scale", groups=((D,),), order=(0,)),
+        layer("post_attention_layernorm.weight", "mlp_norm", "scale", groups=((D,),), order=(0,)),
+        layer("self_attn.o_proj.weight", "o", "kernel", groups=((D,), (N, H)), order=(1, 2, 0)),
+        layer("mlp.gate_proj.weight", "gate", "kernel", groups=((F,), (D,)), order=(1, 0)),
+        layer("mlp.up_proj.weight", "up", "kernel", groups=((F,), (D,)), order=(1, 0)),
+        layer("mlp.down_proj.weight", "down", "kernel", groups=((D,), (F,)), order=(1, 0)),
+    ]
+    for name, count in heads.items():
+        key = f"self_attn.{name}_proj"
+        table.append(layer(f"{key}.weight", name, "kernel", groups=((count, H), (D,)), order=(2, 0, 1)))
+        if c.qkv_bias:
+            table.append(layer(f"{key}.bias", name, "bias", groups=((count, H),), order=(0, 1)))
+    if c.qk_norm:
+        for name in ("q_norm", "k_norm"):
+            table.append(layer(f"self_attn.{name}.weight", name, "scale", groups=((H,),), order=(0,)))
+    if c.value_head:
+        table.append(Weight("score.weight", ("value_head",), ((c.value_head,), (D,)), (0, 1)))
+    elif not c.tied:
+        table.append(Weight(LM_HEAD, ("lm_head",), ((V,), (D,)), (0, 1)))
+    return [weight._replace(key=tensor_name(weight.key)) for weight in table]
+
+
+def hf_tensors(
+    config: ModelConfig, tensor_name: Callable[[str], str] = str
+) -> Iterator[tuple[str, Weight, int | None]]:
+    """Key, parameter and layer of every tensor, in the order of the layers."""
+    table = weight_table(config, tensor_name)
+    yield from ((weight.key, weight, None) for weight in table if not weight.stacked)
+    for layer in range(config.layers):
+        yield from ((weight.key.format(layer=layer), weight, layer) for weight in table if weight.stacked)
