@@ -32,7 +32,7 @@ class Recipe:
     pairwise: bool  # the sides are the two orders of both responses, and a score is the right label's
     votes: tuple[int, ...]
     phases: dict[str, Callable]
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     micro_batches: int
     needs_reference: bool  # the objective has a KL term to the starting model
     empty_thought: bool  # an update sees the empty thought behind those that were drawn
