@@ -2,13 +2,15 @@
 
 The preference score p of a response is the mean over thoughts of the probability of the good answer, and
 P(y+ > y-) = p+ / (p+ + p-). Its gradient is an instance-wise misalignment weight times a group-wise,
-self-normalised score of each thought; both weights are constants to the gradient. What is not in the paper, or
-could not be read there, is marked (ours):
+self-normalised score of each thought; both weights are constants to the gradient. Choices that the paper does not
+make, or that could not be read there, are marked (ours):
 
 1. the baseline b in the thought step: "none" is the paper's, "mean" and "leave_one_out" are (ours);
 2. `updates="joint"`, one backward pass for both terms (ours);
 3. the dual clip of negative advantages (from arXiv 1912.09729) and the KL term to the starting model (ours);
-4. margins of the data (ours): the instance-wise weight becomes that of a likelihood with margins (parts/bradley_terry).
+4. margins of the data (ours): the instance-wise weight becomes that of a likelihood with margins (parts/bradley_terry);
+5. one optimizer state for Eq. 14 and Eq. 15 (ours): Adam's moments average both gradients, and the count of updates
+   rises twice a step. `optim.moments=separate` gives each equation its own.
 
 Everything is float32 and in log space.
 """

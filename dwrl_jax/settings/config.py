@@ -110,6 +110,7 @@ def base_config() -> ConfigDict:
     config.optim.clip_norm = 1.0
     config.optim.value_head_rate = 10.0  # learning rate of a value head, in those of the rest
     config.optim.moment_dtype = "float32"  # of Adam's first moment; "bfloat16" saves 2 bytes per parameter
+    config.optim.moments = "shared"  # by the phases of a step (dwrl: Eq. 14, Eq. 15), or "separate": twice as many
     config.optim.micro_batches = 1  # parts of the batch whose gradients are summed; exact, saves memory
     config.optim.packing = True  # short thoughts share lanes: at most two more programs per bucket, fewer positions
 
@@ -233,6 +234,7 @@ CHOICES = {
     "objective.bradley_terry": ("regular", "margin", "scaled"),
     "score.readout": ("vocab", "choices"),
     "optim.moment_dtype": ("float32", "bfloat16"),
+    "optim.moments": ("shared", "separate"),
     "optim.schedule": ("constant", "linear", "cosine"),
 }
 AT_LEAST_ONE = [

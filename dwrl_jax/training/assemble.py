@@ -22,7 +22,7 @@ from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_v
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
 from dwrl_jax.training import loop
-from dwrl_jax.training import step as train_step
+from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
 from dwrl_jax.training.programs import Recipe
 from dwrl_jax.training.sources import Held, batches, find_pair, held_out, make_talk, training_source
 
@@ -81,9 +81,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
     """What the programs are made of, for the ids of the second question, of both answers and of padding."""
     objective, hyper = load_objective(config)
     phases, value_scores = objective.phases(hyper), objective.value_scores
-    optim = train_step.OptimizerOptions(
-        **{field.name: config.optim[field.name] for field in dataclasses.fields(train_step.OptimizerOptions)}
-    )
+    optim = OptimizerOptions(**{field.name: config.optim[field.name] for field in dataclasses.fields(OptimizerOptions)})
     return Recipe(
         seed=config.seed,
         judge=Judge(
@@ -112,7 +110,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
         ),
         votes=tuple(config.eval.votes),
         phases=phases,
-        optimizer=train_step.make_optimizer(optim, config.optim.steps, len(phases)),
+        optimizer=make_optimizer(optim, config.optim.steps, len(phases)),
         micro_batches=config.optim.micro_batches,
         needs_reference=getattr(hyper, "kl", 0.0) > 0,
         margins=objective.uses_margins(hyper),

@@ -29,7 +29,7 @@ class Recipe:
     thoughts: ThoughtPlan
     votes: tuple[int, ...]
     phases: dict[str, Callable]
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     micro_batches: int
     needs_reference: bool  # the objective has a KL term to the starting model
     margins: bool  # the objective learns from the margins of the pairs

@@ -1,6 +1,5 @@
 """One step: for every phase of the objective a gradient over micro-batches and an optimizer update."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -13,69 +12,9 @@ from dwrl_jax.generation.packing import Packing
 from dwrl_jax.judge.judge import Judge, logps
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
-    """AdamW. `learning_rate` warms up linearly over `warmup` steps, then follows `schedule` to the end."""
-
-    learning_rate: float
-    warmup: int
-    schedule: str  # "constant", "linear" or "cosine", the last two down to final_share * learning_rate
-    final_share: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    clip_norm: float
-    value_head_rate: float = 1.0  # of a value head, in learning rates
-    moment_dtype: str = "float32"  # of the first moment; optax keeps the second in the parameters' own
-
-
-def learning_rate(options: OptimizerOptions, steps: int) -> optax.Schedule:
-    """Learning rate by training step."""
-    peak, final = options.learning_rate, options.learning_rate * options.final_share
-    length = max(steps - options.warmup, 1)
-    after = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, final, length),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, length, options.final_share),
-    }[options.schedule]()
-    if not options.warmup:
-        return after
-    warm = optax.linear_schedule(peak / options.warmup, peak, options.warmup - 1)
-    return optax.join_schedules([warm, after], [options.warmup])
-
-
-def make_optimizer(options: OptimizerOptions, steps: int, phases: int) -> optax.GradientTransformation:
-    """Clipping, AdamW and the schedule; `phases` updates share one training step's learning rate."""
-    rate = learning_rate(options, steps)
-    return optax.chain(
-        optax.clip_by_global_norm(options.clip_norm),
-        optax.adamw(
-            lambda count: rate(count // phases),
-            b1=options.beta1,
-            b2=options.beta2,
-            eps=options.epsilon,
-            mu_dtype=options.moment_dtype,
-            weight_decay=options.weight_decay,
-            mask=decayed,
-        ),
-        optax.stateless(lambda updates, _: scaled_head(updates, options.value_head_rate)),
-    )
-
-
-def scaled_head(updates, rate: float):
-    """The updates with that of the value head, where there is one, times `rate`."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: x * rate if path[-1].key == "value_head" else x, updates)
-
-
-def decayed(params):
-    """Weight decay applies to matrices: kernels, embedding and head, not to norm scales and biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "bias"), params)
-
-
 def make_train_step(
     judge: Judge,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     phases: dict[str, Callable],
     micro_batches: int,
     out_shardings=None,
@@ -88,9 +27,9 @@ def make_train_step(
 
     def step(state: TrainState, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None):
         params, opt_state, metrics = state.params, state.opt_state, {}
-        for name, loss_fn in phases.items():
+        for phase, (name, loss_fn) in enumerate(phases.items()):
             grads, found = gradient(judge, loss_fn, params, batch, thoughts, micro_batches, packing)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
+            updates, opt_state = optimizer.update(grads, opt_state, params, phase=phase)
             params = optax.apply_updates(params, updates)
             metrics |= found | {f"loss_{name}": found["loss"], f"grad_norm_{name}": optax.global_norm(grads)}
         del metrics["loss"]

@@ -33,7 +33,8 @@ from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS
 from dwrl_jax.models.transformer import Decoder
 from dwrl_jax.objectives.dwrl import Hyper, phases
-from dwrl_jax.training.step import OptimizerOptions, make_optimizer, make_train_step
+from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
+from dwrl_jax.training.step import make_train_step
 from studies.speed.contenders.dwrl import FullJudge
 from studies.speed.page import SWEEPS, WORKS, report, write
 

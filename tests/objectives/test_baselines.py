@@ -24,7 +24,7 @@ from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 from dwrl_jax.objectives import bt, bt_token, dwrl, dwrl_no_misalignment, grpo_point, irpm
 from dwrl_jax.training import loop
-from dwrl_jax.training.step import make_optimizer
+from dwrl_jax.training.optimizer import make_optimizer
 from dwrl_jax.workdir import model as export
 from tests.objectives.test_objective import random_logps, toy_logps, toy_params, toy_thoughts
 from tests.runs import assert_same_run, call, fit, lines, params_of

@@ -26,8 +26,8 @@ from dwrl_jax.planning import chips, counts, hlo, plan
 from dwrl_jax.planning.compiled import compile_program, shard_bytes, wanted_bytes
 from dwrl_jax.planning.text import table
 from dwrl_jax.settings.commandline import parse_flags
+from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
 from dwrl_jax.training.programs import Recipe, abstract_state
-from dwrl_jax.training.step import OptimizerOptions, make_optimizer
 from tests.small import REPO, given_thoughts, in_process_of_devices, make_batch
 
 SMOKE = ["--config=configs/qwen7b.py:smoke", "--config.data.buckets=(64,)", "--config.sampler.group_size=1"]

@@ -22,7 +22,8 @@ from dwrl_jax.objectives import dwrl
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import loop
 from dwrl_jax.training import run as train
-from dwrl_jax.training.step import OptimizerOptions, make_optimizer, make_train_step
+from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
+from dwrl_jax.training.step import make_train_step
 
 REPO = Path(__file__).parents[2]
 

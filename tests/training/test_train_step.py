@@ -11,7 +11,9 @@ import pytest
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.generation.token_logps import token_logps
 from dwrl_jax.objectives import dwrl
-from dwrl_jax.training.step import OptimizerOptions, decayed, gradient, learning_rate, make_optimizer, make_train_step
+from dwrl_jax.training import step as step_module
+from dwrl_jax.training.optimizer import OptimizerOptions, decayed, learning_rate, make_optimizer
+from dwrl_jax.training.step import gradient, make_train_step
 from tests.judge.test_judge import draw
 from tests.small import assert_trees_close, make_batch, make_judge
 
@@ -46,6 +48,24 @@ def test_phases_of_a_step_share_its_learning_rate():
         updates, state = optimizer.update({"kernel": jnp.full(1, 0.1)}, state, params)
         sizes.append(-float(updates["kernel"][0]))
     np.testing.assert_allclose(sizes, [2.5e-4, 2.5e-4, 5e-4, 5e-4, 7.5e-4, 7.5e-4], rtol=1e-4)
+
+
+def test_separate_moments_are_those_of_two_optimizers(monkeypatch):
+    """Each phase of a step sees its own gradients alone, at the same rate: as if the other one were not there."""
+    monkeypatch.setattr(step_module, "gradient", lambda judge, size, *rest: ({"kernel": size}, {"loss": 0.0}))
+    phases = {"score": jnp.full(1, 0.1), "thought": jnp.full(1, -0.7)}
+    separate = make_optimizer(dataclasses.replace(OPTIONS, moments="separate"), 24, phases=2)
+    alone = make_optimizer(OPTIONS, 24, phases=1)
+    params, expected = {"kernel": jnp.ones(1)}, {"kernel": jnp.ones(1)}
+    states = {name: alone.init(params) for name in phases}
+    state = TrainState(jnp.int32(0), params, separate.init(params))
+    train_step = make_train_step(None, separate, phases, 1)
+    for _ in range(3):
+        state, _ = train_step(state, None, None)
+        for name, size in phases.items():
+            updates, states[name] = alone.update({"kernel": size}, states[name], expected)
+            expected = optax.apply_updates(expected, updates)
+        np.testing.assert_allclose(state.params["kernel"], expected["kernel"], rtol=1e-6)
 
 
 def test_weight_decay_spares_norms_and_biases():

@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
 
+LARGEST_LOG_RATIO = 80.0  # exp of it, times an advantage, is a finite float32; exp(89) is none
+
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
@@ -51,7 +53,7 @@ def policy_loss(logps: Logps, thoughts: ThoughtBatch, advantage: Float[Array, "B
     Returns the loss [B] and metrics [B]. `advantage` is a constant to the gradient.
     """
     tokens = written(logps, thoughts)
-    ratio = jnp.exp(tokens.logp - tokens.old_logp)
+    ratio = probability_ratio(tokens.logp, tokens.old_logp)
     surrogate = clipped_surrogate(ratio, advantage[..., None], hyper.clip, hyper.dual_clip)
     loss = -_aggregate(surrogate, tokens, hyper).sum((1, 2))
     metrics = _policy_metrics(logps, thoughts, tokens, ratio, hyper)
@@ -62,10 +64,18 @@ def policy_loss(logps: Logps, thoughts: ThoughtBatch, advantage: Float[Array, "B
     return loss, metrics
 
 
+def probability_ratio(logp: Float[Array, "B S G T"], old_logp: Float[Array, "B S G T"]) -> Float[Array, "B S G T"]:
+    """r = exp(logp - old_logp), at most exp(80): always finite.
+
+    An infinite r would turn the gradient into 0 * inf where the surrogate does not select it.
+    """
+    return jnp.exp(jnp.minimum(logp - old_logp, LARGEST_LOG_RATIO))
+
+
 def clipped_surrogate(
     ratio: Float[Array, "B S G T"], advantage: Float[Array, "B S G 1"], clip: tuple[float, float], dual_clip: float
 ) -> Float[Array, "B S G T"]:
-    """PPO's min(r A, clip(r) A), for A < 0 not below `dual_clip` A: else one token's ratio could explode."""
+    """PPO's min(r A, clip(r) A), for A < 0 not below `dual_clip` A: one token's ratio cannot make the loss explode."""
     clipped = jnp.clip(ratio, 1.0 - clip[0], 1.0 + clip[1])
     pessimistic = jnp.minimum(ratio * advantage, clipped * advantage)
     return jnp.where(advantage < 0, jnp.maximum(pessimistic, dual_clip * advantage), pessimistic)
