@@ -17,6 +17,7 @@ from dwrl_jax.core.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes of a batch's rows
 TENSOR = "tensor"
+BATCH_ROWS = "the axis of a batch's rows"  # in errors
 
 _SPLIT = {"vocab": TENSOR, "heads": TENSOR, "kv_heads": TENSOR, "mlp": TENSOR}
 _SPLIT |= {"head_dim": None, "layers": None, "value": None}
@@ -97,26 +98,40 @@ def axis_size(*axes: str) -> int:
     return math.prod(shape.get(axis, 1) for axis in axes)
 
 
+def rows_parts(rows: int) -> int:
+    """Parts of `rows` rows that lie on different devices of the mesh that is set; 1 without one.
+
+    UserError where the rows cannot be shared out evenly.
+    """
+    mesh = _set_mesh()
+    if mesh is None:
+        return 1
+    check_divides(mesh, ROWS, rows, BATCH_ROWS)
+    return axis_size(*ROWS)
+
+
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     """`x` spread over mesh axes by dimension, None for whole; unchanged without a mesh.
 
-    An axis that does not divide its dimension is left out: a few rows need not reach every device.
+    UserError where an axis does not divide its dimension: a copy on every device would cost what the mesh is for.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = _set_mesh()
+    if mesh is None:
         return x
-    spec = [axis if size % axis_size(*_as_tuple(axis)) == 0 else None for axis, size in zip(axes, x.shape)]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    for place, (axis, size) in enumerate(zip(axes, x.shape)):
+        what = BATCH_ROWS if axis == ROWS else f"dimension {place} of an array {list(x.shape)}"
+        check_divides(mesh, axis, size, what)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
 def by_rows(function, rows: Sequence[bool]):
     """`function` of each device's own rows: of arguments where `rows` says so and of all results; else whole.
 
     What it computes is not spread over data and fsdp by the compiler; gradients of whole arguments are added up
-    once, behind it. "tensor" is left to the compiler. Unchanged without a mesh.
+    once, behind it. "tensor" is left to the compiler. Unchanged without a mesh. UserError where the rows cannot be
+    shared out evenly.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if _set_mesh() is None:
         return function
 
     def on_each(*arguments):
@@ -125,7 +140,21 @@ def by_rows(function, rows: Sequence[bool]):
         return function(*own)
 
     specs = tuple(PartitionSpec(ROWS) if mine else PartitionSpec() for mine in rows)
-    return jax.shard_map(on_each, in_specs=specs, out_specs=PartitionSpec(ROWS), axis_names={*ROWS})
+    spread = jax.shard_map(on_each, in_specs=specs, out_specs=PartitionSpec(ROWS), axis_names={*ROWS})
+
+    def checked(*arguments):
+        for x, mine in zip(arguments, rows):
+            if mine:
+                rows_parts(len(x))
+        return spread(*arguments)
+
+    return checked
+
+
+def _set_mesh():
+    """The mesh that is set, None where there is none or only one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
 
 
 def _is_box(x) -> bool:

@@ -129,12 +129,6 @@ def _spread(x: Float[Array, "P G K _ _"]) -> Float[Array, "P G K _ _"]:
     return sharding.constrain(x, sharding.ROWS, None, sharding.TENSOR, None, None)
 
 
-def _parts(rows: int) -> int:
-    """Parts of the rows that lie on different devices."""
-    parts = sharding.axis_size(*sharding.ROWS)
-    return parts if rows % parts == 0 else 1
-
-
 def chunks(max_thought: int) -> list[int]:
     """Sizes of the parts in which the thoughts' region grows: at most GROWTHS, hardly below SMALLEST tokens."""
     count = min(max(max_thought // SMALLEST, 1), GROWTHS)
@@ -149,10 +143,11 @@ def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, 
     Once no more than one thought per row is left, on every device, these few go on alone.
     """
     rows, G, T = *group.keys.shape, options.max_thought
-    few = rows // _parts(rows) if G > 1 else 0
+    parts = sharding.rows_parts(rows)
+    few = rows // parts if G > 1 else 0
 
     def many(done):
-        return (~done).reshape(_parts(rows), -1).sum(1).max() > few
+        return (~done).reshape(parts, -1).sum(1).max() > few
 
     kv_heads, head_dim, _ = group.prefix.k[0].shape[2:]
     state = SamplingState(
@@ -212,7 +207,7 @@ def _finish(writer, options, params, group: Group, state: SamplingState) -> Samp
     among the rows of its device.
     """
     rows, G = group.keys.shape
-    parts = _parts(rows)
+    parts = sharding.rows_parts(rows)
     order = jnp.argsort(state.done.reshape(parts, -1), stable=True)[:, : rows // parts]  # those still writing first
 
     def pick(x, index):

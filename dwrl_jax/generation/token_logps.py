@@ -26,9 +26,7 @@ def token_logps(
     rows = targets.shape[:-1]
     flat = hidden.reshape(-1, hidden.shape[-1]), table, targets.reshape(-1, targets.shape[-1])
     here = functools.partial(_in_chunks, temperature=temperature, chunk=chunk)
-    if rows[0] % sharding.axis_size(*sharding.ROWS) == 0:
-        here = sharding.by_rows(here, (True, False, True))
-    logp, entropy = here(*flat)
+    logp, entropy = sharding.by_rows(here, (True, False, True))(*flat)
     return logp.reshape(targets.shape), entropy.reshape(rows)
 
 

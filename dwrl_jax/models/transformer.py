@@ -261,7 +261,7 @@ def axis_names(config: ModelConfig):
     """Shapes of the parameters, each with the logical names of its axes."""
 
     def init():
-        token = jnp.zeros((1, 1, 1), jnp.int32)
+        token = jnp.zeros((sharding.axis_size(*sharding.ROWS), 1, 1), jnp.int32)  # the mesh that is set divides it
         return Decoder(config).init(jax.random.key(0), token, token)
 
     return jax.eval_shape(init)

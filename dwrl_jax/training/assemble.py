@@ -168,15 +168,13 @@ def make_mesh(config: ConfigDict, shape: ModelConfig, devices=None) -> jax.shard
     """The mesh of a run; UserError where the model or a batch cannot be spread over it."""
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.shardings(mesh, axis_names(shape))
-    rows = {
-        "data.batch_size / optim.micro_batches, two responses a pair,": config.data.batch_size
-        // config.optim.micro_batches,
-        "eval.batch_size, two responses a pair,": config.eval.batch_size,
-    }
+    rows = {"data.batch_size / optim.micro_batches": config.data.batch_size // config.optim.micro_batches}
+    if config.eval.pairs:
+        rows["eval.batch_size"] = config.eval.batch_size
     if config.sampler.batch_size:
-        rows["sampler.batch_size, two responses a pair,"] = config.sampler.batch_size
-    for what, pairs in rows.items():
-        sharding.check_divides(mesh, sharding.ROWS, 2 * pairs, what)
+        rows["sampler.batch_size"] = config.sampler.batch_size
+    for key, pairs in rows.items():
+        sharding.check_divides(mesh, sharding.ROWS, 2 * pairs, f"{key}, two responses a pair,")
     return mesh
 
 

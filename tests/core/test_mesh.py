@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.generation.token_logps import token_logps
 from dwrl_jax.judge.thoughts import sample
 from dwrl_jax.models.transformer import axis_names
 from dwrl_jax.objectives import dwrl
@@ -20,9 +22,9 @@ MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]
 
 
 def a_step(sizes):
-    """Thoughts, their scores, loss and gradient of four pairs on a mesh; everything on the host."""
+    """Thoughts, their scores, loss and gradient of eight pairs on a mesh; everything on the host."""
     judge, params = make_judge(vocab_size=32)
-    batch = jax.tree.map(np.asarray, make_batch(pairs=4, vocab_size=32))
+    batch = jax.tree.map(np.asarray, make_batch(pairs=8, vocab_size=32))
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)), jax.devices()[: np.prod(sizes)])
     whole, places = sharding.whole(mesh), sharding.shardings(mesh, axis_names(judge.model.config))
     loss = dwrl.phases(dwrl.Hyper(updates="joint"))["joint"]
@@ -98,3 +100,26 @@ def test_an_axis_that_does_not_divide_is_named():
         sharding.shardings(mesh, axis_names(judge.model.config))
     with pytest.raises(UserError, match=r"mesh.data=2, mesh.fsdp=4: the batch has size 12, which 8 does not divide"):
         sharding.check_divides(jax.sharding.AbstractMesh((2, 4, 1), sharding.AXES), sharding.ROWS, 12, "the batch")
+
+
+@pytest.mark.parametrize(
+    "function, shape, message",
+    [
+        (lambda x: sharding.constrain(x, sharding.ROWS), (6,), "mesh.data=2, mesh.fsdp=2: .* rows has size 6"),
+        (lambda x: sharding.constrain(x, None, "tensor"), (4, 5), "mesh.tensor=2: dimension 1 .* has size 5"),
+        (lambda x: token_logps(x, jnp.ones((8, 4)), jnp.zeros((6, 1), int)), (6, 4), "mesh.fsdp=2: .* rows has size 6"),
+        (lambda x: sharding.rows_parts(len(x)), (6,), "mesh.fsdp=2: .* rows has size 6, which 4 does not divide"),
+    ],
+)
+def test_nothing_is_copied_to_all_devices_because_an_axis_does_not_divide(function, shape, message):
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), sharding.AXES, (jax.sharding.AxisType.Auto,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(UserError, match=message):
+        jax.eval_shape(function, jnp.ones(shape))
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused_before_it_is_sampled():
+    judge, params = make_judge()
+    mesh = jax.sharding.AbstractMesh((2, 2, 1), sharding.AXES, (jax.sharding.AxisType.Auto,) * 3)
+    draw = functools.partial(sample, judge, SamplerOptions(group_size=2, max_thought=4))
+    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(UserError, match="rows has size 6, which 4 does not"):
+        jax.eval_shape(draw, params, make_batch(pairs=3), jax.random.key(0))
