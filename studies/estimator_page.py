@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from dwrl_jax.core import files
-from studies.speed.page import device, splice, table
+from studies.pages import device, splice, table
 
 MEASURES = {
     "bias": "bias, |E ĝ − g| / |g|",

@@ -2,10 +2,10 @@
 
 python -m studies.speed.hf_memory [--processes=4] [--devices=2] [--layers=16] [--bound=MIB] [--folder=DIR]
 
-Makes a random checkpoint in bfloat16 (197 MB and 94 MB a layer), takes it out of the page cache and loads it
-as float32 onto an "fsdp" mesh of forced CPU devices. On the CPU the parameters themselves lie in host memory, so what
-counts is the peak beyond them. With --bound no process can allocate more than that many MiB from the load on, its
-parameters included (RLIMIT_DATA): one that needs more fails. Linux only.
+Makes a random checkpoint in bfloat16 (197 MB and 94 MB a layer), takes it out of the page cache and loads it as float32
+onto an "fsdp" mesh of forced CPU devices. On the CPU the parameters themselves lie in host memory, so the peak beyond
+them is what counts. --bound limits the memory of each process from the load on, its parameters included (RLIMIT_DATA):
+a process that needs more fails. Linux only.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import axis_names
 
+ROOT = Path(__file__).parents[2]
 MIB = 2**20
 
 
@@ -37,16 +38,17 @@ def proc(file: str, key: str) -> int:
     return int(line.split()[1]) * (1024 if line.endswith("kB") else 1)
 
 
-def make(folder: Path, layers: int) -> None:
-    shape = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": layers}
-    heads = {"num_attention_heads": 12, "num_key_value_heads": 2}
+def make(folder: Path, layers: int, width: int) -> None:
+    """A random checkpoint with heads of 128, in bfloat16 and in files of at most 400 MiB."""
+    shape = {"hidden_size": width, "intermediate_size": width // 6 * 35, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": width // 128, "num_key_value_heads": 2}
     hf_config = shrink(PRESETS["qwen2.5-3b"], 64_000, **shape, **heads)
     config = model_config(hf_config, param_dtype="bfloat16")
     hf.save_model(folder, hf.random_params(config, 0), config, hf_config, dtype="bfloat16", max_shard_bytes=400 * MIB)
 
 
 def measure(folder: Path, bound: int | None) -> dict:
-    """One process's load: megabytes of its parameters, of its peak beyond them, of what came from the disk."""
+    """The load of one process: megabytes of its parameters, of the peak beyond them and of what came from the disk."""
     hosts.start()
     config = model_config(read_config(folder))
     mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
@@ -85,18 +87,19 @@ def forget(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--devices", type=int, default=2, help="of each process")
     parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--width", type=int, default=1536, help="a multiple of 256")
     parser.add_argument("--bound", type=int, help="MiB that a process may allocate")
     parser.add_argument("--folder", type=Path, help="where to make the checkpoint, or one that is there")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary, socket.socket() as free:
-        folder = given.folder or Path(temporary) / "model"
+        folder = (given.folder or Path(temporary) / "model").absolute()
         if not folder.exists():
-            make(folder, given.layers)
+            make(folder, given.layers, given.width)
         print(f"checkpoint: {forget(folder) / 1e6:.0f} MB, bfloat16")
         free.bind(("localhost", 0))
         env = os.environ | {
@@ -108,7 +111,7 @@ def main() -> None:
         free.close()
         code = f"import studies.speed.hf_memory as m; m.child({str(folder)!r}, {given.bound})"
         numbers = ({hosts.NUMBER: str(number)} for number in range(given.processes))
-        started = [subprocess.Popen([sys.executable, "-c", code], env=env | number) for number in numbers]
+        started = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env | number) for number in numbers]
         while all(process.poll() in (None, 0) for process in started) and any(p.poll() is None for p in started):
             time.sleep(0.1)
         for process in started:
@@ -117,9 +120,8 @@ def main() -> None:
 
 
 def child(folder: str, bound: int | None) -> None:
+    """The end of a process waits for the others; where one of them has failed, the parent ends all."""
     print(json.dumps({k: round(v, 1) for k, v in measure(Path(folder), bound).items()}), file=sys.stderr, flush=True)
-    hosts.wait("all have loaded")
-    os._exit(0)  # a usual exit would wait for those that the parent may have ended
 
 
 if __name__ == "__main__":

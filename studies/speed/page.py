@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dwrl_jax.core import files
+from studies.pages import device, splice, table
 
 WORKS = ("sample", "update", "step")
 SWEEPS = {"group": "thoughts per response", "plen": "prompt length, tokens", "new": "thought length, tokens"}
 BAR = 0.15  # largest relative deviation from the line that counts as linear
-BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 
 
 def positions(sizes: dict) -> int:
@@ -81,12 +81,6 @@ def draw_panel(axes, data: dict, name: str, work: str) -> None:
     axes.grid(color="0.92")
 
 
-def device(data: dict) -> str:
-    host = data["machine"]
-    name = host["cpu"] if host["device"] == "cpu" else f"{host['device']}, {host['cpu']}"
-    return f"{name}, {host['cores']} cores"
-
-
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -94,10 +88,6 @@ def percent(share: float) -> str:
 def digits(x: float) -> str:
     """Three significant digits, none of them in an exponent."""
     return f"{x:,.{max(2 - math.floor(math.log10(abs(x) or 1)), 0)}f}"
-
-
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)] + [""]
 
 
 def fit_table(data: dict) -> list[str]:
@@ -148,21 +138,12 @@ def report(data: dict, picture: str) -> str:
     return "\n".join(lines)
 
 
-def splice(page: str, generated: str) -> str:
-    """The page with the part between its marks replaced; at its end where it has none."""
-    before, begin, rest = page.rpartition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        before, after = page.rstrip("\n") + "\n\n", "\n"
-    return f"{before}{BEGIN}\n{generated}{END}{after}"
-
-
 def write(data: dict, folder: Path) -> list[Path]:
     """The raw figures, the picture and the page, in this order."""
     folder.mkdir(parents=True, exist_ok=True)
-    raw, picture, page = (folder / f"benchmarks.{ending}" for ending in ("json", "png", "md"))
+    raw, picture, page = (folder / f"speed.{ending}" for ending in ("json", "png", "md"))
     files.write_json(raw, data, indent=1)
     draw(data, picture)
-    text = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
+    text = page.read_text(encoding="utf-8") if page.exists() else "# Speed\n"
     page.write_text(splice(text, report(data, picture.name)), encoding="utf-8")
     return [raw, picture, page]

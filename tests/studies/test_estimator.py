@@ -1,8 +1,6 @@
 """The estimator study. Exact: its gradients against those through the model, its moments against enumeration."""
 
 import itertools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ from dwrl_jax.core.types import PreferenceBatch
 from dwrl_jax.judge.judge import logps
 from dwrl_jax.objectives import dwrl
 from studies import estimator, estimator_page
-from tests.small import REPO, given_thoughts
+from tests.small import given_thoughts
 
 NAMES = list(estimator.ESTIMATORS)
 
@@ -170,7 +168,7 @@ def test_page_has_the_last_part_and_keeps_what_was_written(tmp_path):
     assert (tmp_path / "estimator.png").stat().st_size > 10_000
 
 
-def test_a_wrong_number_of_draws_is_said(tmp_path):
-    command = [sys.executable, "studies/estimator.py", "--draws=0", f"--output={tmp_path}"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 2 and "--draws" in done.stderr and not list(tmp_path.iterdir())
+def test_a_wrong_number_of_draws_is_said(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        estimator.main(["--draws=0", f"--output={tmp_path}"])
+    assert ended.value.code == 2 and "--draws" in capsys.readouterr().err and not list(tmp_path.iterdir())

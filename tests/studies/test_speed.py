@@ -1,17 +1,16 @@
-"""The benchmark: its command in tiny, the straight line that times are held against, the page it writes."""
+"""The study of speed: its command in tiny, the straight line that times are held against, the page it writes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from studies import pages
 from studies.speed import page, run
 
 REPO = Path(__file__).parents[2]
-FILES = [f"benchmarks.{ending}" for ending in ("json", "md", "png")]
+FILES = [f"speed.{ending}" for ending in ("json", "md", "png")]
 
 
 def figures(seconds=lambda count: 0.5 + 0.001 * count):
@@ -33,24 +32,23 @@ def without_a_picture(monkeypatch):
     monkeypatch.setattr(page, "draw", lambda data, path: path.touch())
 
 
-def test_the_command_measures_every_point_and_draws_it(tmp_path):
-    sizes = ["--prompts=2", "--group=2", "--plen=8", "--new=4", "--groups=1,2", "--plens=8", "--sweeps=group,plen"]
-    command = [sys.executable, "studies/speed/run.py", "--shape=tiny", *sizes, "--repeats=2", f"--output={tmp_path}"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "it/s" not in done.stderr  # no progress bar where nobody looks
+def test_the_command_measures_every_point_and_draws_it(tmp_path, capsys):
+    """Two sweeps share a point, which is measured once."""
+    sizes = ["--prompts=2", "--group=2", "--plen=8", "--new=4", "--groups=2", "--plens=8", "--sweeps=group,plen"]
+    run.main(["--shape=tiny", *sizes, "--repeats=2", f"--output={tmp_path}"])
+    assert "it/s" not in capsys.readouterr().err  # no progress bar where nobody looks
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
-    data = json.loads((tmp_path / "benchmarks.json").read_text())
-    assert [list(row["sizes"].values()) for row in data["points"]] == [[2, 1, 8, 4], [2, 2, 8, 4]]
+    data = json.loads((tmp_path / "speed.json").read_text())
+    assert [list(row["sizes"].values()) for row in data["points"]] == [[2, 2, 8, 4]]
     for row in data["points"]:
         assert row["compile_s"] > 0 and {len(seconds) for seconds in row["seconds"].values()} == {2}
         sample, update, step = (np.array(row["seconds"][work]) for work in page.WORKS)
         assert (sample > 0).all() and (update > 0).all()
         np.testing.assert_allclose(step, sample + update, rtol=1e-6)
     assert data["machine"]["cores"] > 0 and data["command"].startswith("python studies/speed/run.py --shape=tiny")
-    assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
-    text = (tmp_path / "benchmarks.md").read_text()
-    assert "![" in text and "(benchmarks.png)" in text and data["machine"]["commit"] in text
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "speed.md").read_text()
+    assert "![" in text and "(speed.png)" in text and data["machine"]["commit"] in text
 
 
 def test_points_on_a_line_do_not_deviate_and_one_that_is_off_shows():
@@ -69,25 +67,32 @@ def test_a_sweep_that_is_no_line_is_marked():
     assert "above the bar" in page.report(figures(lambda count: count**2), "picture.png")
 
 
+def test_the_page_in_docs_is_that_of_its_figures():
+    """But for where its lines are broken."""
+    data = json.loads((REPO / "docs" / "speed.json").read_text())
+    written = pages.between((REPO / "docs" / "speed.md").read_text())
+    assert written.split() == page.report(data, "speed.png").split()
+
+
 def test_figures_are_drawn_again_and_hand_written_parts_stay(tmp_path, without_a_picture):
-    raw, file = tmp_path / "raw.json", tmp_path / "out" / "benchmarks.md"
+    raw, file = tmp_path / "raw.json", tmp_path / "out" / "speed.md"
     raw.write_text(json.dumps(figures()))
     again = [f"--from-json={raw}", f"--output={file.parent}"]
     run.main(again)
     assert sorted(path.name for path in file.parent.iterdir()) == FILES
-    assert json.loads((file.parent / "benchmarks.json").read_text()) == figures()
+    assert json.loads((file.parent / "speed.json").read_text()) == figures()
     file.write_text("By hand, before.\n" + file.read_text() + "By hand, after.\n")
     slower = figures(lambda count: count)
     raw.write_text(json.dumps(slower))
     run.main(again)
     text = file.read_text()
-    assert text.startswith("By hand, before.\n# Benchmarks\n") and text.endswith(f"{page.END}\nBy hand, after.\n")
-    assert text.count(page.BEGIN) == text.count(page.END) == 1 and "17,664" in text and "1,000" in text
+    assert text.startswith("By hand, before.\n# Speed\n") and text.endswith(f"{pages.END}\nBy hand, after.\n")
+    assert text.count(pages.BEGIN) == text.count(pages.END) == 1 and "17,664" in text and "1,000" in text
     run.main(again)
     assert file.read_text() == text
     file.write_text("Only words.\n")
     run.main(again)
-    assert file.read_text().startswith(f"Only words.\n\n{page.BEGIN}\n")
+    assert file.read_text().startswith(f"Only words.\n\n{pages.BEGIN}\n")
 
 
 @pytest.mark.parametrize(
