@@ -84,11 +84,11 @@ def by_first(write):
     return guarded
 
 
-def of_first(flag: bool) -> bool:
+def of_first(number: int) -> int:
     """The first process's answer on all: a file that it has just written may not be visible everywhere yet."""
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+        return number
+    return type(number)(multihost_utils.broadcast_one_to_all(np.array(number)))
 
 
 def stop(asked: list[int]) -> int:

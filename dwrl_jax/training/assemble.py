@@ -15,6 +15,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.card import CARD, JudgeCard, as_json
 from dwrl_jax.judge.judge import Judge, question_kind
 from dwrl_jax.judge.thoughts import ThoughtPlan
 from dwrl_jax.models import hf
@@ -150,18 +151,40 @@ def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.s
 
 
 @hosts.by_first
-def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer) -> None:
+def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer, card: JudgeCard | None = None) -> None:
     """The small files of the model to train, so that an export needs nothing but the workdir; `hf_config` is its
-    config.json, the others are the starting model's."""
+    config.json, `card` its judge.json, the others are the starting model's."""
     partial = files.partial_of(kept)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     files.write_json(partial / "config.json", hf_config)
+    if card is not None:
+        files.write_json(partial / CARD, as_json(card))
     if (folder / "generation_config.json").exists():
         shutil.copy(folder / "generation_config.json", partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(kept, ignore_errors=True)
     os.replace(partial, kept)
+
+
+def judge_card(config: ConfigDict, tokenizer) -> JudgeCard:
+    """All that makes a judge of the trained weights: it is kept in the workdir and travels with an export."""
+    objective, hyper = load_objective(config)
+    return JudgeCard(
+        kind=judge_kind(config),
+        texts=make_talk(config, tokenizer, question_kind(judge_kind(config))).texts,
+        thoughts="policy" if objective.thoughts == "written" else objective.thoughts,
+        readout=config.score.readout,
+        temperature=config.sampler.temperature,
+        top_k=config.sampler.top_k,
+        top_p=config.sampler.top_p,
+        max_thought=config.sampler.max_thought,
+        buckets=tuple(config.data.buckets),
+        chunk=config.score.chunk,
+        dtype=config.model.dtype,
+        objective=config.objective.name,
+        hyper=dataclasses.asdict(hyper),
+    )
 
 
 def make_mesh(config: ConfigDict, shape: ModelConfig, devices=None) -> jax.sharding.Mesh:

@@ -26,6 +26,7 @@ from dwrl_jax.training import loop
 from dwrl_jax.training.assemble import (
     architecture,
     build,
+    judge_card,
     judge_kind,
     keep_architecture,
     load_objective,
@@ -69,7 +70,10 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     run, held, notes = build(config, workdir, folder)
     if not begun:
         tokenizer = load_tokenizer(config, folder)
-        keep_architecture(workdir / export.ARCHITECTURE, architecture(config, folder, tokenizer), folder, tokenizer)
+        kept = workdir / export.ARCHITECTURE
+        keep_architecture(
+            kept, architecture(config, folder, tokenizer), folder, tokenizer, judge_card(config, tokenizer)
+        )
         records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     if run.thoughts.source == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
         print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")

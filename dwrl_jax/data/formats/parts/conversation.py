@@ -65,12 +65,12 @@ def _check_sides(chosen, rejected) -> None:
         raise Malformed("empty final turn")
     if chosen[:-1] != rejected[:-1]:
         raise Malformed("prompts differ")
-    _check_roles(chosen)
+    check_roles(chosen)
     if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
         raise Malformed("chosen equals rejected")
 
 
-def _check_roles(conversation) -> None:
+def check_roles(conversation) -> None:
     """[system,] user, assistant, ..., user, assistant, none of them empty: what every chat template takes."""
     if not all(turn["content"].strip() for turn in conversation):
         raise Malformed("empty prompt turn")

@@ -1,0 +1,145 @@
+"""From a folder to a judge that can score: a run's workdir, an export, or any Hugging Face folder or hub id."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dwrl_jax import objectives
+from dwrl_jax.core import sharding
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.dialogue import Dialogue, make_dialogue
+from dwrl_jax.dialogue.tokenizers import load_tokenizer
+from dwrl_jax.judge.card import CARD, JudgeCard, read_card
+from dwrl_jax.judge.judge import Judge, question_kind
+from dwrl_jax.models import hf, orbax_files
+from dwrl_jax.models.families import model_config, read_config
+from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
+
+ARCHITECTURE = "architecture"  # in a workdir: config.json, tokenizer and judge.json of the model that is trained
+BEST = "accuracy"  # the metric of held-out pairs by which a checkpoint is the best
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedJudge:
+    """A judge with its weights. `start` are those of the model that its training started from, where it is asked."""
+
+    judge: Judge
+    params: Any
+    start: Any
+    card: JudgeCard
+    dialogue: Dialogue
+    mesh: jax.sharding.Mesh
+    name: str
+
+
+def load(
+    model: str | Path,
+    *,
+    checkpoint: str = "last",
+    card: JudgeCard | None = None,
+    start: str | Path | None = None,
+    mesh: Mapping[str, int] | None = None,
+) -> LoadedJudge:
+    """The judge in a folder or under a hub id.
+
+    `checkpoint` of a workdir is "last", "best" or a step. `card` takes the place of the folder's judge.json; without
+    either a language model is asked as `JudgeCard()` says, and a reward model gives its reward. `start` is the
+    starting model's folder, for a judge that reads thoughts of it. `mesh` has the sizes of `sharding.AXES`; without
+    it weights are spread over all devices. UserError for whatever cannot be a judge.
+    """
+    workdir = Path(model).expanduser()
+    trained = (workdir / ARCHITECTURE).is_dir()
+    folder = workdir / ARCHITECTURE if trained else hf.resolve(str(model))
+    given = card is None and (folder / CARD).is_file()
+    if trained and card is None and not given:
+        raise UserError(f"{folder}: no {CARD}; go on with the run once, by its own command, and it is written")
+    card = read_card(folder / CARD) if given else card
+    hf_config = read_config(folder)
+    outputs = model_config(hf_config).value_head
+    card = card or (JudgeCard(kind="reward", thoughts="none") if outputs else JudgeCard())
+    _check(folder, card, outputs)
+    shape = model_config(hf_config, dtype=card.dtype)
+    places = _make_mesh(mesh, shape)
+    dialogue = make_dialogue(load_tokenizer(folder), dataclasses.replace(card.texts, kind=question_kind(card.kind)))
+    if trained:
+        like = abstract_params(shape, places)
+        params = orbax_files.load_params(orbax_files.choose(workdir / "checkpoints", checkpoint, BEST), like)
+    else:
+        params = _from_folder(folder, shape, places)
+    return LoadedJudge(
+        judge=_judge(card, shape, dialogue),
+        params=params,
+        start=_start(card, start, shape, places),
+        card=card,
+        dialogue=dialogue,
+        mesh=places,
+        name=str(model),
+    )
+
+
+def abstract_params(shape: ModelConfig, mesh: jax.sharding.Mesh):
+    """Shapes, dtypes and places of a model's parameters."""
+    boxed = axis_names(shape)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        nn.meta.unbox(boxed),
+        sharding.shardings(mesh, boxed),
+    )
+
+
+def _judge(card: JudgeCard, shape: ModelConfig, dialogue: Dialogue) -> Judge:
+    """`value_scores` compares a response with another one: only an embedding has no reading without it."""
+    value_scores = None
+    if card.kind == "embedding":
+        objective = objectives.load(card.objective)
+        value_scores = functools.partial(objective.value_scores, hyper=objective.hyper(**card.hyper))
+    return Judge(
+        model=Decoder(shape),
+        question=dialogue.question_ids,
+        answers=dialogue.answer_ids,
+        pad=dialogue.pad_id,
+        kind=card.kind,
+        temperature=card.temperature,
+        readout=card.readout,
+        chunk=card.chunk,
+        value_scores=value_scores,
+    )
+
+
+def _check(folder: Path, card: JudgeCard, outputs: int) -> None:
+    if (card.kind in objectives.VALUE_KINDS) != (outputs > 0):
+        has = f"a value head with {outputs} outputs" if outputs else "no value head"
+        raise UserError(f"{folder}: a judge of kind {card.kind!r} cannot be made of a model with {has}")
+    if card.kind == "reward" and outputs != 1:
+        raise UserError(f"{folder}: {outputs} outputs; a reward is one, and an embedding needs its {CARD}")
+    if card.kind == "embedding" and card.objective not in objectives.names():
+        raise UserError(f"{folder}: {CARD} must name the objective that compares embeddings, not {card.objective!r}")
+
+
+def _from_folder(folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):
+    return hf.load_params(folder, shape, shardings=sharding.shardings(mesh, axis_names(shape)))
+
+
+def _start(card: JudgeCard, start: str | Path | None, shape: ModelConfig, mesh: jax.sharding.Mesh):
+    if card.thoughts != "start":
+        return None
+    if start is None:
+        raise UserError(
+            "this judge reads thoughts of the model that its training started from: give its folder, --start"
+        )
+    return _from_folder(hf.resolve(str(start)), shape, mesh)
+
+
+def _make_mesh(sizes: Mapping[str, int] | None, shape: ModelConfig) -> jax.sharding.Mesh:
+    if sizes is None:
+        fsdp = math.gcd(jax.device_count(), shape.hidden_size)
+        sizes = {"data": -1, "fsdp": fsdp, "tensor": 1}
+    mesh = sharding.make_mesh({**dict.fromkeys(sharding.AXES, 1), **sizes})
+    sharding.shardings(mesh, axis_names(shape))
+    return mesh

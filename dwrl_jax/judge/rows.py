@@ -1,0 +1,96 @@
+"""Rows to score, and the questions that they become: one for each response, or for each order of two responses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from dwrl_jax.data import formats
+from dwrl_jax.data.formats import Malformed
+from dwrl_jax.data.formats.parts.conversation import check_roles, messages
+from dwrl_jax.dialogue import Dialogue, has_control_token, prefix_ids_batch, unknown_word
+from dwrl_jax.judge.card import JudgeCard
+
+COMPARING = ("label", "embedding")  # judges that score a response by comparing it with the others of its row
+
+
+@dataclass(frozen=True)
+class Row:
+    """A conversation and the responses to it; `single` where the row had one response instead of a list."""
+
+    prompt: tuple[dict[str, str], ...]
+    responses: tuple[str, ...]
+    single: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a row: about `responses` (one, or the first and the second of two), as prefix tokens."""
+
+    responses: tuple[int, ...]
+    prefix: Int[np.ndarray, " L"]
+
+
+def read_row(row: dict | None, kind: str) -> Row:
+    """The row's `prompt` (a string or messages) and its `response` or `responses`; a preference pair has two.
+
+    Raises Malformed for whatever a judge of this kind cannot score.
+    """
+    if row is None:
+        raise Malformed("not json")
+    single = row.get("response") is not None and row.get("responses") is None
+    if not single and row.get("responses") is None:
+        pairs = formats.pairs_of(row)
+        if len(pairs) != 1:
+            raise Malformed(f"{len(pairs)} pairs in one row")
+        return Row(pairs[0].prompt, (pairs[0].chosen, pairs[0].rejected), False)
+    if row.get("prompt") is None:
+        raise Malformed("missing column: prompt")
+    prompt = messages(row["prompt"], "user")
+    given = [row["response"]] if single else row["responses"]
+    if not isinstance(given, list) or not given:
+        raise Malformed("responses: not a list with something in it")
+    responses = tuple(_response(value) for value in given)
+    check_roles([*prompt, {"role": "assistant", "content": responses[0]}])
+    if kind in COMPARING and len(responses) < 2:
+        raise Malformed("one response, but this judge compares responses")
+    return Row(tuple(prompt), responses, single)
+
+
+def _response(value) -> str:
+    turns = messages(value, "assistant")
+    if len(turns) != 1 or turns[0]["role"] != "assistant":
+        raise Malformed("response: not a string or one assistant message")
+    if not turns[0]["content"].strip():
+        raise Malformed("empty response")
+    return turns[0]["content"]
+
+
+def questions_of(row: Row, kind: str, dialogue: Dialogue) -> list[Question]:
+    """The questions about a row, every ordered pair of its responses for a pairwise judge. Raises Malformed."""
+    texts = [*(turn["content"] for turn in row.prompt), *row.responses]
+    if any(has_control_token(dialogue, text) for text in texts):
+        raise Malformed("control token in text")
+    unknown = next((word for word in (unknown_word(dialogue, text) for text in texts) if word is not None), None)
+    if unknown is not None:
+        raise Malformed(f"unknown word: {unknown}")
+    count = range(len(row.responses))
+    if kind == "label":
+        about = [(i, j) for i in count for j in count if i != j]
+        asked = [(row.prompt, (row.responses[i], row.responses[j])) for i, j in about]
+    else:
+        about = [(i,) for i in count]
+        asked = [(row.prompt, response) for response in row.responses]
+    ids = prefix_ids_batch(dialogue, asked)
+    return [Question(which, np.asarray(prefix, np.int32)) for which, prefix in zip(about, ids)]
+
+
+def bucket_of(length: int, card: JudgeCard, limit: int) -> int:
+    """The padded length of a prefix: the card's smallest bucket that holds it, else its largest one doubled as often
+    as needed, up to `limit`. It depends on the row alone. Raises Malformed for a longer prefix."""
+    if length > limit:
+        raise Malformed(f"too long: {length} tokens, at most {limit}")
+    size = next((bucket for bucket in card.buckets if bucket >= length), card.buckets[-1])
+    while size < length:
+        size *= 2
+    return min(size, limit)

@@ -1,0 +1,86 @@
+"""A file of scored rows that grows in the order of its input; stopped anywhere, the same call goes on where it was."""
+
+import gzip
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dwrl_jax.core import files, hosts
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.judge.card import as_json
+from dwrl_jax.judge.load import LoadedJudge
+from dwrl_jax.judge.score import score
+
+
+def score_file(
+    loaded: LoadedJudge, source: Path, output: Path, votes: int = 8, *, seed: int = 0, batch_size: int = 16
+) -> None:
+    """Score the rows of a .jsonl or .jsonl.gz file into `output`, a file of JSON lines.
+
+    Rows that are finished stand in a hidden file beside `output` until all are. UserError where `source` cannot be
+    read or `output` is already there.
+    """
+    if hosts.of_first(output.exists()):
+        raise UserError(f"--output={output}: already there; remove it or choose another name")
+    if not output.parent.is_dir():
+        raise UserError(f"--output={output}: its folder is not there; make it first")
+    total, digest = measure(source)
+    head = {"judge": loaded.name, "card": as_json(loaded.card), "input": digest, "votes": votes, "seed": seed}
+    partial = output.with_name(f".{output.name}.partial")
+    done = hosts.of_first(_begin(partial, head) if hosts.first() else 0)
+    rows = itertools.islice(read_rows(source), done, None)
+    scored = score(loaded, rows, votes, seed=seed, batch_size=batch_size)
+    bar = tqdm(scored, total=total, initial=done, unit="row", disable=None, dynamic_ncols=True)
+    for row in bar:
+        if hosts.first():
+            files.append_lines(partial, [row])
+    hosts.attempt(_finish, partial, output)
+
+
+def read_rows(source: Path) -> Iterator[dict | None]:
+    """The objects of a file with one on each line; None for a line that is none. Empty lines are no rows."""
+    for line in _lines(source):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        yield row if isinstance(row, dict) else None
+
+
+def measure(source: Path) -> tuple[int, str]:
+    """The number of rows in a file, and the SHA-256 of its lines."""
+    count, digest = 0, hashlib.sha256()
+    for line in _lines(source):
+        count += 1
+        digest.update(line)
+    return count, digest.hexdigest()
+
+
+def _lines(source: Path) -> Iterator[bytes]:
+    try:
+        with (gzip.open if source.name.endswith(".gz") else open)(source, "rb") as file:
+            yield from (line for line in file if line.strip())
+    except (OSError, EOFError) as error:
+        raise UserError(f"--input={source}: cannot be read ({error}); give a .jsonl or .jsonl.gz file") from None
+
+
+def _begin(partial: Path, head: dict) -> int:
+    """The number of rows that an earlier call with the same `head` has finished; 0 after a fresh start."""
+    if partial.exists():
+        lines = list(files.read_lines(partial))
+        if lines and lines[0] == json.loads(json.dumps(head)):
+            files.write_lines(partial, lines)  # without a last line that was cut off
+            return len(lines) - 1
+        print(f"{partial} is of other rows, or of another judge: begun anew", flush=True)
+    files.write_lines(partial, [head])
+    return 0
+
+
+def _finish(partial: Path, output: Path) -> None:
+    rows: Iterable[dict] = itertools.islice(files.read_lines(partial), 1, None)
+    files.write_lines(output, rows)
+    partial.unlink()

@@ -1,0 +1,66 @@
+"""Parameters of an Orbax checkpoint, read without Orbax: by TensorStore, as the files describe themselves.
+
+A checkpoint folder has one folder for each step that was saved whole. In it `params/` is an OCDBT store of zarr
+arrays, each under the dotted path of its parameter, and `metrics/metrics` holds the step's metrics, if it has some.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import tensorstore
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dwrl_jax.core.errors import UserError
+
+COMMITTED = "_CHECKPOINT_METADATA"  # written when all of a step's files are
+
+
+def steps(folder: Path) -> list[int]:
+    """The saved steps in a checkpoint folder, in ascending order."""
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if (path / COMMITTED).is_file())
+
+
+def choose(folder: Path, which: str, metric: str) -> Path:
+    """The folder of the "last" step, of the "best" one by its `metric`, or of a step's number. UserError otherwise."""
+    saved = steps(folder)
+    if which == "best":
+        scores = {step: _metrics(folder / str(step)).get(metric) for step in saved}
+        saved_with = [step for step in saved if scores[step] is not None]
+        step = max(saved_with, key=lambda step: (scores[step], step), default=None)
+    else:
+        step = max(saved, default=None) if which == "last" else int(which) if which.isdigit() else None
+    if step not in saved:
+        raise UserError(f"checkpoint {which!r} is not in {folder}: steps there are {saved or 'none'}")
+    return folder / str(step)
+
+
+def load_params(step: Path, like):
+    """The tree `like`, of shapes with dtypes and shardings, filled from a step's folder.
+
+    A process reads what its own devices hold. UserError for a parameter that is missing or of another shape.
+    """
+    return unflatten_dict({path: _read(step / "params", path, leaf) for path, leaf in flatten_dict(like).items()})
+
+
+def _read(store: Path, path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    name = ".".join(path)
+    where = {"driver": "ocdbt", "base": f"file://{store.resolve()}/", "path": f"{name}/"}
+    try:
+        array = tensorstore.open({"driver": "zarr", "kvstore": where}, open=True, read=True).result()
+    except Exception as error:  # TensorStore raises ValueError and others for whatever is wrong with the files
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{store}: parameter {name} cannot be read ({reason})") from None
+    if array.shape != leaf.shape:
+        raise UserError(f"{store}: parameter {name} has shape {array.shape}, the model's is {leaf.shape}")
+
+    def piece(index) -> np.ndarray:
+        return np.asarray(array[index].read().result()).astype(leaf.dtype)
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, piece)
+
+
+def _metrics(step: Path) -> dict:
+    path = step / "metrics" / "metrics"
+    return json.loads(path.read_text()) if path.is_file() else {}
