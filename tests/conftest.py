@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from tests.launching import StandIns
@@ -39,7 +38,7 @@ def tiny():
     """Config.json, config and parameters of a small Qwen3: the one with q/k norms and wide heads."""
     hf_config = shrink(PRESETS["qwen3-4b"], VOCAB)
     config = model_config(hf_config)
-    return hf_config, config, lively(hf.random_params(config, 0))
+    return hf_config, config, lively(config)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
-"""What each process does for test_hf_hosts: python -m tests.hf_process FOLDER [WORKDIR].
+"""What each process does for test_hf_hosts: python -m tests.hf_process FOLDER WORKDIR.
 
-It loads the checkpoint in FOLDER onto a mesh whose "fsdp" axis takes all devices, or with the sizes in $MESH. It
-exports it beside its place where there are several processes, and keeps it as the run's in WORKDIR where one is named.
-Figures go to standard error.
+It loads the checkpoint in FOLDER onto a mesh whose "fsdp" axis takes all devices. A single process loads it onto a
+second mesh too and keeps it as the checkpoint of the run in WORKDIR. Several processes write what they loaded, and what
+they restore from WORKDIR, beside FOLDER. Figures go to standard error.
 """
 
 import json
-import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -23,15 +22,10 @@ from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.hf import load, save
 from dwrl_jax.models.transformer import axis_names
 from dwrl_jax.workdir import checkpoint
+from dwrl_jax.workdir import model as export
 
 
-def spread(config):
-    """Where the parameters go on a mesh of the devices of all processes."""
-    sizes = {"data": 1, "fsdp": -1, "tensor": 1} | json.loads(os.environ.get("MESH", "{}"))
-    return sharding.shardings(sharding.make_mesh(sizes), axis_names(config))
-
-
-def load_and_count(folder, config):
+def load_and_count(folder, config, data=1):
     """Every shard against the whole load; bytes of the pieces read, and what they needed beyond the result."""
     whole, sizes, read = hf.load_params(folder, config), [], load._read_piece
 
@@ -41,8 +35,9 @@ def load_and_count(folder, config):
         return piece
 
     load._read_piece = counted
+    places = sharding.shardings(sharding.make_mesh({"data": data, "fsdp": -1, "tensor": 1}), axis_names(config))
     tracemalloc.start()
-    ours = hf.load_params(folder, config, shardings=spread(config))
+    ours = hf.load_params(folder, config, shardings=places)
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     load._read_piece = read
@@ -73,19 +68,21 @@ def keep(workdir, params):
         checkpoint.save(manager, TrainState(jnp.int32(1), params, {"count": jnp.int32(1)}), None)
 
 
-def main(folder: Path, *workdirs: Path) -> None:
+def main(folder: Path, workdir: Path) -> None:
     hf_config = read_config(folder)
     config = model_config(hf_config)
     params, figures = load_and_count(folder, config)
     if jax.process_count() > 1:
         options = {"max_shard_bytes": 2**20}
         hf.save_model(folder.with_name("out"), params, config, hf_config, **options)
+        export.export(workdir, folder.with_name("restored"))
         figures["taken"] = refused(lambda: hf.save_model(folder, params, config, hf_config, **options))
         save.save_file = full_disk if hosts.first() else None
         full = folder.with_name("full")
         figures["full"] = refused(lambda: hf.save_model(full, params, config, hf_config, **options))
-    for workdir in workdirs:
+    else:
         keep(workdir, params)
+        figures["replicas"] = load_and_count(folder, config, data=4)[1]
     print("FIGURES", json.dumps(figures), file=sys.stderr)
 
 

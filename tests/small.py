@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from dwrl_jax.judge.judge import Judge
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
-from dwrl_jax.models.transformer import Decoder
+from dwrl_jax.models.transformer import Decoder, axis_names
 
 REPO = Path(__file__).parents[1]
 VOCAB = 192  # of the models that test files and the decoder
@@ -44,8 +45,8 @@ def make_batch(pairs=3, length=12, vocab_size=24, seed=0, valid=None):
     )
 
 
-def lively(params):
-    """Random parameters far from their initial values, so that attention, norms and biases all matter."""
+def lively(config):
+    """Parameters far from initial values, so that attention, norms and biases all matter; nothing is compiled."""
     rng = np.random.default_rng(0)
 
     def change(path, leaf):
@@ -53,7 +54,7 @@ def lively(params):
         values = {"embedding": noise, "scale": 1 + 0.3 * noise, "bias": 0.5 * noise}
         return jnp.asarray(values.get(path[-1].key, 0.15 * noise), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(change, params)
+    return jax.tree_util.tree_map_with_path(change, nn.meta.unbox(axis_names(config)))
 
 
 def given_thoughts(thought, thought_len):

@@ -12,7 +12,8 @@ from dwrl_jax.models.attention.backends import attend
 from tests.small import assert_trees_close
 
 
-def inputs(P=2, G=3, T=11, N=4, K=2, H=8, S=6):
+@functools.cache
+def inputs(P=2, G=3, T=5, N=4, K=2, H=8, S=6):
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -28,7 +29,7 @@ def inputs(P=2, G=3, T=11, N=4, K=2, H=8, S=6):
     return normal(P, G, T, N, H), normal(P, G, T, K, H), normal(P, G, T, K, H), (shared, own, alike, full)
 
 
-SEGMENTS = jnp.asarray([[[0] * 11, [0] * 4 + [1] * 7, [2] * 3 + [5] * 6 + [-1] * 2]] * 2)
+SEGMENTS = jnp.asarray([[[0] * 5, [0] * 2 + [1] * 3, [2] + [5] * 3 + [-1]]] * 2)
 
 
 def value_and_gradient(attention, q, k, v, regions, segments=None):
@@ -44,38 +45,44 @@ def value_and_gradient(attention, q, k, v, regions, segments=None):
     return out, gradient
 
 
-@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["whole", "segments"])
-@pytest.mark.parametrize(("size", "together"), [(1, 1), (4, 1), (11, 1), (11, 3), (6, 3)])
-def test_blocks_change_nothing(size, together, segments):
-    expected = value_and_gradient(lambda *a: attend_at_once(*a)[0], *inputs(), segments)
+@pytest.fixture(scope="module", params=[None, SEGMENTS], ids=["whole", "segments"])
+def at_once(request):
+    """Segments, and what `attend_at_once` makes of them."""
+    return request.param, value_and_gradient(lambda *a: attend_at_once(*a)[0], *inputs(), request.param)
+
+
+@pytest.mark.parametrize(("size", "together"), [(1, 1), (2, 1), (5, 1), (5, 3), (3, 3)])
+def test_blocks_change_nothing(size, together, at_once):
+    segments, expected = at_once
     found = value_and_gradient(lambda *a: attend_in_blocks(*a, size, together), *inputs(), segments)
     assert_trees_close(found, expected, 1e-5)
 
 
-def test_segments_are_texts_of_their_own():
-    q, k, v, regions = inputs()
-    found = attend(q, k, v, regions, SEGMENTS)
-    for branch, start, stop in ((0, 0, 11), (1, 0, 4), (1, 4, 11), (2, 3, 9)):
-        expected = attend(*(x[:, :, start:stop] for x in (q, k, v)), regions)
-        np.testing.assert_allclose(found[:, branch, start:stop], expected[:, branch], atol=1e-5)
+def by_hand(p, g, t, n, q, k, v, regions, segments):
+    """One query's ordinary softmax [H] over all that it may see."""
+    mine = [s for s in range(t + 1) if segments is None or segments[p, g, s] == segments[p, g, t]]
+    keys, values = [k[p, g, mine, n // 2]], [v[p, g, mine, n // 2]]
+    for r in regions:
+        branch, size = g % r.k.shape[1], r.v.shape[-2]
+        length = size if r.length is None else np.broadcast_to(r.length, (2, 3))[p, g]
+        keys.append(r.k[p, branch, n // 2, :, :length].T)
+        values.append(r.v[p, branch, n // 2, :length])
+    scores = np.concatenate(keys) @ q[p, g, t, n] / np.sqrt(8)
+    weights = np.exp(scores - scores.max())
+    return weights @ np.concatenate(values) / weights.sum()
 
 
-def test_attention_by_hand():
-    """One query at a time with an ordinary softmax over all that it may see."""
-    q, k, v, regions = inputs()
-    found = attend(q, k, v, regions)
-    for p, g, t, n in np.ndindex(*found.shape[:4]):
-        rows = [(r.k[p, g % r.k.shape[1]], r.v[p, g % r.v.shape[1]], r.length) for r in regions]
-        rows = [(k.transpose(2, 0, 1), v.transpose(1, 0, 2), length) for k, v, length in rows]
-        seen = [(x if n_ is None else x[: int(jnp.broadcast_to(n_, (2, 3))[p, g])], y) for x, y, n_ in rows]
-        keys = jnp.concatenate([k[p, g, : t + 1], *(x for x, _ in seen)])[:, n // 2]
-        values = jnp.concatenate([v[p, g, : t + 1], *(y[: len(x)] for x, y in seen)])[:, n // 2]
-        weights = jax.nn.softmax(keys @ q[p, g, t, n] / np.sqrt(8))
-        np.testing.assert_allclose(found[p, g, t, n], weights @ values, atol=1e-5)
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["whole", "segments"])
+def test_attention_by_hand(segments):
+    arguments = (*inputs(), segments)
+    found = np.asarray(jax.jit(attend)(*arguments))
+    arguments = jax.tree.map(np.asarray, arguments)
+    for at in np.ndindex(*found.shape[:4]):
+        np.testing.assert_allclose(found[at], by_hand(*at, *arguments), atol=1e-5)
 
 
 def test_blocks_are_for_the_cpu_alone():
-    shapes = jax.eval_shape(lambda: inputs(T=256, S=512))
+    shapes = jax.eval_shape(lambda: inputs.__wrapped__(T=256, S=512))
     for backend, loops in (("auto", True), ("blocks", True), ("xla", False)):
         program = jax.jit(functools.partial(attend, backend=backend)).lower(*shapes).as_text()
         assert ("stablehlo.while" in program) == loops
@@ -85,7 +92,7 @@ def test_the_tpu_kernel_is_for_passes_over_many_tokens():
     """Lowered for a TPU, none present: the kernel is called for 65 tokens, and left out for a token or a question."""
 
     def program(tokens):
-        shapes = jax.eval_shape(lambda: inputs(T=tokens))
+        shapes = jax.eval_shape(lambda: inputs.__wrapped__(T=tokens))
         traced = jax.jit(functools.partial(attend, backend="splash")).trace(*shapes)
         return traced.lower(lowering_platforms=("tpu",)).as_text()
 

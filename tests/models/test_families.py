@@ -1,0 +1,86 @@
+"""Families: found by their files, published models, and what the decoder does not do."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.models import families, hf
+from dwrl_jax.models.families import model_config, read_config, with_value_head
+from dwrl_jax.models.families.presets import PRESETS, shrink
+from tests.small import VOCAB, lively
+
+
+def test_exact_presets():
+    """Parameter counts of the published models, from the table alone (model cards: 3.09 B, 7.62 B ...)."""
+    published = {
+        "qwen2.5-3b": 3_085_938_688,
+        "qwen2.5-7b": 7_615_616_512,
+        "llama3.2-3b": 3_212_749_824,
+        "llama3.1-8b": 8_030_261_248,
+        "qwen3-4b": 4_022_468_096,
+    }
+    for name, parameters in published.items():
+        tensors = hf.hf_tensors(model_config(PRESETS[name]))
+        assert sum(int(np.prod(weight.hf_shape)) for _, weight, _ in tensors) == parameters
+    with pytest.raises(UserError, match="num_layers"):
+        shrink(PRESETS["qwen3-4b"], VOCAB, num_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model_type": "gemma2"},
+            rf"model_type = 'gemma2' is not supported; choose a model of {', '.join(families.names())}$",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type = 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type = 'dynamic'"),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "rope_scaling.low_freq_factor is missing"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"use_sliding_window": True}, "use_sliding_window = True"),
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_exact_errors_of_configs(change, message):
+    with pytest.raises(UserError, match=message):
+        model_config(PRESETS["qwen3-4b"] | change)
+
+
+TREE = """
+from dwrl_jax.models.families import Family, llama, parts
+
+FAMILY = Family(
+    language_model="TreeForCausalLM",
+    reward_model="TreeForSequenceClassification",
+    shape=lambda hf_config: parts.shape(hf_config | {"hidden_size": hf_config["n_embd"]}, qk_norm=True),
+    presets={"tree-3b": llama.FAMILY.presets["llama3.2-3b"] | {"model_type": "tree", "n_embd": 64}},
+    tensor_name=lambda key: key.replace("model.", "transformer.").replace("lm_head", "output"),
+)
+"""
+
+
+@pytest.mark.parametrize("outputs", [0, 1])
+def test_exact_a_family_is_one_file(outputs, tmp_path, monkeypatch):
+    """From its config.json through its files and back, tensors of other names included."""
+    (tmp_path / "tree.py").write_text(TREE)
+    monkeypatch.setattr(families, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "dwrl_jax.models.families.tree", raising=False)
+    assert families.names() == ["tree"]
+    hf_config = shrink(families.load("tree").presets["tree-3b"], VOCAB, tie_word_embeddings=False)
+    hf_config = with_value_head(hf_config, 0) if outputs else hf_config
+    config = model_config(hf_config)
+    assert config.qk_norm and config.value_head == outputs
+    params = lively(config)
+    hf.save_model(tmp_path / "model", params, config, hf_config)
+    prefixes = {key.split(".")[0] for key in load_file(tmp_path / "model" / hf.SINGLE)}
+    assert prefixes == {"transformer", "score" if outputs else "output"}
+    assert model_config(read_config(tmp_path / "model")) == config
+    jax.tree.map(np.testing.assert_array_equal, hf.load_params(tmp_path / "model", config), params)
