@@ -22,11 +22,11 @@ def partial_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[IO[str]]:
-    """A file to write text to. It takes the place of `path` at the end of the block, unless the block fails."""
+def whole(path: Path, binary: bool = False) -> Iterator[IO]:
+    """A file to write text or bytes to; it takes the place of `path` at the end of the block, unless that fails."""
     partial = partial_of(path)
     try:
-        with open(partial, "w", **ENCODING) as file:
+        with open(partial, "wb") if binary else open(partial, "w", **ENCODING) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -3,26 +3,53 @@
 import contextlib
 import gzip
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from dwrl_jax.core.errors import UserError
 
 
-def rows(name: str, split: str) -> Iterator[tuple[str, dict | None]]:
-    """("file:line", row) of every row, counted from 1; a line that is not a JSON object comes as None.
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file or data set, to be counted and to be read. UserError when they cannot be read."""
 
-    UserError when the file or data set cannot be read.
-    """
+    name: str
+    split: str
+    count: Callable[[], int]
+    read: Callable[[Collection[int] | None], Iterator]  # indices -> (line number, row) of these rows, None for all
+
+    def __len__(self) -> int:
+        with _readable(self.name, self.split):
+            return self.count()
+
+    def rows(self, indices: Collection[int] | None = None) -> Iterator[tuple[str, dict | None]]:
+        """("file:line", row) of every row or of those with these indices, in their order.
+
+        Lines are counted from 1, rows from 0 without blank lines. A line that is not a JSON object comes as None.
+        """
+        with _readable(self.name, self.split):
+            for number, row in self.read(None if indices is None else frozenset(indices)):
+                yield f"{self.name}:{number}", row
+
+
+def open_table(name: str, split: str) -> Table:
+    """The rows of a .jsonl, .jsonl.gz or .parquet file, or of a `datasets` name or folder (its `split`)."""
     with _readable(name, split):
         if name.endswith((".jsonl", ".jsonl.gz")):
-            read = _json_lines(name)
-        elif name.endswith(".parquet"):
-            read = _parquet(name)
-        else:
-            read = enumerate(_data_set(name, split), 1)
-        for number, row in read:
-            yield f"{name}:{number}", row
+            return Table(name, split, lambda: _count_lines(name), lambda indices: _json_lines(name, indices))
+        if name.endswith(".parquet"):
+            return Table(name, split, lambda: _open_parquet(name).metadata.num_rows, lambda i: _parquet_rows(name, i))
+        loaded = _data_set(name, split)
+        return Table(name, split, lambda: len(loaded), lambda indices: _data_set_rows(loaded, indices))
+
+
+def identity(name: str) -> list:
+    """Name, size and time of change of all files behind a name; a name that is no path stands for itself."""
+    path = Path(name)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
+    return [name, *([str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files if file.is_file())]
 
 
 @contextlib.contextmanager
@@ -37,11 +64,20 @@ def _readable(name, split) -> Iterator[None]:
         ) from error
 
 
-def _json_lines(name):
-    """(number, row) of every line that is not blank."""
-    with (gzip.open if name.endswith(".gz") else open)(name, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
+def _open_lines(name):
+    return (gzip.open if name.endswith(".gz") else open)(name, "rb")
+
+
+def _count_lines(name) -> int:
+    with _open_lines(name) as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _json_lines(name, indices):
+    with _open_lines(name) as file:
+        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        for index, (number, line) in enumerate(lines):
+            if indices is None or index in indices:
                 yield number, _json_object(line)
 
 
@@ -53,11 +89,18 @@ def _json_object(line) -> dict | None:
     return row if isinstance(row, dict) else None
 
 
-def _parquet(name):
+def _open_parquet(name):
     import pyarrow.parquet  # slow to import, as is `datasets`: paid for by those who read such files
 
-    batches = pyarrow.parquet.ParquetFile(name).iter_batches()
-    return enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+    return pyarrow.parquet.ParquetFile(name)
+
+
+def _parquet_rows(name, indices):
+    first = 1
+    for batch in _open_parquet(name).iter_batches():
+        wanted = [i for i in range(len(batch)) if indices is None or first + i - 1 in indices]
+        yield from ((first + i, row) for i, row in zip(wanted, batch.take(wanted).to_pylist() if wanted else ()))
+        first += len(batch)
 
 
 def _data_set(name, split):
@@ -67,3 +110,8 @@ def _data_set(name, split):
         loaded = datasets.load_from_disk(name)
         return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
     return datasets.load_dataset(name, split=split)
+
+
+def _data_set_rows(loaded, indices):
+    wanted = range(len(loaded)) if indices is None else sorted(indices)
+    yield from ((i + 1, row) for i, row in zip(wanted, loaded if indices is None else loaded.select(wanted)))

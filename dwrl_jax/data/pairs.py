@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import containers, formats
 
@@ -24,9 +26,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Rows that were left out, as (where, reason)."""
+    """Rows that were left out, as (where, reason), and how many were not drawn."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
+    undrawn: int = 0
 
     @property
     def counts(self) -> Counter:
@@ -34,18 +37,24 @@ class Skipped:
 
     def summary(self) -> str:
         reasons = ", ".join(f"{reason} {n}" for reason, n in self.counts.most_common())
-        return f"{len(self.rows)} left out ({reasons})" if self.rows else "0 left out"
+        undrawn = f"{self.undrawn} not drawn, " if self.undrawn else ""
+        return undrawn + (f"{len(self.rows)} left out ({reasons})" if self.rows else "0 left out")
 
 
-def read_pairs(name, *, split="train", strict=False) -> tuple[list[Pair], Skipped]:
+def read_pairs(name, *, split="train", strict=False, count=0, seed=0) -> tuple[list[Pair], Skipped]:
     """Pairs of a .jsonl, .jsonl.gz or .parquet file, or of a `datasets` name or folder (its `split`).
 
-    The files in `formats/` say which rows they read. A malformed row is left out and listed; with `strict` it is a
-    UserError. A file that cannot be read, and one without a usable row, are always a UserError.
+    The files in `formats/` say which rows they read. With `count`, at most so many rows are drawn before any is read;
+    the draw follows from the seed and the number of rows, and a drawn row that is malformed is not replaced. A
+    malformed row is left out and listed; with `strict` it is a UserError. A file that cannot be read, and one without
+    a usable row, are always a UserError.
     """
-    pairs, skipped = [], Skipped()
+    table = containers.open_table(str(name), split)
+    total = len(table) if count else 0
+    indices = drawn(total, count, seed) if total > count else None
+    pairs, skipped = [], Skipped(undrawn=max(total - count, 0))
     default = Path(str(name)).name.split(".")[0]
-    for where, row in containers.rows(str(name), split):
+    for where, row in table.rows(indices):
         try:
             read = formats.pairs_of(row)
         except formats.Malformed as reason:
@@ -54,7 +63,15 @@ def read_pairs(name, *, split="train", strict=False) -> tuple[list[Pair], Skippe
             pairs += [replace(pair, where=where, source=pair.source or default) for pair in read]
     if not pairs:
         raise UserError(f"{name}: no usable row, {skipped.summary()}; give columns {formats.columns()}")
+    if count and len(pairs) > count:  # rows of several pairs
+        skipped = replace(skipped, undrawn=skipped.undrawn + len(pairs) - count)
+        pairs = [pairs[index] for index in drawn(len(pairs), count, seed)]
     return pairs, skipped
+
+
+def drawn(total: int, count: int, seed: int) -> list[int]:
+    """At most `count` of `total` indices, in their order: files are often sorted, so the first ones would not do."""
+    return sorted(np.random.default_rng(seed).permutation(total)[:count].tolist())
 
 
 def skip(skipped, where, reason, strict) -> None:

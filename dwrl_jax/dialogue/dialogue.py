@@ -6,6 +6,9 @@ conversation is cut into a prefix (up to the place where the thought begins), th
 the template's rendering of the whole.
 """
 
+import dataclasses
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +88,14 @@ def encode_thoughts(dialogue, texts) -> list[list[int]]:
         _check_words(dialogue, text)
         thoughts.append(ids[len(before) : ids.index(dialogue.end_id, len(before)) + 1])
     return thoughts
+
+
+def fingerprint(dialogue) -> str:
+    """A hash of the texts, the template and the tokenizer: all that the ids of a conversation follow from."""
+    backend = getattr(dialogue.tokenizer, "backend_tokenizer", None)
+    tokenizer = dialogue.tokenizer.get_vocab() if backend is None else backend.to_str()
+    parts = [dataclasses.asdict(dialogue.texts), dialogue.template, dialogue.begin_ids, tokenizer]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def has_control_token(dialogue, text) -> bool:

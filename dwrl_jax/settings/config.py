@@ -54,6 +54,7 @@ def base_config() -> ConfigDict:
     config.data.eval = ""  # held-out pairs, likewise
     config.data.train_split = "train"  # of a `datasets` name
     config.data.eval_split = "test"  # of a `datasets` name
+    config.data.pairs = 0  # training pairs drawn from a file or data set, always the same for a seed; 0 for all
     config.data.strict = False  # a malformed row is an error instead of being skipped and counted
     config.data.buckets = (256, 512, 1024)  # prefix lengths that programs are compiled for; the last is the limit
     config.data.batch_size = 16  # pairs per step
@@ -147,8 +148,9 @@ def accelerator_run(hub_id: str, *, tensor: int, micro_batches: int, sampled: in
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
     config.data.train = config.data.eval = "Anthropic/hh-rlhf"
+    config.data.pairs = 20_000
     config.data.batch_size = 64
-    config.optim.steps = 312  # one pass over 20,000 pairs
+    config.optim.steps = 312  # one pass over them
     config.optim.micro_batches = micro_batches
     config.sampler.batch_size = sampled
     config.mesh.tensor = tensor
@@ -252,6 +254,7 @@ AT_LEAST_ONE = [
     "checkpoint.every",
 ]
 NOT_NEGATIVE = [
+    "data.pairs",
     "sampler.top_k",
     "sampler.batch_size",
     "objective.kl",

@@ -52,10 +52,10 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     talk = make_talk(config, tokenizer, question_kind(judge_kind(config)))
     check_lengths(config, shape, talk)
     supervised = objective.thoughts == "written"
-    source, train_note = training_source(config, talk, workdir / "skipped_train.txt", supervised)
+    source, train_note = training_source(config, talk, workdir, supervised)
     if source.examples(0, 1)[0].thoughts is None and supervised:
         raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
-    held, eval_note = held_out(config, talk, workdir / "skipped_eval.txt") if config.eval.pairs else (None, "none")
+    held, eval_note = held_out(config, talk, workdir) if config.eval.pairs else (None, "none")
     parts = recipe(config, shape, talk.question_ids, talk.answer_ids, talk.pad_id)
     run = loop.Run(
         **vars(parts),

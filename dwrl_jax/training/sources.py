@@ -4,16 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from dwrl_jax import dialogue
-from dwrl_jax.core import hosts
+from dwrl_jax.core import files, hosts
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.data import world
+from dwrl_jax.data import token_file, world
 from dwrl_jax.data.batches import Batches, make_batches
+from dwrl_jax.data.containers import identity
 from dwrl_jax.data.examples import Examples, tokenise
-from dwrl_jax.data.pairs import Pair, read_pairs
+from dwrl_jax.data.pairs import Pair, drawn, read_pairs
 
 
 class Held(NamedTuple):
@@ -56,7 +56,7 @@ def batches(
     )
 
 
-def training_source(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path, supervised: bool):
+def training_source(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path, supervised: bool):
     """Examples to train on, and a note about them. "world" and "world:demonstrations" have no end."""
     name = config.data.train
     if name in ("world", "world:demonstrations"):
@@ -68,7 +68,7 @@ def training_source(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path, 
         if split == "demonstrations" and config.world.pairwise_share:
             source = with_comparisons(config, source)
         return source, f"{count} pairs of the built-in world, {split}"
-    return tokenised(config, talk, name, config.data.train_split, skipped, supervised)
+    return tokenised(config, talk, "train", workdir, supervised)
 
 
 def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.WorldSource:
@@ -82,8 +82,8 @@ def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.Wor
     return dataclasses.replace(source, pairwise=pairwise, pairwise_share=config.world.pairwise_share)
 
 
-def held_out(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path) -> tuple[Held, str]:
-    """Held-out pairs, and a note about them. Of more than eval.pairs a fixed random part is taken."""
+def held_out(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path) -> tuple[Held, str]:
+    """Held-out pairs, at most eval.pairs of them, and a note about them."""
     made = None
     if config.data.eval == "world":
         made = world.make_world(config.world.seed)
@@ -91,11 +91,8 @@ def held_out(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path) -> tupl
         examples, _ = tokenise(pairs, talk, config.data.buckets[-1], strict=True)
         note = f"{len(examples)} pairs of the built-in world, eval"
     else:
-        examples, note = tokenised(config, talk, config.data.eval, config.data.eval_split, skipped, False)
-        if len(examples) > config.eval.pairs:
-            examples = some(examples, config.eval.pairs)
-            note += f"; {len(examples)} of them drawn"
-    curve = some(examples, config.eval.curve_pairs) if config.eval.curve_pairs else None
+        examples, note = tokenised(config, talk, "eval", workdir)
+    curve = part_of(examples, config.eval.curve_pairs) if config.eval.curve_pairs else None
 
     def in_order(source):
         return batches(config, source, talk, batch_size=config.eval.batch_size, shuffle=False)
@@ -104,26 +101,63 @@ def held_out(config: ConfigDict, talk: dialogue.Dialogue, skipped: Path) -> tupl
     return Held([row.pair for row in examples.rows], in_order(examples), curve_batches, made), note
 
 
-def some(examples: Examples, count: int) -> Examples:
-    """At most `count` examples, drawn at random but always the same, in their old order: files are often sorted."""
-    drawn = np.random.default_rng(0).permutation(len(examples))[:count]
-    return Examples(tuple(examples.rows[i] for i in sorted(drawn)))
+def part_of(examples: Examples, count: int) -> Examples:
+    """At most `count` examples, drawn at random but always the same, in their order."""
+    return Examples(tuple(examples.rows[i] for i in drawn(len(examples), count, seed=0)))
 
 
 def tokenised(
-    config: ConfigDict, talk: dialogue.Dialogue, name: str, split: str, skipped: Path, supervised: bool
+    config: ConfigDict, talk: dialogue.Dialogue, part: str, workdir: Path, supervised: bool = False
 ) -> tuple[Examples, str]:
-    """Examples of a file or data set, and a note about them; rows that were left out are listed in `skipped`.
+    """Examples of the file or data set `data.train` or `data.eval`, and a note about them.
+
+    They are kept in the workdir and made again only when the file, the texts, the tokenizer, the longest prefix or the
+    draw changes. The first process decides; where they are made, each process tokenises its share.
+    """
+    path = workdir / "tokens" / f"{part}.npz"
+    key = _key(config, talk, part, supervised) if hosts.first() else None
+    kept = token_file.read(path, key) if hosts.first() else None
+    if not hosts.of_first(kept is not None):
+        made = _tokenise(config, talk, part, workdir, supervised)
+        hosts.attempt(token_file.write, path, key, *made)
+        return made
+    kept = kept or token_file.read(path)
+    if kept is None:
+        raise UserError(f"{path} cannot be read here, but by the first process: all need the same workdir")
+    return kept
+
+
+def _draw(config: ConfigDict, part: str) -> dict[str, int]:
+    """The number of pairs that are drawn, 0 for all, and the seed; held-out pairs are the same for every run."""
+    if part == "train":
+        return {"count": config.data.pairs, "seed": config.seed}
+    return {"count": config.eval.pairs, "seed": 0}
+
+
+def _key(config: ConfigDict, talk: dialogue.Dialogue, part: str, supervised: bool) -> str:
+    name, limit = config.data[part], config.data.buckets[-1]
+    choices = [config.data[f"{part}_split"], config.data.strict, limit, supervised, _draw(config, part)]
+    return token_file.key_of(identity(name), choices, dialogue.fingerprint(talk))
+
+
+def _tokenise(
+    config: ConfigDict, talk: dialogue.Dialogue, part: str, workdir: Path, supervised: bool
+) -> tuple[Examples, str]:
+    """The same, made anew; rows that were left out are listed in workdir/skipped_PART.txt.
 
     Written thoughts and verdicts are for supervised training: elsewhere the target is the good answer.
     """
-    pairs, malformed = read_pairs(name, split=split, strict=config.data.strict)
+    name, split, strict = config.data[part], config.data[f"{part}_split"], config.data.strict
+    draw = _draw(config, part)
+    pairs, malformed = read_pairs(name, split=split, strict=strict, **draw)
     if not supervised:
         pairs = [dataclasses.replace(pair, thoughts=None, verdicts=None) for pair in pairs]
-    examples, fit = tokenise(pairs, talk, config.data.buckets[-1], strict=config.data.strict, together=True)
+    examples, fit = tokenise(pairs, talk, config.data.buckets[-1], strict=strict, together=True)
     left_out = malformed.rows + fit.skipped.rows
-    hosts.by_first(skipped.write_text)("".join(f"{where}: {reason}\n" for where, reason in left_out))
-    return examples, f"{name}: {len(pairs)} pairs read, {malformed.summary()}; {fit.summary()}"
+    list_of_rows = "".join(f"{where}: {reason}\n" for where, reason in left_out)
+    hosts.attempt(files.write_text, workdir / f"skipped_{part}.txt", list_of_rows)
+    how = f" by seed {draw['seed']}" if malformed.undrawn else ""
+    return examples, f"{name}: {len(pairs)} pairs read{how}, {malformed.summary()}; {fit.summary()}"
 
 
 def find_pair(source, pair_id: int) -> Pair:

@@ -2,12 +2,17 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
-import datasets
+import numpy as np
 import pytest
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.data import formats
+from dwrl_jax.data.formats.parts.conversation import make_pair
 from dwrl_jax.data.pairs import read_pairs
+from tests.small import REPO
 
 
 def user(text):
@@ -170,18 +175,105 @@ def test_files_that_cannot_be_used(tmp_path):
         read_pairs(write(tmp_path / "none.jsonl", ["oops"]))
 
 
-def test_parquet_and_saved_data_sets(tmp_path, shared_data):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, shared_data):
+    """A folder with the same 40 rows as JSON lines, Parquet and two data sets, and their pairs."""
+    import datasets  # slow: only where it is needed
+
+    folder = tmp_path_factory.mktemp("saved")
     path = shared_data / "llmbar" / "llmbar.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file][:40]
-    expected = [(p.prompt, p.chosen, p.rejected, p.source) for p in read_pairs(path)[0][:40]]
-    saved = datasets.Dataset.from_list(rows)
-    saved.to_parquet(tmp_path / "set.parquet")
-    saved.save_to_disk(tmp_path / "alone")
-    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "splits")
+    write(folder / "set.jsonl.gz", ["", *rows[:20], "", *rows[20:]])
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet(folder / "set.parquet", batch_size=16)
+    table.save_to_disk(folder / "alone")
+    datasets.DatasetDict({"test": table}).save_to_disk(folder / "splits")
+    return folder, read_pairs(path)[0][:40]
+
+
+def content(pairs):
+    return [(p.prompt, p.chosen, p.rejected, p.source) for p in pairs]
+
+
+def test_parquet_and_saved_data_sets(saved):
+    folder, expected = saved
     for name, split in (("set.parquet", "train"), ("alone", "train"), ("splits", "test")):
-        pairs, skipped = read_pairs(tmp_path / name, split=split)
-        assert [(p.prompt, p.chosen, p.rejected, p.source) for p in pairs] == expected and not skipped.rows
-        assert pairs[2].where == f"{tmp_path / name}:3"
+        pairs, skipped = read_pairs(folder / name, split=split)
+        assert content(pairs) == content(expected) and not skipped.rows
+        assert pairs[2].where == f"{folder / name}:3"
     with pytest.raises(UserError, match="split 'train'"):
-        read_pairs(tmp_path / "splits")
+        read_pairs(folder / "splits")
+
+
+# --- exact: drawing ---
+
+
+def test_every_container_draws_the_same_rows(saved):
+    folder, expected = saved
+    drawn = sorted(np.random.default_rng(3).permutation(40)[:12].tolist())
+    for name, split in (("set.jsonl.gz", "train"), ("set.parquet", "train"), ("alone", "train"), ("splits", "test")):
+        pairs, skipped = read_pairs(folder / name, split=split, count=12, seed=3)
+        assert content(pairs) == content([expected[i] for i in drawn])
+        assert skipped.undrawn == 28 and skipped.summary() == "28 not drawn, 0 left out"
+        lines = [i + 2 + (i >= 20) if name.endswith("gz") else i + 1 for i in drawn]
+        assert [pair.where for pair in pairs] == [f"{folder / name}:{line}" for line in lines]
+    assert content(read_pairs(folder / "set.parquet", count=12, seed=4)[0]) != content(pairs)
+
+
+def test_more_than_all_rows_are_all_of_them(saved):
+    folder, expected = saved
+    for count in (40, 41):
+        pairs, skipped = read_pairs(folder / "set.jsonl.gz", count=count)
+        assert content(pairs) == content(expected) and skipped.undrawn == 0
+
+
+def test_a_drawn_row_that_is_malformed_is_listed_and_not_replaced(tmp_path):
+    path = write(tmp_path / "half.jsonl", ["oops", GOOD_ROW] * 50)
+    pairs, skipped = read_pairs(path, count=20)
+    assert len(pairs) + len(skipped.rows) == 20 and skipped.undrawn == 80
+    assert 0 < len(pairs) < 20 and skipped.counts == {"not json": 20 - len(pairs)}
+
+
+# --- exact: formats ---
+
+
+def test_a_row_of_no_format_is_listed(tmp_path):
+    path = write(tmp_path / "other.jsonl", [{"question": "x", "answer": "y"}])
+    with pytest.raises(UserError, match="1 left out .unknown format 1.; give columns .*prompt, chosen, rejected"):
+        read_pairs(path)
+
+
+def test_a_row_may_stand_for_several_pairs(tmp_path, monkeypatch):
+    """A list of responses, the best first; a draw counts pairs."""
+
+    def pairs(row):
+        for worse in row["ranked"][1:]:
+            yield make_pair(row, prompt=row["prompt"], chosen=row["ranked"][0], rejected=worse)
+
+    ranked = formats.Format(columns="prompt, ranked", owns=lambda row: "ranked" in row, pairs=pairs)
+    known = formats.load()
+    monkeypatch.setattr(formats, "load", lambda: known | {"ranked": ranked})
+    rows = [{"prompt": f"x{i}", "ranked": ["a", "b", "c", "d"]} for i in range(10)]
+    path = write(tmp_path / "lists.jsonl", [*rows, GOOD_ROW])
+    found, _ = read_pairs(path)
+    assert len(found) == 31 and [pair.rejected for pair in found[:3]] == ["b", "c", "d"]
+    assert {pair.where for pair in found[:3]} == {f"{path}:1"}
+    few, skipped = read_pairs(path, count=5)
+    assert len(few) == 5 and skipped.undrawn > 6
+
+
+def test_two_formats_that_own_a_row_are_named(tmp_path, monkeypatch):
+    known = formats.load()
+    monkeypatch.setattr(formats, "load", lambda: known | {"twin": known["preference"]})
+    with pytest.raises(UserError, match="two formats, preference and twin"):
+        read_pairs(write(tmp_path / "set.jsonl", [GOOD_ROW]))
+
+
+def test_reading_pairs_imports_no_library_of_data_sets():
+    """In a process of its own: this one has them all."""
+    modules = ["pairs", "examples", "batches", "world", "token_file"]
+    code = "".join(f"import dwrl_jax.data.{name}\n" for name in modules)
+    code += "import sys; assert not {'datasets', 'pyarrow', 'optax', 'orbax'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
