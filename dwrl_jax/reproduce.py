@@ -1,6 +1,76 @@
-"""Methods side by side: python -m dwrl_jax.reproduce --suite=tiny --workdir=runs/suite"""
+"""Methods side by side, on the same pairs with the same seeds:
 
-from dwrl_jax.suites.cells import main
+python -m dwrl_jax.reproduce --suite=tiny --workdir=runs/suite [--arms=dwrl,bt] [--seeds=11,12] [--budgets=pairs]
+
+A cell is one run of an arm with a seed. A finished cell stands in results.jsonl and is not run again; a stopped one
+goes on. Two such commands with different seeds may share a workdir. The table and the figures show all cells that are
+finished, also while others run. Each --config.KEY=VALUE holds for every cell.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from absl import logging
+
+from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.suites.cells import PAIRS, compare
+from dwrl_jax.suites.definitions import SUITES, Suite
+from dwrl_jax.training.loop import Stopped
+
+
+def parse(arguments: list[str] | None = None) -> tuple[Suite, Path, list[str]]:
+    """What to run of a suite, the working directory, and the flags --config.KEY=VALUE; UserError for any other flag."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--arms", help="names of lines of the table; default: all")
+    parser.add_argument("--seeds", help="any whole numbers; default: those of the suite")
+    parser.add_argument("--budgets", help="what each arm gets as much of as the reference; default: all of the suite")
+    given, overrides = parser.parse_known_args(arguments)
+    for flag in overrides:
+        if not flag.startswith("--config."):
+            raise UserError(f"{flag}: not a flag; see --help")
+    suite = SUITES[given.suite]
+    arms = {name: suite.arms[name] for name in chosen(given.arms, suite.arms, "arms")}
+    budgets = chosen(given.budgets, (PAIRS, *suite.budgets), "budgets")
+    more = tuple(budget for budget in budgets if budget != PAIRS)  # equal pairs come first in any case
+    seeds = suite.seeds if given.seeds is None else whole_numbers(given.seeds, "seeds")
+    return dataclasses.replace(suite, arms=arms, seeds=seeds, budgets=more), given.workdir, overrides
+
+
+def chosen(names: str | None, known: Iterable[str], what: str) -> list[str]:
+    """The named ones of `known`, in its order, all of them without names; UserError for a name that is not known."""
+    wanted = list(known) if names is None else names.split(",")
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"--{what}={name}: choose from {', '.join(known)}")
+    return [name for name in known if name in wanted]
+
+
+def whole_numbers(text: str, what: str) -> tuple[int, ...]:
+    """Numbers with commas between them, each once."""
+    parts = text.split(",")
+    for part in parts:
+        if not part.isdecimal():
+            raise UserError(f"--{what}={part}: give whole numbers, for example --{what}=11,12")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+@exit_cleanly
+def main(arguments: list[str] | None = None) -> None:
+    logging.set_verbosity(logging.ERROR)
+    suite, workdir, overrides = parse(arguments)
+    try:
+        table = compare(suite, workdir, overrides)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    if table is not None:
+        print(table)
+
 
 if __name__ == "__main__":
     main()

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dwrl_jax.core.errors import UserError, exit_cleanly
-from dwrl_jax.evaluation import metrics as evaluate
-from dwrl_jax.reporting import suite as comparison
-from dwrl_jax.suites import cells as reproduce
+from dwrl_jax.evaluation import metrics
+from dwrl_jax.reporting.runs import read_rows, read_runs
+from dwrl_jax.reporting.suite import Runs, mean, methods_of, paired, select, two_level_interval
 
 
 def rows_of(workdir: Path) -> list[dict]:
-    """The cells of equal pairs."""
-    rows = [row for row in reproduce.read_rows(workdir) if row["budget"] == "pairs"]
+    """The rows of equal pairs."""
+    rows = [row for row in read_rows(workdir) if row["budget"] == "pairs"]
     if not rows:
         raise UserError(f"{workdir}/results.jsonl: no finished cells; fill the folder with dwrl_jax.reproduce first")
     return rows
@@ -33,27 +33,27 @@ def draw_rates(axis: Axes, rows: list[dict]) -> None:
     for row in rows:
         method, rate = row["method"].split("@")
         cells.setdefault(method, {}).setdefault(float(rate), []).append(100 * row["accuracy"])
-    for index, (method, found) in enumerate(cells.items()):
-        rates = sorted(found)
+    for index, (method, accuracies) in enumerate(cells.items()):
+        rates = sorted(accuracies)
         style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "label": method}
-        axis.plot(rates, [np.mean(found[rate]) for rate in rates], marker=".", **style)
+        axis.plot(rates, [np.mean(accuracies[rate]) for rate in rates], marker=".", **style)
     axis.set(xscale="log", xlabel="learning rate", ylabel="accuracy, %", title="Learning rate")
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def draw_differences(axis: Axes, workdir: Path, rows: list[dict], reference: str = "dwrl") -> None:
+def draw_differences(axis: Axes, runs: Runs, reference: str = "dwrl") -> None:
     """Accuracy less that of the reference, with 95 % intervals paired by seed and pair; NLL beside the names."""
-    base = [row for row in rows if row["method"] == reference]
+    base = select(runs, method=reference)
     labels = []
-    for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        part = [row for row in rows if row["method"] == method]
-        labels.append(f"{method}  (NLL {np.mean([row['nll'] for row in part]):.2f})")
-        differences = comparison.paired(workdir, part, base, evaluate.wins)
+    for place, method in enumerate(methods_of(runs)):
+        part = select(runs, method=method)
+        labels.append(f"{method}  (NLL {mean(part, 'nll'):.2f})")
+        differences = paired(part, base, metrics.wins)
         if method == reference or not differences:
             axis.plot(0, place, "k|")
             continue
-        centre = 100 * np.mean([one.mean() for one in differences])
-        low, high = (100 * bound for bound in comparison.two_level_interval(differences))
+        centre = 100 * np.mean([difference.mean() for difference in differences])
+        low, high = (100 * bound for bound in two_level_interval(differences))
         axis.errorbar(centre, place, xerr=[[centre - low], [high - centre]], fmt="o", color="C0", capsize=3)
     axis.axvline(0, color="0.7", linewidth=1)
     axis.set(xlabel=f"points of accuracy less {reference}", title="Choices of DWRL")
@@ -65,7 +65,7 @@ def figure(rates: Path, choices: Path) -> Figure:
     picture = Figure(figsize=(13, 4.5), layout="constrained")
     left, right = picture.subplots(1, 2)
     draw_rates(left, rows_of(rates))
-    draw_differences(right, choices, rows_of(choices))
+    draw_differences(right, read_runs(choices, rows_of(choices)))
     for axis in (left, right):
         axis.grid(alpha=0.3)
     return picture

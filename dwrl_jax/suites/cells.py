@@ -1,13 +1,5 @@
-"""Methods side by side, on the same pairs with the same seeds:
+"""The cells of a suite: each is run once, and the table is made of all that are finished."""
 
-python -m dwrl_jax.reproduce --suite=tiny --workdir=runs/suite [--arms=dwrl,bt] [--seeds=11,12] [--budgets=pairs]
-
-A cell is one run of an arm with a seed. What is finished stands in results.jsonl and is not run again; what was
-stopped goes on. Of two such commands with different seeds, each takes its own. A table and figures are made of all
-cells that there are, also while others run. `--config.KEY=VALUE`, as often as you like, holds for every cell.
-"""
-
-import argparse
 import dataclasses
 import hashlib
 import sys
@@ -16,13 +8,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dwrl_jax.core import files, hosts
-from dwrl_jax.core.errors import UserError, exit_cleanly
-from dwrl_jax.reporting import suite as comparison
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.reporting import suite as report
+from dwrl_jax.reporting.runs import ROWS, read_rows, read_runs
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.suites.definitions import SUITES, Suite
 from dwrl_jax.training import run as train
@@ -53,8 +45,24 @@ class Cell:
         return Path(self.config) / words / f"{self.budget}-{self.seed}"
 
 
+def compare(suite: Suite, workdir: Path, overrides: list[str]) -> str | None:
+    """Run the cells that are not finished; the table of all that are. None on processes that do not write.
+
+    Table and figures also go to the workdir. `overrides` are flags --config.KEY=VALUE, for every cell.
+    """
+    hosts.start()
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+    with hosts.together():
+        rows = run_suite(suite, workdir, overrides)
+    if not hosts.first():
+        return None
+    report.write(workdir, read_runs(workdir, by_arm(rows)), suite.reference)
+    return (workdir / "table.md").read_text()
+
+
 def run_suite(suite: Suite, workdir: Path, overrides: list[str]) -> list[dict]:
-    """Run what is not yet in workdir/results.jsonl; all its rows, those of this suite first finished first."""
+    """Run what is not yet in workdir/results.jsonl; all of its rows, the first finished first."""
     workdir.mkdir(parents=True, exist_ok=True)
     for config in suite.configs:
         bar = tqdm(suite.seeds, desc=config, unit="seed", disable=not sys.stderr.isatty())
@@ -62,13 +70,13 @@ def run_suite(suite: Suite, workdir: Path, overrides: list[str]) -> list[dict]:
             for cell in cells(suite, config, seed, workdir):
                 bar.set_postfix_str(f"{cell.arm}, equal {cell.budget}")
                 row = run_cell(suite, cell, workdir, overrides)
-                hosts.attempt(files.append_lines, workdir / "results.jsonl", [row])
+                hosts.attempt(files.append_lines, workdir / ROWS, [row])
                 jax.clear_caches()  # a suite's programs together are more than a machine holds
     return read_rows(workdir)
 
 
 def cells(suite: Suite, config: str, seed: int, workdir: Path) -> Iterator[Cell]:
-    """The cells of a seed that are still to be run. Those of other budgets follow from what the first used."""
+    """The cells of a seed that are still to be run. Those of other budgets follow from what equal pairs used."""
     done = {row_key(row) for row in read_rows(workdir)}
     first = [Cell(config, arm, PAIRS, seed) for arm in suite.arms]
     yield from (cell for cell in first if cell.key not in done)
@@ -98,6 +106,8 @@ def run_cell(suite: Suite, cell: Cell, workdir: Path, overrides: list[str]) -> d
     longer = [f"--config.optim.steps={cell.steps}"] if cell.steps else []
     config, folder = parse([*flags, *settings, *overrides, *longer])
     config.update_from_flattened_dict(dict.fromkeys(suite.seeded, cell.seed))
+    if config.eval.pairs < 1:
+        raise UserError(f"eval.pairs={config.eval.pairs}: methods are compared on held-out pairs; give at least 1")
     share_base(config, workdir)
     results = train.fit(config, folder)
     return row_of(cell, config, folder, results) if results else {}
@@ -113,7 +123,7 @@ def share_base(config: ConfigDict, workdir: Path) -> None:
 
 
 def row_of(cell: Cell, config: ConfigDict, folder: Path, results: dict) -> dict:
-    """A row of results.jsonl; `seconds` are those of training steps, what is compiled in them included."""
+    """A row of results.jsonl; `seconds` are those of all training steps, with the compilation in them."""
     steps = list(files.read_lines(folder / "metrics.jsonl"))
     best = max(results["trained"], key=lambda votes: int(votes[1:]))
     tokens = np.array([step.get("sample/tokens", 0) for step in steps])
@@ -137,60 +147,11 @@ def row_of(cell: Cell, config: ConfigDict, folder: Path, results: dict) -> dict:
     }
 
 
-def read_rows(workdir: Path) -> list[dict]:
-    path = workdir / "results.jsonl"
-    return list(files.read_lines(path)) if path.exists() else []
-
-
-def by_arm(rows: list[dict], arms: list[str]) -> list[dict]:
-    """Rows in the order of the arms, whichever finished first; those of other arms behind them."""
+def by_arm(rows: list[dict]) -> list[dict]:
+    """Rows in the order in which the suites name their arms, whichever finished first; those of other arms last."""
+    arms = list(dict.fromkeys(name for suite in SUITES.values() for name in suite.arms))
     return sorted(rows, key=lambda row: arms.index(row["method"]) if row["method"] in arms else len(arms))
 
 
 def row_key(row: dict) -> tuple:
     return row["config"], row["method"], row["budget"], row["seed"]
-
-
-def chosen(names: str | None, known, what: str) -> list:
-    """The named ones of `known`, in its order; UserError for one that is not there."""
-    if names is None:
-        return list(known)
-    wanted = names.split(",")
-    texts = {str(one): one for one in known}
-    for name in wanted:
-        if name not in texts:
-            raise UserError(f"--{what}={name}: choose from {', '.join(texts)}")
-    return [one for text, one in texts.items() if text in wanted]
-
-
-@exit_cleanly
-def main() -> None:
-    logging.set_verbosity(logging.ERROR)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=SUITES, required=True)
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--arms", help="names of lines of the table, all by default")
-    parser.add_argument("--seeds", help="numbers, all of the suite by default")
-    parser.add_argument("--budgets", help="what arms get as much of as the reference, all of the suite by default")
-    given, overrides = parser.parse_known_args()
-    for flag in overrides:
-        if not flag.startswith("--config."):
-            raise UserError(f"{flag}: not a flag; see --help")
-    suite = SUITES[given.suite]
-    arms = {name: suite.arms[name] for name in chosen(given.arms, suite.arms, "arms")}
-    seeds = tuple(chosen(given.seeds, suite.seeds, "seeds"))
-    budgets = chosen(given.budgets, (PAIRS, *suite.budgets), "budgets")
-    more = tuple(budget for budget in budgets if budget != PAIRS)  # equal pairs come first in any case
-    suite = dataclasses.replace(suite, arms=arms, seeds=seeds, budgets=more)
-    hosts.start()
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str((given.workdir / "compiled").absolute()))
-    try:
-        with hosts.together():
-            rows = run_suite(suite, given.workdir, overrides)
-    except train.loop.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signal)
-    if hosts.first():
-        comparison.write(given.workdir, by_arm(rows, list(SUITES[given.suite].arms)), suite.reference)
-        print((given.workdir / "table.md").read_text())
