@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -22,8 +24,8 @@ from dwrl_jax.models import hf
 from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
-from dwrl_jax.training import loop
 from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
+from dwrl_jax.training.parts import Run
 from dwrl_jax.training.programs import Recipe
 from dwrl_jax.training.sources import Held, batches, find_pair, held_out, make_talk, training_source
 
@@ -43,12 +45,19 @@ def small_config(config: ConfigDict, tokenizer) -> dict:
     return shrink(PRESETS[name], 1 + max(tokenizer.get_vocab().values()))
 
 
-def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, Held | None, dict[str, str]]:
+class Start(NamedTuple):
+    """The model that a run starts from."""
+
+    hf_config: dict  # config.json of the model to train
+    tokenizer: Any
+    folder: Callable[[], Path]  # fetches or makes the starting model; a run that goes on rarely needs it
+
+
+def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | None, dict[str, str]]:
     """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
-    tokenizer = load_tokenizer(config, folder)
+    tokenizer = start.tokenizer
     objective, _ = load_objective(config)
-    numerics = {name: config.model[name] for name in NUMERICS}
-    shape = model_config(architecture(config, folder, tokenizer), **numerics)
+    shape = model_config(start.hf_config, **{name: config.model[name] for name in NUMERICS})
     talk = make_talk(config, tokenizer, question_kind(judge_kind(config)))
     check_lengths(config, shape, talk)
     supervised = objective.thoughts == "written"
@@ -57,11 +66,11 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
         raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
     held, eval_note = held_out(config, talk, workdir) if config.eval.pairs else (None, "none")
     parts = recipe(config, shape, talk.question_ids, talk.answer_ids, talk.pad_id)
-    run = loop.Run(
+    run = Run(
         **vars(parts),
         workdir=workdir,
         steps=config.optim.steps,
-        load_params=lambda: load_start(config, folder, shape, parts.mesh),
+        load_params=lambda: load_start(config, start.folder(), shape, parts.mesh),
         batches=batches(config, source, talk, batch_size=config.data.batch_size, margins=parts.margins),
         describe=lambda pair_id: find_pair(source, pair_id),
         describe_held_out=lambda pair_id: find_pair(held.batches.source, pair_id),
@@ -78,8 +87,18 @@ def build(config: ConfigDict, workdir: Path, folder: Path) -> tuple[loop.Run, He
     return run, held, {"train": train_note, "eval": eval_note}
 
 
+def check_weights(config: ConfigDict) -> None:
+    """UserError where the weights cannot take in what they learn: bfloat16 keeps 8 bits, an update of less is lost."""
+    if config.model.param_dtype != "float32":
+        raise UserError(
+            f"model.param_dtype={config.model.param_dtype!r}: updates of these weights would be rounded away; "
+            "set it to 'float32', with model.dtype='bfloat16' to compute in that type"
+        )
+
+
 def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, devices=None) -> Recipe:
     """What the programs are made of, for the ids of the second question, of both answers and of padding."""
+    check_weights(config)
     objective, hyper = load_objective(config)
     phases, value_scores = objective.phases(hyper), objective.value_scores
     optim = OptimizerOptions(**{field.name: config.optim[field.name] for field in dataclasses.fields(OptimizerOptions)})

@@ -1,13 +1,10 @@
 """The training loop: sample, update, evaluate, write down, save; stopped anywhere, it goes on where it was."""
 
 import contextlib
-import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,38 +14,17 @@ from tqdm import tqdm
 from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
-from dwrl_jax.data.batches import Batches, padding_share, prefetch
-from dwrl_jax.data.pairs import Pair
-from dwrl_jax.evaluation import metrics as evaluate
-from dwrl_jax.generation.keys import HELD_OUT, TRAINING
+from dwrl_jax.data.batches import padding_share, prefetch
+from dwrl_jax.generation.keys import TRAINING
 from dwrl_jax.generation.packing import Packing, pack
 from dwrl_jax.judge.judge import Judge, branch_length
 from dwrl_jax.judge.thoughts import for_update, with_reference
-from dwrl_jax.training.programs import Programs, Recipe, make_programs
+from dwrl_jax.training import held_out
+from dwrl_jax.training.parts import Run
+from dwrl_jax.training.programs import Programs, abstract_state, make_programs
 from dwrl_jax.workdir import checkpoint, records
 
 PROFILED = 3  # steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Run(Recipe):
-    """All that one training run is made of. Counts are in pairs and steps."""
-
-    workdir: Path
-    steps: int
-    load_params: Callable[[], Any]  # the starting model, laid out for training
-    batches: Batches
-    describe: Callable[[int], Pair]  # pair id -> training pair
-    describe_held_out: Callable[[int], Pair]
-    decode: Callable[[np.ndarray], str]  # token ids -> text
-    eval_batches: Batches | None  # held-out pairs in a fixed order
-    curve_batches: Batches | None  # those of them that the curve is drawn on
-    eval_every: int
-    thoughts_every: int
-    thought_pairs: int
-    checkpoint_every: int
-    packing: bool  # short thoughts share lanes in the update
-    profile: bool  # trace the steps after the first, which compiles
 
 
 class Stopped(Exception):
@@ -71,18 +47,25 @@ def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
 
 def _train(run: Run, programs: Programs):
     manager = checkpoint.open_manager(run.workdir)
-    params = run.load_params()
-    start = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params) if run.keeps_start else None
+    begun = manager.latest_step() is not None
+    evaluated = not run.eval_batches or held_out.is_evaluated(run, "base")
+    # a run that goes on has its parameters in the checkpoint: the starting model is loaded only where it is asked
+    params = None if begun and evaluated and not run.keeps_start else run.load_params()
+    start = params if run.keeps_start else None
     scores = {}
     if run.eval_batches:
-        scores["base"] = _held_out(run, programs, "base", params, start, 0)
-    state = programs.begin(params)
-    state = checkpoint.restore(manager, state) or state
+        scores["base"] = held_out.evaluation(run, programs, "base", params, start, 0)
+    if begun:
+        del params
+        state = checkpoint.restore(manager, abstract_state(run))
+    else:
+        start = start and jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(start)  # `begin` takes the buffers
+        state = programs.begin(params)
     records.rewind(run.workdir, int(state.step))
     if int(state.step) < run.steps:
         state = _steps(run, programs, manager, state, start)
     if run.eval_batches:
-        scores["trained"] = _held_out(run, programs, "trained", state.params, start, run.steps)
+        scores["trained"] = held_out.evaluation(run, programs, "trained", state.params, start, run.steps)
     manager.close()
     return state, scores
 
@@ -98,7 +81,7 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> T
             with _profile(run, begun, int(state.step) - begun):
                 state, metrics = _step(run, programs, state, batch, thoughts, start, board)
             step = int(state.step)
-            curve = _curve(run, programs, state, start)
+            curve = held_out.curve(run, programs, state, start)
             records.write_metrics(run.workdir, board, step, metrics | curve)
             stop = hosts.stop(stopping)
             due = curve or step % run.checkpoint_every == 0 or step == run.steps
@@ -148,65 +131,9 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
     metrics["train/padding"] = 1.0 - tokens / _positions(run.judge, batch, thoughts, packing)
     metrics["time/step_seconds"] = now - began
     if sampled is not None and (step == 0 or (step + 1) % run.thoughts_every == 0 or step + 1 == run.steps):
-        _write_thoughts(run, board, batch, *sampled, step=step + 1, split="train")
+        rows = held_out.thought_rows(run, batch, *sampled, step=step + 1, split="train")
+        records.write_thoughts(run.workdir, board, rows, step + 1)
     return state, metrics
-
-
-def _write_thoughts(run: Run, board, batch, thoughts, log_scores, weights, *, step: int, split: str) -> None:
-    """The thoughts of the first pairs of a batch, to thoughts.jsonl and tensorboard."""
-    rows = records.thought_rows(
-        batch,
-        *jax.device_get((thoughts, log_scores, weights)),
-        pairs=run.thought_pairs,
-        end=run.judge.end,
-        decode=run.decode,
-        describe=run.describe if split == "train" else run.describe_held_out,
-    )
-    records.write_thoughts(run.workdir, board, [{"step": step, "split": split} | row for row in rows], step)
-
-
-def _curve(run: Run, programs: Programs, state: TrainState, start) -> dict[str, float]:
-    """Held-out metrics where the curve has a point at this step, else nothing."""
-    step = int(state.step)
-    if not (run.curve_batches and run.eval_every and (step % run.eval_every == 0 or step == run.steps)):
-        return {}
-    _, log_scores = _score_pairs(run, programs, state.params, start, run.curve_batches)
-    found = evaluate.metrics(log_scores, max(run.votes), run.pairwise)
-    if not sys.stderr.isatty():
-        print(f"step {step} of {run.steps}: held-out accuracy {found['accuracy']:.3f}", flush=True)
-    names = ("accuracy", "nll", "ties", "brier", "ece", "flips", "position_bias")
-    return {f"eval/{name}": found[name] for name in names if name in found}
-
-
-def _held_out(run: Run, programs: Programs, name: str, params, start, step: int) -> np.ndarray | None:
-    """Log scores [N S K] of all held-out pairs; kept in a file, so that a finished part is not run again.
-
-    The thoughts about the first of them are written down: those before and after training can be compared.
-    """
-    path = run.workdir / "eval" / f"{name}.jsonl"
-    if not hosts.of_first(path.exists()):
-        ids, log_scores = _score_pairs(run, programs, params, start, run.eval_batches, f"evaluating {name}")
-        batch, _ = run.eval_batches(0)
-        sampled = programs.sample_votes(params, start, batch, HELD_OUT, 0)
-        with records.open_tensorboard(run.workdir, step) as board:
-            _write_thoughts(run, board, batch, *sampled, step=step, split="eval")
-        records.write_scores(path, ids, log_scores)
-    return records.read_scores(path)[1] if hosts.first() else None
-
-
-def _score_pairs(run: Run, programs: Programs, params, start, batches: Batches, title: str = ""):
-    """Pair ids [N] and log scores [N S K] of held-out pairs."""
-    made = prefetch(batches, 0, batches.steps_per_epoch)
-    bar = tqdm(
-        made,
-        desc=title,
-        total=batches.steps_per_epoch,
-        disable=not (title and sys.stderr.isatty()),
-        dynamic_ncols=True,
-    )
-    return evaluate.vote_scores(
-        lambda pairs: programs.sample_votes(params, start, pairs, HELD_OUT, 0)[1], (pairs for pairs, _ in bar)
-    )
 
 
 def _sampling_metrics(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch, seconds: float):

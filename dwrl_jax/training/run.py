@@ -16,16 +16,19 @@ from ml_collections import ConfigDict
 from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError, exit_cleanly
 from dwrl_jax.data import world
+from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.evaluation import metrics as evaluate
 from dwrl_jax.models import hf
-from dwrl_jax.models.families import model_config
+from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.reporting import page as report
 from dwrl_jax.settings import config as configuration
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import loop
 from dwrl_jax.training.assemble import (
+    Start,
     architecture,
     build,
+    check_weights,
     judge_card,
     judge_kind,
     keep_architecture,
@@ -34,8 +37,8 @@ from dwrl_jax.training.assemble import (
     small_config,
 )
 from dwrl_jax.training.sources import Held
+from dwrl_jax.workdir import lock, records
 from dwrl_jax.workdir import model as export
-from dwrl_jax.workdir import records
 
 
 @exit_cleanly
@@ -64,16 +67,19 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     None without held-out pairs, and on processes that do not write.
     """
     configuration.check(config)
-    load_objective(config)  # a name that does not exist is said before a base model is made
+    load_objective(config)  # what cannot be meant is said before a base model is made
+    check_weights(config)
+    with lock.held(workdir):
+        return _fit(config, workdir)
+
+
+def _fit(config: ConfigDict, workdir: Path) -> dict | None:
     begun = hosts.of_first(is_begun(config, workdir))
-    folder = starting_model(config, workdir, begun)
-    run, held, notes = build(config, workdir, folder)
+    start = kept_start(config, workdir) if begun else new_start(config, workdir)
+    run, held, notes = build(config, workdir, start)
     if not begun:
-        tokenizer = load_tokenizer(config, folder)
-        kept = workdir / export.ARCHITECTURE
-        keep_architecture(
-            kept, architecture(config, folder, tokenizer), folder, tokenizer, judge_card(config, tokenizer)
-        )
+        card = judge_card(config, start.tokenizer)
+        keep_architecture(workdir / export.ARCHITECTURE, start.hf_config, start.folder(), start.tokenizer, card)
         records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     if run.thoughts.source == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
         print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
@@ -107,27 +113,44 @@ def is_begun(config: ConfigDict, workdir: Path) -> bool:
     return True
 
 
-def starting_model(config: ConfigDict, workdir: Path, begun: bool) -> Path:
-    """The Hugging Face folder that the run starts from, made first where the config says how."""
+def new_start(config: ConfigDict, workdir: Path) -> Start:
+    """The starting model of a run that begins, made first where the config says how."""
+    folder = starting_folder(config, workdir)
+    if not config.model.path and config.base is None:
+        make_random(config, folder)
+    tokenizer = load_tokenizer(config, folder)
+    return Start(architecture(config, folder, tokenizer), tokenizer, lambda: folder)
+
+
+def kept_start(config: ConfigDict, workdir: Path) -> Start:
+    """The same of a run that goes on: what it needs is in the workdir, apart from the parameters."""
+    kept = workdir / export.ARCHITECTURE
+    return Start(read_config(kept), tokenizers.load_tokenizer(kept), lambda: starting_folder(config, workdir))
+
+
+def starting_folder(config: ConfigDict, workdir: Path) -> Path:
+    """The Hugging Face folder of the starting model: a given one, the base run's or the one for random parameters."""
     if config.model.path:
         return hf.resolve(config.model.path)
-    if config.base is not None:
-        folder = workdir / "base" / "model"
-        finished = is_begun(config.base, workdir / "base") and folder.exists()
-        if not hosts.of_first(finished):
-            print("making the base model", flush=True)
-            fit(config.base, workdir / "base")
-            export.export(workdir / "base", folder)
-        return folder
-    folder = workdir / "random"
-    if not begun:
-        hosts.by_first(shutil.rmtree)(folder, ignore_errors=True)
-        tokenizer = load_tokenizer(config, folder)
-        hf_config = small_config(config, tokenizer)
-        shape = model_config(hf_config)
-        params = hf.random_params(shape, config.seed)
-        hosts.attempt(hf.save_model, folder, params, shape, hf_config, tokenizer=tokenizer)
+    if config.base is None:
+        return workdir / "random"
+    folder = workdir / "base" / "model"
+    finished = is_begun(config.base, workdir / "base") and folder.exists()
+    if not hosts.of_first(finished):
+        print("making the base model", flush=True)
+        fit(config.base, workdir / "base")
+        export.export(workdir / "base", folder)
     return folder
+
+
+def make_random(config: ConfigDict, folder: Path) -> None:
+    """Write the small model with random parameters that model.preset names."""
+    hosts.by_first(shutil.rmtree)(folder, ignore_errors=True)
+    tokenizer = load_tokenizer(config, folder)
+    hf_config = small_config(config, tokenizer)
+    shape = model_config(hf_config)
+    params = hf.random_params(shape, config.seed)
+    hosts.attempt(hf.save_model, folder, params, shape, hf_config, tokenizer=tokenizer)
 
 
 def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> dict:

@@ -40,15 +40,11 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict | None
     manager.save(step, args=args, metrics=metrics, force=True)
 
 
-def restore(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
-    """The last state, or None where nothing was saved. `like` gives shapes, dtypes and shardings."""
-    step = manager.latest_step()
-    if step is None:
-        return None
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    rest = {"step": abstract.step, "opt_state": abstract.opt_state}
-    args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract.params), rest=ocp.args.StandardRestore(rest))
-    found = manager.restore(step, args=args)
+def restore(manager: ocp.CheckpointManager, like: TrainState) -> TrainState:
+    """The last state; there must be one. `like` gives shapes, dtypes and shardings, and needs no arrays."""
+    rest = {"step": like.step, "opt_state": like.opt_state}
+    args = ocp.args.Composite(params=ocp.args.StandardRestore(like.params), rest=ocp.args.StandardRestore(rest))
+    found = manager.restore(manager.latest_step(), args=args)
     return TrainState(found.rest["step"], found.params, found.rest["opt_state"])
 
 

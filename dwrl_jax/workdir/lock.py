@@ -1,0 +1,50 @@
+"""One run at a time in a workdir: a lock on workdir/lock, held by the run's first process until it ends."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from dwrl_jax.core import hosts
+from dwrl_jax.core.errors import UserError
+
+NAME = "lock"
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Hold the lock of a workdir; all processes of a run come here together.
+
+    The system releases it when the process dies, however it dies: the file stays and means nothing alone.
+    UserError where another run holds it.
+    """
+    files = []
+    hosts.attempt(lambda: files.append(_take(workdir / NAME)))
+    try:
+        yield
+    finally:
+        for file in files:
+            file.close()
+
+
+def _take(path: Path) -> TextIO:
+    """The open file whose lock this process has got; it says which process that is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+")  # noqa: SIM115, closing it releases the lock
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise UserError(f"{path}: {holder} is at work here; stop it, or choose another --workdir") from None
+    except OSError as error:
+        print(f"warning: {path}: no locks on this file system ({error.strerror}); start no second run here", flush=True)
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
