@@ -45,10 +45,10 @@ def make_batches(
 ) -> Batches:
     """Batches of a source: Examples, or anything else with `examples(start, stop)`.
 
-    A finite source is permuted anew in every epoch; `window` batches at a time are sorted by length, cut, and
-    shuffled as batches, so that little is padding. Without `shuffle` the order is by length, for evaluation;
-    `pair_id` says who is who. A source without a length is read in its own order. L is the smallest of
-    `buckets` that holds a batch. UserError when sizes do not fit, and with `margins` when a pair has none.
+    A finite source is permuted anew in every epoch. The pairs of `window` batches at a time are sorted by length and
+    cut into batches, and these are shuffled: this saves padding. Without `shuffle` all pairs are sorted by length, for
+    evaluation. A source without a length is read in its order. L is the smallest of `buckets` that holds the batch.
+    UserError when sizes do not fit, and with `margins` when a pair has none.
     """
     buckets = tuple(buckets)
     if not buckets or buckets[0] < 1 or any(a >= b for a, b in zip(buckets, buckets[1:])):

@@ -104,7 +104,7 @@ def control_pattern(tokenizer, ids) -> re.Pattern:
 
 
 def whole_words(tokenizer) -> frozenset[str] | None:
-    """All words of a tokenizer that makes one token of every word between blanks; None for any other."""
+    """The vocabulary of a tokenizer that makes one token of every word between blanks; None for any other."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.model, WordLevel):
         return None

@@ -1,4 +1,4 @@
-"""From a config to the pairs of a run: the dialogue they are read in, where they come from, their batches."""
+"""From a config to the pairs of a run: their dialogue, their source, their tokens and their batches."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ from dwrl_jax.data.pairs import Pair, drawn, read_pairs
 
 
 class Held(NamedTuple):
-    """Held-out pairs in a fixed order, the beginning of them for the curve, and their world if they have one."""
+    """Held-out pairs, their batches in a fixed order, a part of them for the curve, and the built-in world if used."""
 
     pairs: list[Pair]
     batches: Batches

@@ -11,9 +11,9 @@ from dwrl_jax.dialogue import Dialogue
 
 @dataclasses.dataclass(frozen=True)
 class WorldSource:
-    """An unlimited source of examples: one split of a world, tokenised as it is asked for.
+    """One split of a world as a source of examples without an end; each is tokenised when it is asked for.
 
-    A `pairwise_share` of them, drawn from the seed, stands in the dialogue `pairwise` instead.
+    A share `pairwise_share` of the pairs, drawn from the world's seed, is shown in the dialogue `pairwise`.
     """
 
     world: World
@@ -31,8 +31,8 @@ class WorldSource:
             if ids:
                 both = dialogue.kind == "label"
                 pairs = [pair(self.world, self.split, i, mixed_from=self.mixed_from, pairwise=both) for i in ids]
-                found, _ = tokenise(pairs, dialogue, self.max_length, strict=True)
-                rows += [dataclasses.replace(row, pair_id=ids[row.pair_id]) for row in found.rows]
+                examples, _ = tokenise(pairs, dialogue, self.max_length, strict=True)
+                rows += [dataclasses.replace(row, pair_id=ids[row.pair_id]) for row in examples.rows]
         return sorted(rows, key=lambda row: row.pair_id)
 
     def _dialogue(self, index: int) -> Dialogue | None:

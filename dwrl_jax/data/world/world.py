@@ -1,10 +1,10 @@
-"""The built-in world: preference pairs whose judging takes steps that have to be written out.
+"""The built-in world: preference pairs that a judge can only judge well in written steps.
 
-A prompt gives a start state and a row of operations, each a fixed permutation of the states; a response claims
-the final state in one of three styles. Quality falls with the circular distance of the claim from the truth and
-rises with the style; which of two responses is preferred is Bradley-Terry noise around it, so the ceiling is
-known. Composing the permutations is beyond one pass of a tiny transformer, but not beyond a written chain of
-intermediate states. Everything follows from a seed; nothing is downloaded.
+A prompt gives a start state and a row of operations; each operation is a fixed permutation of the states. A response
+claims the final state, in one of three styles. Its quality falls with the circular distance of the claim from the
+truth and rises with the style. The label of a pair follows Bradley-Terry: P(y+ > y-) = sigmoid(quality difference),
+so the best possible accuracy is known. A tiny transformer cannot compose the permutations in one pass, but it can
+write the chain of states between. Everything follows from a seed; nothing is downloaded.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ TRUE_CLAIMS = 0.3  # share of responses that claim the truth outright; the other
 SPLITS = {"train": 0, "demonstrations": 1, "eval": 2}
 PASSABLE = -1.2  # quality of a response that is called good as often as not
 GOOD, BAD = 0, 1  # verdicts, and which of two is better: the first or the second
-# Written thoughts of the mixed stage: states and how far the claim is off. A "chain" writes every state; "slips"
-# does, and goes on from its errors; "skipping" breaks off and guesses the end; "rationalising" puts the claim at
-# the end; "lazy" writes nothing of it. A thought ends with how far off the claim is; one about two responses first
-# repeats each claim, for a tiny model did not learn to tell two distances without.
+# Shares of the written thoughts of the mixed stage. A thought is a chain of states and then the distance of the claim
+# from its last one. "chain": every state is right. "slips": there are errors, and the chain goes on from them.
+# "skipping": the chain breaks off and its end is guessed. "rationalising": its end is the claim. "lazy": no chain.
+# A thought about two responses repeats each claim before its distance: without it, a tiny model did not learn this.
 KINDS = {"chain": 0.15, "slips": 0.25, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
 SLIP = 0.25
 
@@ -66,9 +66,9 @@ def _distance(a: int, b: int) -> int:
 
 
 def _margin(claims: Sequence[int], truth: int) -> float:
-    """1 (slightly better), 2 (better) or 3 (much better): by how many states one claim is nearer to the truth.
+    """1 (slightly better), 2 (better) or 3 (much better): 1 + min(difference of both distances from the truth, 2).
 
-    It is a strength, of which the label's noise takes no account: the better claim need not be the chosen one's.
+    It does not depend on the label: with the label's noise, the chosen response may have the worse claim.
     """
     first, second = (_distance(claim, truth) for claim in claims)
     return float(1 + min(abs(first - second), 2))
@@ -81,8 +81,8 @@ def _sigmoid(x: float) -> float:
 def pair(world: World, split: str, index: int, *, mixed_from: int | None = None, pairwise: bool = False) -> Pair:
     """Pair number `index` of a split.
 
-    Demonstrations carry a thought and a verdict for each side, a response or with `pairwise` an order of both:
-    clean chains up to index `mixed_from`, thoughts of mixed quality from there on.
+    A pair of the split "demonstrations" has a thought and a verdict for each side: for each response, or with
+    `pairwise` for each order of both. Thoughts are clean chains up to index `mixed_from`, then of mixed quality.
     """
     rng = np.random.default_rng([world.seed, 1 + SPLITS[split], index])
     start, operations = int(rng.integers(STATES)), rng.integers(OPERATIONS, size=CHAIN)
@@ -150,10 +150,10 @@ def _demonstration(rng, world: World, start, operations, responses, mixed: bool)
 
 
 def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
-    """What two fixed readers score on pairs: [pairs] log-odds of chosen over rejected each.
+    """Log-odds [pairs] of chosen over rejected of two fixed readers.
 
-    "no_thought" knows style's worth and nothing of the truth: the best that can be read off without composing
-    the operations. "ceiling" knows the quality itself: only the noise of the labels is left.
+    "no_thought" knows the weight of the styles and nothing of the truth: no reader that does not compose the
+    operations can do better. "ceiling" knows the quality itself: only the noise of the labels is left.
     """
     style = [STYLE_WEIGHT * (STYLES[p.chosen.split()[1]] - STYLES[p.rejected.split()[1]]) for p in pairs]
     prompts = [p.prompt[0]["content"] for p in pairs]
