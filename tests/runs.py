@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dwrl_jax.planning import compiled as lowering
-from dwrl_jax.planning import plan
+from dwrl_jax.planning.model import model_of
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import assemble as build
 from dwrl_jax.training import run as train
@@ -49,7 +49,7 @@ def fit(workdir, *arguments, variant="smoke"):
 
 def recipe_of(config):
     """What the programs of a run are made of; its base model need not be there."""
-    shape, tokens, _ = plan._model(config, "gpu")
+    shape, tokens, _ = model_of(config, "gpu")
     return build.recipe(config, shape, *tokens)
 
 
@@ -58,7 +58,7 @@ def trace_update(variant):
     config, _ = parse([*tiny(variant), "--workdir=unused"])
     recipe = recipe_of(config)
     with jax.set_mesh(recipe.mesh):
-        return lowering._lower(recipe, "update", config.data.buckets[-1], config.data.batch_size)
+        return lowering.lower(recipe, "update", config.data.buckets[-1], config.data.batch_size)
 
 
 def params_of(workdir):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dwrl_jax.core import sharding
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
-from dwrl_jax.generation.keys import TRAINING
+from dwrl_jax.generation.keys import HELD_OUT, TRAINING
 from dwrl_jax.judge.thoughts import for_update, with_reference
 from dwrl_jax.planning import hlo
 from dwrl_jax.training.programs import Programs, Recipe, abstract_state, make_programs
@@ -30,10 +30,10 @@ class Program:
 
 
 def compile_program(recipe: Recipe, name: str, length: int, pairs: int) -> Program:
-    """Compile "sample" or "update" for prefixes of `length` tokens, as a run would."""
+    """Compile "sample", "evaluation" or "update" for prefixes of `length` tokens, as a run would."""
     began = time.perf_counter()
     with jax.set_mesh(recipe.mesh):
-        lowered = _lower(recipe, name, length, pairs)
+        lowered = lower(recipe, name, length, pairs)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -52,7 +52,8 @@ def compile_program(recipe: Recipe, name: str, length: int, pairs: int) -> Progr
     )
 
 
-def _lower(recipe: Recipe, name: str, length: int, pairs: int):
+def lower(recipe: Recipe, name: str, length: int, pairs: int) -> jax.stages.Lowered:
+    """A program as `compile_program` names it, traced with the mesh of the recipe set, not yet compiled."""
     whole = sharding.whole(recipe.mesh)
     programs, state = make_programs(recipe), abstract_state(recipe)
 
@@ -65,11 +66,13 @@ def _lower(recipe: Recipe, name: str, length: int, pairs: int):
         answer=array(jnp.int32, 2),
         valid=array(jnp.bool_),
         pair_id=array(jnp.int32),
-        margin=array(jnp.float32) if recipe.margins else None,
+        margin=array(jnp.float32) if recipe.margins and name != "evaluation" else None,
     )
     start = state.params if recipe.keeps_start else None
     if name == "sample":
         return programs.sample.lower(state.params, start, batch, TRAINING, 0)
+    if name == "evaluation":
+        return programs.sample_votes.lower(state.params, start, batch, HELD_OUT, 0)
     thoughts = _thoughts(recipe, programs, state.params, start, batch)
     thoughts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), thoughts)
     return programs.train_step.lower(state, batch, thoughts, None)

@@ -9,7 +9,7 @@ TERMS = {
     "kv_regions": "keys and values, prefixes and thoughts",
     "temporaries": "activations and other temporaries",
 }
-TITLES = {"sample": "sampling", "update": "update"}
+TITLES = {"sample": "sampling", "evaluation": "evaluation", "update": "update"}
 
 
 def table(plan: dict) -> str:
@@ -19,6 +19,7 @@ def table(plan: dict) -> str:
         f"{plan['devices']} x {chip['name']} ({plan['topology']}), mesh {mesh}",
         f"{plan['pairs']} pairs per step, sampled {plan['pairs_sampled_at_once']} at a time and learnt from in "
         f"{plan['micro_batches']} micro-batches; chip: {chip['source']}",
+        *_evaluation(plan),
         *(f"assumed: {what}" for what in plan["assumed"]),
         "",
         *_memory(plan),
@@ -70,12 +71,26 @@ def _collectives(plan: dict) -> list[str]:
     return lines or ["nothing is sent between devices"]
 
 
+def _evaluation(plan: dict) -> list[str]:
+    found = plan["evaluation"]
+    if found is None:
+        return ["no evaluation"]
+    alike = "" if "evaluation" in plan["programs"] else ", by the program that samples in training"
+    return [
+        f"evaluation of {found['pairs']} pairs, {found['pairs_at_once']} at a time, with {found['votes']} votes{alike}"
+    ]
+
+
 def _largest(plan: dict) -> list[str]:
-    bound = "at most" if plan["programs"].get("sample", {}).get("total_bytes", 0) > plan["hbm_bytes"] else "at least"
-    texts = {
-        "batch_pairs": f"largest sampler.batch_size: {bound} {{}} pairs, if all but weights grew with it",
-        "micro_batch_pairs": "largest micro-batch of an update: {} pairs, from two compiled sizes",
-    }
+    def at_once(name):
+        key = "eval.batch_size" if "decode_weights" not in plan["per_device"][name] else "sampler.batch_size"
+        bound = "at most" if plan["programs"][name]["total_bytes"] > plan["hbm_bytes"] else "at least"
+        where = " in evaluation" if name == "evaluation" else ""
+        return f"largest {key}{where}: {bound} {{}} pairs, if all but weights grew with it"
+
+    sizes = {"batch_pairs": "sample", "evaluation_pairs": "evaluation"}
+    texts = {key: at_once(name) for key, name in sizes.items() if name in plan["programs"]}
+    texts["micro_batch_pairs"] = "largest micro-batch of an update: {} pairs, from two compiled sizes"
     return [text.format(plan["largest"][key]) for key, text in texts.items() if plan["largest"].get(key) is not None]
 
 

@@ -22,15 +22,19 @@ from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, published, shrink
 from dwrl_jax.models.transformer import Decoder, axis_names
 from dwrl_jax.objectives import dwrl
-from dwrl_jax.planning import chips, counts, hlo, plan
+from dwrl_jax.plan import main as plan_main
+from dwrl_jax.planning import chips, counts, hlo, memory, plan
 from dwrl_jax.planning.compiled import compile_program, shard_bytes, wanted_bytes
+from dwrl_jax.planning.model import model_of
 from dwrl_jax.planning.text import table
 from dwrl_jax.settings.commandline import parse_flags
+from dwrl_jax.training.assemble import recipe as recipe_of
 from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
 from dwrl_jax.training.programs import Recipe, abstract_state
 from tests.small import REPO, given_thoughts, in_process_of_devices, make_batch
 
 SMOKE = ["--config=configs/qwen7b.py:smoke", "--config.data.buckets=(64,)", "--config.sampler.group_size=1"]
+ALONE = "--config.eval.pairs=0"  # without the programs of an evaluation
 
 
 def make_recipe(mesh=(1, 1, 1), vocab_size=512, chunk=64, micro_batches=2, max_thought=16, question=(3, 4, 5), **shape):
@@ -98,7 +102,7 @@ def test_flops_of_a_pass_are_those_of_its_products():
 
 def known_traffic():
     """A loop with a counter, and one that ends when data says so, over four devices."""
-    mesh = jax.make_mesh((4,), ("x",), (jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((4,), ("x",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
     spec = jax.sharding.PartitionSpec("x")
 
     def body(x):
@@ -121,10 +125,6 @@ def known_traffic():
     in_parts = read(lambda x: jax.lax.fori_loop(0, 3, lambda i, y: body(y) * 0.5, x))
     assert in_parts.once == {"all-reduce": 3 * found.once["all-reduce"]}
     assert in_parts.turn == {"all-gather": 3 * found.turn["all-gather"]}
-
-
-def test_what_is_sent_is_counted_by_the_turns_of_loops():
-    in_process_of_devices(known_traffic, 4)
 
 
 def test_an_operation_spread_over_fusions_counts_once_and_groups_are_read_in_all_forms():
@@ -150,10 +150,10 @@ def test_an_operation_spread_over_fusions_counts_once_and_groups_are_read_in_all
 
 
 def test_the_largest_size_lies_on_the_line_through_two():
-    assert plan.largest_size([(8, 900), (4, 500)], room=1700, unit=4) == 16
-    assert plan.largest_size([(8, 900), (4, 500)], room=1699, unit=4) == 12
-    assert plan.largest_size([(8, 900), (4, 500)], room=50, unit=4) == 0
-    assert plan.largest_size([(8, 900), (4, 900)], room=1700, unit=4) is None
+    assert memory.largest_size([(8, 900), (4, 500)], room=1700, unit=4) == 16
+    assert memory.largest_size([(8, 900), (4, 500)], room=1699, unit=4) == 12
+    assert memory.largest_size([(8, 900), (4, 500)], room=50, unit=4) == 0
+    assert memory.largest_size([(8, 900), (4, 900)], room=1700, unit=4) is None
 
 
 def test_sampling_in_parts_needs_less_memory():
@@ -218,8 +218,13 @@ def bytes_by_chunk():
     assert sent[1] == pytest.approx(sent[0], rel=0.05)
 
 
-def test_smaller_chunks_of_rows_send_no_more_of_the_vocabulary():
-    in_process_of_devices(bytes_by_chunk, 8)
+def traffic_on_devices():
+    known_traffic()
+    bytes_by_chunk()
+
+
+def test_what_is_sent_is_counted_by_the_turns_of_loops_and_smaller_chunks_send_no_more():
+    in_process_of_devices(traffic_on_devices, 8)
 
 
 def run_plan(*arguments, of=SMOKE, **env):
@@ -228,68 +233,117 @@ def run_plan(*arguments, of=SMOKE, **env):
 
 
 def test_a_plan_for_a_mesh_of_cpu_devices(tmp_path):
-    done = run_plan("--topology=cpu:4", "--config.mesh.tensor=2", f"--json={tmp_path / 'plan.json'}")
+    """The command, in small; the KL term keeps the starting model, and one thought is as many as one vote."""
+    keys = ["mesh.tensor=2", "objective.kl=0.1", "sampler.max_thought=2", "eval.votes=(1,)"]
+    done = run_plan("--topology=cpu:4", *(f"--config.{key}" for key in keys), f"--json={tmp_path / 'plan.json'}")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "plan.json").read_text())
     assert {"fits", "hbm_bytes", "per_device", "programs"} <= found.keys() and found["fits"]
     assert found["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2} and not found["assumed"]
     sample, update = (found["per_device"][name] for name in ("sample", "update"))
     assert sample["optimizer"] == pytest.approx(2 * sample["parameters"], rel=0.01)
+    for terms in (sample, update):
+        assert terms["starting_model"] == terms["parameters"] and terms["temporaries"] > 0
     assert sum(update.values()) == found["programs"]["update"]["total_bytes"] <= found["per_device"]["total"]
     assert found["programs"]["sample"]["collective_bytes_per_token"]
     assert found["phases"]["update"]["flops"] > found["phases"]["prefixes"]["flops"] > 0
     assert "fits, with" in done.stdout and done.stdout.strip() == table(found)
-    assert "compiled sample" in done.stderr
+    assert "starting model, for the KL term" in done.stdout and "compiled sample" in done.stderr
+    assert found["programs"].keys() == {"sample", "update"}, "evaluation is the program that samples in training"
+    assert "evaluation of 4 pairs, 4 at a time, with 1 votes, by the program that samples in training" in done.stdout
 
 
-def test_a_plan_that_does_not_fit_says_by_how_much_and_why(monkeypatch):
-    config, _ = parse_flags([*SMOKE, "--topology=cpu"], {"topology": "cpu"})
-    small = chips.Chip("Small", 10**6, 1e12, 1e9, 1e9, "invented")
-    monkeypatch.setattr(chips, "topology", lambda name: (small, jax.devices()[:1]))
-    found = plan.make_plan(config, "cpu")
-    over = found["per_device"]["total"] - small.memory
-    assert not found["fits"] and over > 0
-    verdict = table(found).splitlines()[-1]
-    assert (
-        f"does not fit: {over / 2**30:.2f} GiB too much" in verdict and "activations and other temporaries" in verdict
-    )
-    assert found["largest"]["batch_pairs"] < config.data.batch_size
-    phase = found["phases"]["thoughts"]
+def plan_of(arguments, topology="cpu"):
+    return plan.make_plan(parse_flags([*arguments, f"--topology={topology}"], {"topology": "cpu"})[0], topology)
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """A plan for a chip on which sampling with one thought and the update fit, but not evaluation with many votes."""
+    small = chips.Chip("Small", 15 * 10**6, 1e12, 1e9, 1e9, "invented")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chips, "topology", lambda name: (small, jax.devices()[:1]))
+        return plan_of([*SMOKE, "--config.eval.votes=(1,64)", "--config.eval.batch_size=16"])
+
+
+def test_an_evaluation_that_needs_more_than_a_step_decides_whether_a_run_fits(crowded):
+    room, programs = crowded["hbm_bytes"], crowded["programs"]
+    assert max(programs[name]["total_bytes"] for name in ("sample", "update")) < 0.8 * room
+    assert programs["evaluation"]["total_bytes"] == crowded["per_device"]["total"] > 1.2 * room
+    assert not crowded["fits"]
+    terms, sampling = (crowded["per_device"][name] for name in ("evaluation", "sample"))
+    assert sum(terms.values()) == programs["evaluation"]["total_bytes"] and min(terms.values()) > 0
+    kept = ("parameters", "optimizer", "decode_weights")
+    assert [terms[name] for name in kept] == [sampling[name] for name in kept]
+    # 32 rows of a prefix and 64 thoughts, where 8 rows have one
+    assert terms["kv_regions"] / sampling["kv_regions"] == 32 * (64 + 64 * 8) / (8 * (64 + 8))
+    assert crowded["evaluation"] == {"pairs": 16, "pairs_at_once": 16, "votes": 64}
+
+
+def test_a_plan_that_does_not_fit_says_by_how_much_and_why(crowded):
+    over = crowded["per_device"]["total"] - crowded["hbm_bytes"]
+    *lines, verdict = table(crowded).splitlines()
+    assert f"does not fit: {over / 2**30:.2f} GiB too much in evaluation, where the largest part is" in verdict
+    assert any(line.split()[-3:] == ["sampling", "evaluation", "update"] for line in lines)
+    sizes = crowded["largest"]
+    assert sizes["evaluation_pairs"] < 16 and sizes["batch_pairs"] > 4
+    assert f"largest sampler.batch_size in evaluation: at most {sizes['evaluation_pairs']} pairs" in "\n".join(lines)
+    assert f"largest sampler.batch_size: at least {sizes['batch_pairs']} pairs" in "\n".join(lines)
+    phase = crowded["phases"]["thoughts"]
     assert phase["seconds"] == max(phase["times"].values()) == phase["memory_bytes"] / 1e9
     assert phase["bound"] == "memory"
 
 
-def test_a_plan_of_a_baseline_without_thoughts_has_an_update_alone():
-    arguments = ["--config=configs/qwen7b.py:bt,smoke", "--config.data.buckets=(64,)", "--topology=cpu"]
-    config, _ = parse_flags(arguments, {"topology": "cpu"})
-    found = plan.make_plan(config, "cpu")
-    assert found["programs"].keys() == found["phases"].keys() == {"update"}
-    tokens, c = 2 * config.data.batch_size * 64, plan._model(config, "cpu")[0]
-    assert found["step_flops"] == 3 * counts.forward(c, tokens, 32, 0), "no branches"
+def test_an_evaluation_in_parts_holds_the_keys_and_values_of_one():
+    arguments = [*SMOKE, "--config.eval.votes=(64,)", "--config.eval.batch_size=16", "--topology=cpu"]
+    found = []
+    for size in (0, 4):
+        config, _ = parse_flags([*arguments, f"--config.sampler.batch_size={size}"], {"topology": "cpu"})
+        shape, tokens, _ = model_of(config, "cpu")
+        recipe = recipe_of(config, shape, *tokens)
+        assert memory.wanted(config, recipe)["evaluation"] == ("evaluation", 16)
+        assert recipe.thoughts.sampler.batch_size == size, "what the compiled program samples at a time"
+        shares = memory.share(config, recipe, "evaluation")
+        found.append(counts.region_bytes(shape, memory.sizes(config, recipe, "evaluation"), shares))
+    assert found[1] == found[0] / 4
 
 
-def test_a_starting_model_that_is_kept_counts():
-    arguments = [*SMOKE, "--config.objective.kl=0.1", "--config.sampler.max_thought=2", "--topology=cpu"]
-    found = plan.make_plan(parse_flags(arguments, {"topology": "cpu"})[0], "cpu")
-    for terms in (found["per_device"][name] for name in ("sample", "update")):
-        assert terms["starting_model"] == terms["parameters"] and terms["temporaries"] > 0
-    assert "starting model, for the KL term" in table(found)
+def test_a_plan_of_a_baseline_without_thoughts_has_a_teacher_forced_evaluation():
+    arguments = ["--config=configs/qwen7b.py:bt,smoke", "--config.data.buckets=(64,)"]
+    found = plan_of(arguments)
+    assert found["programs"].keys() == {"evaluation", "update"} and found["phases"].keys() == {"update"}
+    assert not {"decode_weights", "kv_regions"} & found["per_device"]["evaluation"].keys()
+    assert found["per_device"]["evaluation"]["temporaries"] > 0
+    assert "largest eval.batch_size in evaluation: at least" in table(found)
+    config, _ = parse_flags([*arguments, "--topology=cpu"], {"topology": "cpu"})
+    tokens = 2 * config.data.batch_size * 64
+    assert found["step_flops"] == 3 * counts.forward(model_of(config, "cpu")[0], tokens, 32, 0), "no branches"
+
+
+@pytest.mark.parametrize("kept, programs", [((), {"sample", "evaluation"}), ((ALONE,), {"sample"})])
+def test_an_evaluation_is_planned_only_where_a_run_has_one(kept, programs):
+    config, _ = parse_flags([*SMOKE, *kept, "--topology=cpu"], {"topology": "cpu"})
+    shape, tokens, _ = model_of(config, "cpu")
+    recipe = recipe_of(config, shape, *tokens)
+    assert memory.wanted(config, recipe).keys() == programs | {"update", "other"}
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--topology=v7:2x2"], "--topology=v7:2x2: give a TPU's kind and shape"),
-        (["--topology=cpu:2", "--config.mesh.tensor=4"], "mesh.tensor=4: these do not make up the 2 devices"),
+        (["--topology=cpu", "--config.mesh.tensor=4"], "mesh.tensor=4: these do not make up the 1 devices"),
         (["--topology=cpu", "--config.model.path=nobody/nothing"], "its shape is not known without a download"),
         ([], "--topology is missing, e.g. --config"),
         (["--topology=cpu", "--json=no/such/plan.json"], "its folder is not there"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message):
-    done = run_plan(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+def test_bad_input_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plan", *SMOKE, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        plan_main()
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and message in printed and len(printed.strip().splitlines()) == 1
 
 
 def test_a_gpu_is_planned_only_where_one_is():
@@ -331,6 +385,7 @@ def test_a_plan_for_a_tpu_without_one(tmp_path):
     arguments = [
         f"--config.model.path={tmp_path}",
         "--config.sampler.max_thought=64",
+        ALONE,
         "--topology=v5e:4x4",
         f"--json={tmp_path / 'plan.json'}",
     ]
