@@ -3,7 +3,7 @@ AUC, in our reconstruction. `irpm` has the published rule.
 
     r+_i = share of the thoughts about y- that s+_i wins over        r-_i = share of those about y+ that win over s-_i
 
-The paper contrasts the groups of y+ and y-, so that a pair teaches a pointwise judge. What follows is (ours):
+The paper contrasts the groups of y+ and y-, so that a pair teaches a pointwise judge. Choices that are (ours):
 
 1. the score s of a thought is the probability of the good answer behind it, not a number that is written out; an equal
    score counts one half;
