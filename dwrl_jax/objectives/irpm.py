@@ -4,7 +4,7 @@ thought, rewarded against the mean written score of the other response.
     r+_i = +1 if s+_i > mean(s-) + (pre - 2) else -1        r-_i = +1 if s-_i < mean(s+) - (pre - 2) else -1
 
 and -1/2 where what was written is malformed; pre is the strength of the preference, 1, 2 or 3. The paper's scores are
-0 to 10, its group has 4 thoughts, its KL coefficient is 1e-3 and its learning rate 5e-6. (ours):
+0 to 10, its group has 4 thoughts, its KL coefficient is 1e-3 and its learning rate 5e-6. Choices that are (ours):
 
 1. a score is one token, and s is its place among `dialogue.scores`, so that a step between two scores is one point;
    its log-probability is part of the surrogate as those of the thought's tokens are;
