@@ -48,7 +48,7 @@ TOGETHER = "all four together"
 
 
 class Pairs(NamedTuple):
-    """Pairs with all their thoughts. What stands first is 0 for log pi(o), 1 for log s = log pi(a | o), in nats."""
+    """Pairs with all their thoughts. The first axis: log pi(o), log s = log pi(a | o), in nats."""
 
     tables: Float[Array, "2 B S M"]
     products: Float[Array, "2 BSM BSM"]  # inner products of their gradients by the parameters

@@ -89,7 +89,7 @@ def report(data: dict, picture: str) -> str:
 
 
 def write(data: dict, folder: Path) -> list[Path]:
-    """The raw figures, the picture and the page, in this order. What stands outside the page's marks stays."""
+    """The raw figures, the picture and the page, in this order. The page's text outside its marks stays."""
     folder.mkdir(parents=True, exist_ok=True)
     raw, picture, page = (folder / f"estimator.{ending}" for ending in ("json", "png", "md"))
     files.write_json(raw, data, indent=1)

@@ -99,7 +99,8 @@ def _check_examples(examples, buckets, max_thought, margins) -> None:
         if margins and (example.pair.margin is None or example.pair.margin < 0):
             raise UserError(
                 f"{_where(example)}: margin is {'missing' if example.pair.margin is None else example.pair.margin}; "
-                "give every pair one that is not negative, or set objective.bradley_terry to 'regular'"
+                "give every pair one that is not negative, or set objective.bradley_terry to 'regular' "
+                "(irpm: objective.strength to 'same')"
             )
 
 

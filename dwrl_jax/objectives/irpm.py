@@ -1,42 +1,69 @@
-"""Pointwise thoughts rewarded by winning over the opposite group: after IRPM (arXiv 2601.00677), our reconstruction.
+"""IRPM (arXiv 2601.00677, the rule in its authors' code): GRPO on a pointwise judge that writes a score behind its
+thought, rewarded against the mean written score of the other response.
 
-The paper contrasts the groups of y+ and y- so that a pair teaches a pointwise judge. What follows is (ours):
+    r+_i = +1 if s+_i > mean(s-) + (pre - 2) else -1        r-_i = +1 if s-_i < mean(s+) - (pre - 2) else -1
 
-1. the score of a thought is the probability of the good answer behind it, not a number that is written out;
-2. the reward of a thought about y+ is the share of the thoughts about y- whose score is lower, and the other way
-   round; an equal score counts one half;
-3. rewards are standardised in their own group as in GRPO. The surrogate is that of the thoughts: the answer learns
-   only through the weights that it shares with them.
+and -1/2 where what was written is malformed; pre is the strength of the preference, 1, 2 or 3. The paper's scores are
+0 to 10, its group has 4 thoughts, its KL coefficient is 1e-3 and its learning rate 5e-6. Choices that are (ours):
+
+1. a score is one token, and s is its place among `dialogue.scores`, so that a step between two scores is one point;
+   its log-probability is part of the surrogate as those of the thought's tokens are;
+2. without a score a thought has the reward -1 and is left out of the mean; where the other group has no score at all,
+   every reward is -1. Malformed is a thought that was cut off, or that has no score;
+3. pre is 2 for every pair, or with `strength="data"` the pair's margin, which need not be a whole number;
+4. held-out responses are judged by the mean of the score's distribution behind each thought, spread evenly between 0
+   and 1, and by its mean over votes.
 """
 
+import dataclasses
 import functools
+from typing import Literal
 
 import jax.numpy as jnp
-from jax.lax import stop_gradient
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
-from dwrl_jax.objectives import Objective
-from dwrl_jax.objectives.grpo_point import group_loss
-from dwrl_jax.objectives.parts.policy import Policy
+from dwrl_jax.objectives import Objective, grpo_point
+from dwrl_jax.objectives.grpo_point import group_loss, policy_phases
 
-Hyper = Policy
+MALFORMED = -0.5  # reward of the format; well formed it is 0
+EVEN = 2.0  # the strength that shifts nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper(grpo_point.Hyper):
+    """`strength` is that of each preference: "same", or the pair's margin, "data"."""
+
+    strength: Literal["same", "data"] = "same"
 
 
 def phases(hyper: Hyper):
-    """One update by the clipped surrogate of the standardised rewards."""
-    return {"policy": functools.partial(irpm_loss, hyper=hyper)}
+    """Updates by the clipped surrogate of the standardised rewards."""
+    return policy_phases(functools.partial(irpm_loss, hyper=hyper), hyper.policy_updates)
 
 
-def irpm_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
-    return group_loss(logps, thoughts, wins_over_the_other(logps.answer), hyper)
+def irpm_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, margin: Float[Array, " B"] | None = None):
+    """The surrogate of both rewards; `margin` is the strength of each pair's preference, None for 2."""
+    place, well_formed = thoughts.verdict.place, thoughts.verdict.well_formed
+    right = beats_the_other(place, jnp.full(len(place), EVEN) if margin is None else margin)
+    reward = right + jnp.where(well_formed, 0.0, MALFORMED)
+    loss, metrics = group_loss(logps, thoughts, reward, hyper)
+    return loss, metrics | {"verdict_accuracy": (right > 0).mean((1, 2)), "well_formed": well_formed.mean((1, 2))}
 
 
-def wins_over_the_other(answer: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
-    """Share of the opposite group that each thought wins over; one half for a tie. No gradient."""
-    chosen, rejected = stop_gradient(answer[:, 0, :, None]), stop_gradient(answer[:, 1, None, :])
-    win = jnp.where(chosen == rejected, 0.5, chosen > rejected)
-    return jnp.stack([win.mean(2), win.mean(1)], 1)
+def beats_the_other(place: Int[Array, "B S G"], strength: Float[Array, " B"]) -> Float[Array, "B S G"]:
+    """+1 where a score is on the right side of the other group's mean by more than strength - 2, else -1.
+
+    A `place` of -1 is no score.
+    """
+    scored = place >= 0
+    count = scored.sum(-1)
+    mean = jnp.where(scored, place, 0).sum(-1) / jnp.maximum(count, 1)
+    sign = jnp.array([1.0, -1.0])[:, None]  # y+ has to lie above, y- below
+    ahead = sign * (place - mean[:, ::-1, None]) > strength[:, None, None] - EVEN
+    return jnp.where(ahead & scored & (count[:, ::-1, None] > 0), 1.0, -1.0)
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"))
+OBJECTIVE = Objective(
+    Hyper, phases, judges=("score",), verdicts=True, uses_margins=lambda hyper: hyper.strength == "data"
+)

@@ -87,6 +87,7 @@ def base_config() -> ConfigDict:
     config.objective.label_smoothing = 0.0  # gram: share of the target that goes to the other label
     config.objective.policy_updates = 1  # grpo_*, rm_r1: on the same thoughts; clipping acts from the second on
     config.objective.format_weight = 0.2  # rm_r1: reward of the format, where a right label earns 1
+    config.objective.strength = "same"  # irpm: of a preference, the "same" for all pairs, or their margins: "data"
     config.objective.answer_weight = 1.0  # sft: weight of the answer's log-likelihood
     config.objective.centring = 0.0  # bt: coefficient of (r+ + r-)^2, which holds rewards near zero
     config.objective.planes = 4  # preference_embedding: its dimensions in pairs, the paper's k
@@ -234,6 +235,7 @@ CHOICES = {
     "objective.baseline": ("none", "mean", "leave_one_out"),
     "objective.token_aggregation": ("sum", "mean"),
     "objective.bradley_terry": ("regular", "margin", "scaled"),
+    "objective.strength": ("same", "data"),
     "score.readout": ("vocab", "choices"),
     "optim.moment_dtype": ("float32", "bfloat16"),
     "optim.moments": ("shared", "separate"),

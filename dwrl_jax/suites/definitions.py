@@ -34,6 +34,7 @@ METHODS = (
     "grpo_pair",
     "rm_r1",
     "irpm",
+    "irpm_auc",
     "bvpo",
     "preference_embedding",
     "oprm",

@@ -122,8 +122,8 @@ def report(data: dict, picture: str) -> str:
         f"    {data['command']}",
         "",
         f"{device(data)}; jax {host['jax']}; commit `{host['commit']}`; {host['date']}. Model"
-        f" `{data['shape']}`, {data['dtype']}, random. Times are medians of {data['repeats']} rounds. What is not"
-        f" swept stands at {base['prompts']} responses, {base['group']} thoughts each, {base['plen']} tokens of"
+        f" `{data['shape']}`, {data['dtype']}, random. Times are medians of {data['repeats']} rounds. Sizes that are"
+        f" not swept are {base['prompts']} responses, {base['group']} thoughts each, {base['plen']} tokens of"
         f" prompt and {base['new']} of thought.",
         "",
         f"![Seconds by positions computed]({picture})",

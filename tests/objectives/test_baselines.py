@@ -22,7 +22,7 @@ from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, logits, output_table
-from dwrl_jax.objectives import bt, bt_token, dwrl, dwrl_no_misalignment, grpo_point, irpm
+from dwrl_jax.objectives import bt, bt_token, dwrl, dwrl_no_misalignment, grpo_point, irpm_auc
 from dwrl_jax.training import loop
 from dwrl_jax.training.optimizer import make_optimizer
 from dwrl_jax.workdir import model as export
@@ -142,12 +142,12 @@ def test_the_verdict_is_one_more_token():
 
 def test_wins_over_the_other_group_in_numbers():
     score = jnp.log(jnp.asarray([[[0.9, 0.5, 0.1], [0.5, 0.2, 0.95]]]))
-    chosen, rejected = irpm.wins_over_the_other(score)[0]
+    chosen, rejected = irpm_auc.wins_over_the_other(score)[0]
     np.testing.assert_allclose(chosen, [2 / 3, 0.5, 0], rtol=1e-6)
     np.testing.assert_allclose(rejected, [0.5, 2 / 3, 0], rtol=1e-6)
 
 
-def test_irpm_in_expectation_prefers_the_thought_that_separates():
+def test_irpm_auc_in_expectation_prefers_the_thought_that_separates():
     """Over all groups of two: of two thoughts that some opposite score tells apart, the better one gains what the
     other loses; better is a high score about y+ and a low one about y-."""
     params = toy_params(4, seed=2)
@@ -158,7 +158,7 @@ def test_irpm_in_expectation_prefers_the_thought_that_separates():
 
     def surrogate(params):
         found = toy_logps(params, jnp.asarray(groups))
-        return (irpm.irpm_loss(found, toy_thoughts(found), irpm.Hyper())[0] * weight).sum()
+        return (irpm_auc.auc_loss(found, toy_thoughts(found), irpm_auc.Hyper())[0] * weight).sum()
 
     expected = np.zeros((2, 4))  # gradient for log pi, before its normalisation
     for group, probability in zip(groups, weight):
