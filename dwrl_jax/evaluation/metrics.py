@@ -1,51 +1,30 @@
-"""Held-out pairs: scores with k votes, and what they say about a judge.
+"""Numbers that describe a judge, from the log scores of its thoughts about pairs.
 
-A pointwise judge scores both responses (sides) of a pair. A pairwise one sees both at once, in two orders
-(sides): its log scores are those of the right label among the two, and P(y+ > y-) is their mean over orders.
+A pointwise judge scores both responses of a pair: they are the two sides S. A pairwise judge sees both responses at
+once, in two orders, which are its sides: a log score is that of the right label, and P(y+ > y-) is the mean over both
+orders. Axes: N pairs, S sides, K thoughts, R = K // votes groups of thoughts.
 """
 
-from collections.abc import Callable, Iterable
-
-import jax
 import numpy as np
 from jaxtyping import Float
 from scipy.special import expit, logsumexp
 from scipy.stats import bootstrap
 
-from dwrl_jax.core.types import PreferenceBatch
-
 CALIBRATION_BINS = 10
 FAINTEST = float(np.finfo(np.float32).eps)
 
 
-def vote_scores(
-    scores_of: Callable, batches: Iterable[PreferenceBatch]
-) -> tuple[np.ndarray, Float[np.ndarray, "N S K"]]:
-    """Pair ids [N], ascending, and log scores of K sampled thoughts for both sides of every pair.
-
-    `scores_of(batch)` samples them, Float[B S K]. Its keys depend on the pair alone, so neither the order nor
-    the packing of batches matters.
-    """
-    scores, ids = [], []
-    for batch in batches:
-        valid = np.asarray(batch.valid)
-        scores.append(np.asarray(jax.device_get(scores_of(batch)))[valid])
-        ids.append(np.asarray(batch.pair_id)[valid])
-    order = np.argsort(np.concatenate(ids))
-    return np.concatenate(ids)[order], np.concatenate(scores)[order]
-
-
 def votes_of(log_scores: Float[np.ndarray, "N S K"], votes: int) -> Float[np.ndarray, "N S R votes"]:
-    """R = K // votes disjoint groups: all samples serve to estimate what a judge with `votes` thoughts does."""
+    """Disjoint groups of thoughts: all of them serve to estimate what a judge with `votes` thoughts does."""
     n, sides, samples = log_scores.shape
     repeats = samples // votes
     return log_scores[..., : repeats * votes].reshape(n, sides, repeats, votes)
 
 
 def margins(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> Float[np.ndarray, "N R"]:
-    """Log-odds of y+ over y-: log p^+ - log p^-, where p^ is the mean over `votes` thoughts.
+    """Log-odds of y+ over y-: log p+ - log p-, where p is the mean over `votes` thoughts.
 
-    Of a pairwise judge those of the mean over both orders.
+    For a pairwise judge it is the mean over both orders, too.
     """
     if pairwise:
         right, wrong = order_probabilities(log_scores, votes)
@@ -59,17 +38,17 @@ def order_probabilities(
 ) -> tuple[Float[np.ndarray, "N S R"], Float[np.ndarray, "N S R"]]:
     """Probability of the right and of the wrong label in each order, means over `votes` thoughts.
 
-    No vote is taken to be surer than float32 can say, so that the log-odds stay finite.
+    A vote counts as no surer than float32 can say, so that the log-odds stay finite.
     """
     right = np.clip(np.exp(votes_of(log_scores, votes).astype(np.float64)), FAINTEST, 1 - FAINTEST).mean(-1)
     return right, 1 - right
 
 
 def order_metrics(log_scores: Float[np.ndarray, "N S K"], votes: int) -> dict[str, float]:
-    """What the order does to a pairwise judge.
+    """How much a pairwise judge depends on the order.
 
-    "flips": share of pairs where the two orders disagree about which response is better, one that cannot decide
-    counts one half. "position_bias": mean probability that the first of two is better, less one half.
+    "flips" is the share of pairs where the two orders disagree about which response is better; an order that is even
+    counts one half. "position_bias" is the mean probability that the first response is better, minus one half.
     """
     right, wrong = order_probabilities(log_scores, votes)
     won = wins(right - wrong)
@@ -80,9 +59,9 @@ def order_metrics(log_scores: Float[np.ndarray, "N S K"], votes: int) -> dict[st
 
 
 def metrics(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> dict:
-    """The summary of a judge with `votes` thoughts; of a pairwise one with what the order does."""
-    found = summary(margins(log_scores, votes, pairwise))
-    return found | (order_metrics(log_scores, votes) if pairwise else {})
+    """The summary of a judge with `votes` thoughts, with `order_metrics` where it is pairwise."""
+    numbers = summary(margins(log_scores, votes, pairwise))
+    return numbers | (order_metrics(log_scores, votes) if pairwise else {})
 
 
 def wins(margin: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -121,8 +100,8 @@ def interval(per_pair: Float[np.ndarray, " N"]) -> list[float]:
     """95 % percentile bootstrap interval of the mean over pairs."""
     if len(per_pair) < 2:
         return [float(per_pair.mean())] * 2
-    found = bootstrap((per_pair,), np.mean, method="percentile", batch=100, rng=np.random.default_rng(0))
-    return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
+    drawn = bootstrap((per_pair,), np.mean, method="percentile", batch=100, rng=np.random.default_rng(0))
+    return [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
 
 
 def calibration_error(confidence: Float[np.ndarray, "*shape"], correct: Float[np.ndarray, "*shape"]) -> float:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.dwrl import log_preference_score, preference_metrics
+from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss, uses_margins
 
 
@@ -43,5 +44,11 @@ def reward_metrics(logps: Logps) -> dict[str, Float[Array, " B"]]:
 
 
 OBJECTIVE = Objective(
-    Hyper, phases, judges=("reward",), thoughts="none", value_outputs=lambda hyper: 1, uses_margins=uses_margins
+    Hyper,
+    phases,
+    judges=("reward",),
+    thoughts="none",
+    value_outputs=lambda hyper: 1,
+    uses_margins=uses_margins,
+    panels=panels.REWARDS,
 )

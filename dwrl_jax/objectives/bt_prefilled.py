@@ -14,4 +14,11 @@ from dwrl_jax.objectives.parts.bradley_terry import uses_margins
 Hyper, phases = bt_token.Hyper, bt_token.phases
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"), thoughts="start", uses_margins=uses_margins)
+OBJECTIVE = Objective(
+    Hyper,
+    phases,
+    judges=("verdict", "score"),
+    thoughts="start",
+    uses_margins=uses_margins,
+    panels=bt_token.OBJECTIVE.panels,
+)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.dwrl import log_preference_score, preference_metrics
+from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss, uses_margins
 
 Hyper = BradleyTerry
@@ -31,4 +32,6 @@ def bradley_terry_loss(
     return pair_loss(log_score[:, 0] - log_score[:, 1], hyper, margin), preference_metrics(logps)
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"), thoughts="none", uses_margins=uses_margins)
+OBJECTIVE = Objective(
+    Hyper, phases, judges=("verdict", "score"), thoughts="none", uses_margins=uses_margins, panels=panels.PREFERENCE
+)

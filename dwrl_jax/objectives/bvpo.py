@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective, bt_token, dwrl
+from dwrl_jax.objectives.parts.panels import LEARNING, RESPONSES, Panel
 from dwrl_jax.objectives.parts.policy import Policy
 
 
@@ -79,4 +80,14 @@ def trace_alpha(thought_gradients: Float[Array, "R P"], empty_gradient: Float[Ar
     return optimal_alpha(variance, jnp.maximum(squared_bias, 0.0), 0.0)
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"), empty_thought=True)
+EMPTY = (
+    Panel(
+        LEARNING, "Accuracy without a thought", "%", {"train/empty_pair_accuracy": "empty thought"}, 100, {"chance": 50}
+    ),
+    Panel(LEARNING, "NLL without a thought", "nats", {"train/empty_pair_nll": "empty thought"}),
+    Panel(RESPONSES, "Log-odds without a thought", "nats", {"train/empty_margin": "empty thought"}),
+)
+
+OBJECTIVE = Objective(
+    Hyper, phases, judges=("verdict", "score"), empty_thought=True, panels=(*dwrl.OBJECTIVE.panels, *EMPTY)
+)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
+from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_weight, uses_margins
 from dwrl_jax.objectives.parts.policy import Policy, policy_loss, sampler_gap
 
@@ -149,4 +150,6 @@ def preference_metrics(logps: Logps):
     }
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"), uses_margins=uses_margins)
+OBJECTIVE = Objective(
+    Hyper, phases, judges=("verdict", "score"), uses_margins=uses_margins, panels=(*panels.PREFERENCE, *panels.POLICY)
+)

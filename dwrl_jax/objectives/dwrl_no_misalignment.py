@@ -23,4 +23,4 @@ def constant_weight(log_score: Float[Array, "B S"]) -> Float[Array, " B"]:
 phases = functools.partial(dwrl.updates, instance_weight=constant_weight)
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"))
+OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"), panels=dwrl.OBJECTIVE.panels)

@@ -14,6 +14,7 @@ import dataclasses
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
+from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.pairwise import log_other, pairwise_metrics
 
 
@@ -37,4 +38,4 @@ def phases(hyper: Hyper):
     return {"label": label_loss}
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("label",), thoughts="none")
+OBJECTIVE = Objective(Hyper, phases, judges=("label",), thoughts="none", panels=panels.LABELS)

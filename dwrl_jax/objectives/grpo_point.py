@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.dwrl import preference_metrics
+from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.policy import Policy, policy_loss, sampler_gap
 
 EPSILON = 1e-6
@@ -69,4 +70,4 @@ def group_advantage(reward: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
     return jnp.where(equal, 0.0, centred / (reward.std(-1, keepdims=True) + EPSILON))
 
 
-OBJECTIVE = Objective(Hyper, phases, verdicts=True)
+OBJECTIVE = Objective(Hyper, phases, verdicts=True, panels=(*panels.PREFERENCE, *panels.POLICY, *panels.GROUP_REWARDS))

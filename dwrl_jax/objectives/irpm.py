@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective, grpo_point
 from dwrl_jax.objectives.grpo_point import group_loss, policy_phases
+from dwrl_jax.objectives.parts import panels
 
 MALFORMED = -0.5  # reward of the format; well formed it is 0
 EVEN = 2.0  # the strength that shifts nothing
@@ -65,5 +66,10 @@ def beats_the_other(place: Int[Array, "B S G"], strength: Float[Array, " B"]) ->
 
 
 OBJECTIVE = Objective(
-    Hyper, phases, judges=("score",), verdicts=True, uses_margins=lambda hyper: hyper.strength == "data"
+    Hyper,
+    phases,
+    judges=("score",),
+    verdicts=True,
+    uses_margins=lambda hyper: hyper.strength == "data",
+    panels=(*panels.PREFERENCE, *panels.POLICY, *panels.GROUP_REWARDS, panels.VERDICTS, panels.WELL_FORMED),
 )

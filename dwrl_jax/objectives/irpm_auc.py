@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.grpo_point import group_loss
+from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.policy import Policy
 
 Hyper = Policy
@@ -42,4 +43,6 @@ def wins_over_the_other(answer: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
     return jnp.stack([win.mean(2), win.mean(1)], 1)
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("verdict", "score"))
+OBJECTIVE = Objective(
+    Hyper, phases, judges=("verdict", "score"), panels=(*panels.PREFERENCE, *panels.POLICY, *panels.GROUP_REWARDS)
+)

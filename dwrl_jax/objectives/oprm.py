@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.dwrl import log_preference_score, pair_nll, preference_metrics
+from dwrl_jax.objectives.parts import panels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,4 +57,11 @@ def ordinal_loss(logps: Logps, thoughts: ThoughtBatch):
     return pair_nll(log_preference_score(logps.answer)), preference_metrics(logps)
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("score",), thoughts="none", value_scores=value_scores)
+OBJECTIVE = Objective(
+    Hyper,
+    phases,
+    judges=("score",),
+    thoughts="none",
+    value_scores=value_scores,
+    panels=(*panels.HALF_LOG_ODDS, panels.ANSWER_MASS, panels.EFFECTIVE_THOUGHTS),
+)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.bt import reward_metrics
+from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss, uses_margins
 
 EPSILON = 1e-12
@@ -65,4 +66,5 @@ OBJECTIVE = Objective(
     value_outputs=lambda hyper: 2 * hyper.planes,
     value_scores=value_scores,
     uses_margins=uses_margins,
+    panels=panels.HALF_LOG_ODDS,
 )

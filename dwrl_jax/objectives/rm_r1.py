@@ -18,6 +18,7 @@ import functools
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective, grpo_point
 from dwrl_jax.objectives.grpo_point import correctness, group_loss, policy_phases
+from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.pairwise import pairwise_metrics
 
 
@@ -40,4 +41,10 @@ def comparison_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
     return loss, metrics | {"verdict_accuracy": right.mean((1, 2)), "well_formed": well_formed.mean((1, 2))}
 
 
-OBJECTIVE = Objective(Hyper, phases, judges=("label",), verdicts=True)
+OBJECTIVE = Objective(
+    Hyper,
+    phases,
+    judges=("label",),
+    verdicts=True,
+    panels=(*panels.LABELS, *panels.POLICY, *panels.GROUP_REWARDS, panels.VERDICTS, panels.WELL_FORMED),
+)

@@ -4,6 +4,7 @@ import dataclasses
 
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
+from dwrl_jax.objectives.parts import panels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,4 +31,11 @@ def phases(hyper: Hyper):
     return {"supervised": supervised_loss}
 
 
-OBJECTIVE = Objective(Hyper, phases, thoughts="written")
+WRITTEN = panels.Panel(
+    panels.LEARNING,
+    "NLL of what was written",
+    "nats per token",
+    {"train/thought_nll": "thoughts", "train/answer_nll": "answers"},
+)
+
+OBJECTIVE = Objective(Hyper, phases, thoughts="written", panels=(WRITTEN, panels.ANSWER_MASS))

@@ -1,14 +1,19 @@
-"""The curves of a run's report: which metrics stand together, and their drawing as inline SVG."""
+"""The curves of a run's report: which pictures are drawn, and their drawing as inline SVG.
+
+Every run has the pictures of `common`; an objective adds its own, `Objective.panels`.
+"""
 
 import io
 import math
 import re
-from dataclasses import dataclass, field
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from dwrl_jax.objectives.parts.panels import LEARNING, OPTIMISATION, SPEED, SUBJECTS, THOUGHTS, Panel
+from dwrl_jax.workdir.records import Series
 
 MAX_POINTS = 300  # of a curve
 # Stand-ins that matplotlib accepts as colours; the page's CSS gives each a value for light and for dark mode.
@@ -16,68 +21,39 @@ INK = {
     "#000001": "var(--axis)",
     "#000002": "var(--blue)",
     "#000003": "var(--orange)",
-    "#000004": "var(--bad)",
+    "#000004": "var(--green)",
+    "#000005": "var(--violet)",
+    "#000006": "var(--bad)",
 }
-AXIS, BLUE, ORANGE, ALARM = INK
-
-Series = dict[str, tuple[np.ndarray, np.ndarray]]  # metric name -> (steps, values)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One small picture: `series` maps metrics to labels, `lines` labels to heights (None: not drawn)."""
-
-    title: str
-    unit: str
-    series: dict[str, str]
-    scale: float = 1.0
-    lines: dict[str, float | None] = field(default_factory=dict)
-    log: bool = False
+AXIS, *COLORS, ALARM = INK
+NOT_DRAWN = ("sample/tokens",)  # the throughput says it
 
 
-def subjects(group_size: int | None) -> dict[str, list[Panel]]:
-    """The pictures, grouped by what they tell; `group_size` (thoughts per response) may be unknown."""
-    accuracy = {"train/pair_accuracy": "training pairs", "eval/accuracy": "held out"}
-    flips = {"train/flips": "training pairs", "eval/flips": "held out"}
-    nll = {"train/pair_nll": "training pairs", "eval/nll": "held out"}
-    score = {"train/log_preference_score_chosen": "chosen", "train/log_preference_score_rejected": "rejected"}
-    gap = {"train/logp_gap_mean": "mean", "train/logp_gap_max": "largest"}
-    gradient = {"train/grad_norm_score": "score", "train/grad_norm_thought": "thought"}
-    gradient |= {"train/grad_norm_joint": "joint", "train/grad_norm": "norm"}
+def common(series: Series) -> list[Panel]:
+    """The pictures that do not depend on the objective; losses and gradient norms by the phases in `series`."""
+    train, held = "training pairs", "held out"
+    accuracy = {"train/pair_accuracy": train, "eval/accuracy": held}
     speed = {"sample/tokens_per_second": "sampling", "train/tokens_per_second": "training"}
-    effective, flat = {"train/effective_thoughts": "1 / Σ w²"}, {"all weights equal": group_size}
-    mass, alarm = {"train/answer_mass": "mean over thoughts"}, {"alarm": 0.95}
-    pair_weight = {"train/misalignment_weight": "mean over pairs"}
-    return {
-        "Does it learn?": [
-            Panel("Pair accuracy", "%", accuracy, 100, {"chance": 50}),
-            Panel("Pair NLL", "nats", nll, lines={"chance": math.log(2)}),
-            Panel("The two orders disagree", "% of pairs", flips, 100),
-        ],
-        "What it says about the responses": [
-            Panel("Preference scores", "log p, nats", score),
-            Panel("Mass on the answer tokens", "probability", mass, lines=alarm),
-        ],
-        "The two weights": [
-            Panel("Misalignment weight", "p− / (p+ + p−)", pair_weight),
-            Panel("Effective number of thoughts", "thoughts", effective, lines=flat),
-        ],
-        "Its thoughts": [
-            Panel("Length", "tokens", {"train/thought_length": "mean"}),
-            Panel("Cut off at the limit", "% of thoughts", {"train/cut_off": "share"}, 100),
-            Panel("Entropy", "nats per token", {"train/entropy": "mean"}),
-        ],
-        "Optimisation": [
-            Panel("Largest policy ratio", "new / old", {"train/ratio_max": "largest"}),
-            Panel("Clipped", "% of tokens", {"train/clip_share": "share"}, 100),
-            Panel("Gradient norm", "L2", gradient),
-            Panel("Sampler against trainer", "|Δ log p|, nats", gap, lines={"alarm": 0.01}, log=True),
-        ],
-        "Speed": [
-            Panel("Throughput", "tokens / s", speed),
-            Panel("Padding", "% of positions", {"data/padding": "prefixes", "train/padding": "whole update"}, 100),
-        ],
-    }
+    sureness = {"eval/brier": "Brier", "eval/ece": "ECE"}
+    return [
+        Panel(LEARNING, "Pair accuracy", "%", accuracy, 100, {"chance": 50}),
+        Panel(LEARNING, "Pair NLL", "nats", {"train/pair_nll": train, "eval/nll": held}, lines={"chance": math.log(2)}),
+        Panel(LEARNING, "Ties", "% of pairs", {"train/ties": train, "eval/ties": held}, 100),
+        Panel(LEARNING, "Calibration", "error", sureness),
+        Panel(LEARNING, "The two orders disagree", "% of pairs", {"train/flips": train, "eval/flips": held}, 100),
+        Panel(LEARNING, "Position bias", "P(first is better) − 1/2", {"eval/position_bias": held}, lines={"none": 0}),
+        Panel(THOUGHTS, "Cut off at the limit", "% of thoughts", {"train/cut_off": "share"}, 100),
+        Panel(OPTIMISATION, "Loss", "mean over pairs", phases(series, "train/loss_")),
+        Panel(OPTIMISATION, "Gradient norm", "L2", phases(series, "train/grad_norm_")),
+        Panel(SPEED, "Throughput", "tokens / s", speed),
+        Panel(SPEED, "A step", "s", {"time/step_seconds": "whole step"}),
+        Panel(SPEED, "Padding", "% of positions", {"data/padding": "prefixes", "train/padding": "whole update"}, 100),
+    ]
+
+
+def phases(series: Series, prefix: str) -> dict[str, str]:
+    """The metrics that begin with `prefix`, each labelled by the rest of its name, the phase."""
+    return {name: name.removeprefix(prefix).replace("_", " ") for name in series if name.startswith(prefix)}
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -95,7 +71,7 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return steps[keep], values[keep]
 
 
-def draw(panel: Panel, series: Series, name: str) -> dict | None:
+def draw(panel: Panel, series: Series, config: dict, name: str) -> dict | None:
     """Draw a panel as inline SVG whose ids begin with `name`; None if no metric of it was logged."""
     figure = Figure(figsize=(4.2, 2.3), layout="constrained")
     axes, legend = figure.subplots(), []
@@ -105,7 +81,7 @@ def draw(panel: Panel, series: Series, name: str) -> dict | None:
         steps, values = steps[finite], values[finite] * panel.scale
         if not len(values):
             continue
-        color = ORANGE if legend else BLUE
+        color = COLORS[len(legend) % len(COLORS)]
         legend.append((label, INK[color]))
         if metric.startswith("eval/"):
             axes.plot(*thinned(steps, values), "o", color=color, markersize=4.5)
@@ -114,7 +90,8 @@ def draw(panel: Panel, series: Series, name: str) -> dict | None:
         axes.plot(*thinned(steps, smoothed(values)), "." if len(values) == 1 else "-", color=color, linewidth=1.9)
     if not legend:
         return None
-    for label, height in panel.lines.items():
+    for label, given in panel.lines.items():
+        height = config.get(given) if isinstance(given, str) else given
         if height is not None:
             color = ALARM if label == "alarm" else AXIS
             axes.axhline(height, color=color, linewidth=1, linestyle=(0, (4, 3)))
@@ -148,13 +125,13 @@ def to_svg(figure: Figure, name: str) -> str:
     return svg
 
 
-def curves(series: Series, group_size: int | None) -> dict[str, list[dict]]:
-    """Subject -> drawn panels, without those that have nothing to show."""
+def curves(series: Series, panels: tuple[Panel, ...], config: dict) -> dict[str, list[dict]]:
+    """Subject -> drawn pictures of a run, those that every run has and `panels`, without those that have nothing to
+    show. `config` has its keys joined by dots."""
     style = {"text.color": AXIS, "axes.labelcolor": AXIS, "axes.edgecolor": AXIS, "grid.color": AXIS}
+    drawn = {subject: [] for subject in SUBJECTS}
     with matplotlib.rc_context(style | {"xtick.color": AXIS, "ytick.color": AXIS, "font.size": 9.5}):
-        drawn = {
-            subject: [draw(panel, series, f"f{i}{j}") for j, panel in enumerate(panels)]
-            for i, (subject, panels) in enumerate(subjects(group_size).items())
-        }
-    kept = {subject: [panel for panel in panels if panel] for subject, panels in drawn.items()}
-    return {subject: panels for subject, panels in kept.items() if panels}
+        for number, panel in enumerate([*common(series), *panels]):
+            if picture := draw(panel, series, config, f"f{number}"):
+                drawn[panel.subject].append(picture)
+    return {subject: pictures for subject, pictures in drawn.items() if pictures}

@@ -1,6 +1,6 @@
-"""A run in a notebook: what its files say, as figures and pages that a notebook displays.
+"""A run in a notebook: figures and pages that a notebook displays.
 
-All functions read the workdir of a run that was evaluated, and raise UserError where a file of it is missing.
+All functions read the workdir of a run that was evaluated, and raise UserError where one of its files is missing.
 """
 
 import dataclasses
@@ -13,10 +13,9 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.evaluation import metrics as evaluate
-from dwrl_jax.reporting import curves as report_curves
-from dwrl_jax.reporting import page as report
-from dwrl_jax.reporting import suite as comparison
+from dwrl_jax.evaluation.metrics import margins
+from dwrl_jax.reporting import page, suite
+from dwrl_jax.reporting.curves import smoothed
 from dwrl_jax.workdir import records
 
 STYLES = {"base": {"color": "0.5"}, "trained": {"color": "C0"}}
@@ -44,20 +43,22 @@ class Minds(NamedTuple):
 
 def read_log_scores(workdir: Path, name: str) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "N S K"]]:
     """Pair ids and log scores, in nats, of the "base" or the "trained" model on the held-out pairs."""
-    path = Path(workdir) / "eval" / f"{name}.jsonl"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give the workdir of a run that was evaluated")
-    return records.read_scores(path)
+    return records.read_scores(Path(workdir) / "eval" / f"{name}.jsonl")
+
+
+def is_pairwise(workdir: Path) -> bool:
+    """Whether the judge sees both responses of a pair at once, in two orders."""
+    return records.read_results(Path(workdir))["judge"] == "label"
 
 
 def read_minds(workdir: Path) -> Minds:
-    """What the judge thinks of every held-out pair before and after training, with as many votes as it has."""
-    results = report.read_results(Path(workdir) / "results.json")
-    votes, pairwise = max(int(key[1:]) for key in results["trained"]), report.is_pairwise(results)
+    """The log-odds of every held-out pair before and after training, with as many votes as there are."""
+    results = records.read_results(Path(workdir))
+    votes, pairwise = max(int(key[1:]) for key in results["trained"]), results["judge"] == "label"
     (pairs, before), (same, after) = (read_log_scores(workdir, name) for name in ("base", "trained"))
     if not np.array_equal(pairs, same):
         raise UserError(f"{workdir}/eval: base.jsonl and trained.jsonl hold different pairs; run the training again")
-    return Minds(pairs, *(evaluate.margins(scores, votes, pairwise).mean(1) for scores in (before, after)))
+    return Minds(pairs, *(margins(scores, votes, pairwise).mean(1) for scores in (before, after)))
 
 
 def changed(workdir: Path) -> dict[str, list[int]]:
@@ -65,20 +66,19 @@ def changed(workdir: Path) -> dict[str, list[int]]:
 
     Only pairs whose thoughts were written down before and after, log.thought_pairs of them.
     """
-    minds, (first, last) = read_minds(workdir), _moments(workdir)
-    seen = np.isin(minds.pairs, sorted(first.keys() & last.keys()))
+    minds, rows = read_minds(workdir), _moments(workdir)
+    seen = np.isin(minds.pairs, sorted(rows[min(rows)].keys() & rows[max(rows)].keys()))
     order = np.argsort(-np.abs(minds.after - minds.before), kind="stable")
     right = (minds.before <= 0) & (minds.after > 0)
     wrong = (minds.before >= 0) & (minds.after < 0)
-    found = {"right": right, "wrong": wrong}
-    return {name: [int(minds.pairs[i]) for i in order if seen[i] and which[i]] for name, which in found.items()}
+    changes = {"right": right, "wrong": wrong}
+    return {name: [int(minds.pairs[i]) for i in order if seen[i] and which[i]] for name, which in changes.items()}
 
 
 def thoughts_page(workdir: Path, pairs: list[int]) -> Page:
     """The thoughts about both responses of some pairs, before and after training, tinted by their weight w_i."""
-    pairwise = report.is_pairwise(report.read_results(Path(workdir) / "results.json"))
-    rows = report.read_thoughts(Path(workdir) / "thoughts.jsonl")
-    first, last = _moments(workdir)
+    pairwise, rows = is_pairwise(workdir), _moments(workdir)
+    first, last = rows[min(rows)], rows[max(rows)]
     for pair in pairs:
         if pair not in first or pair not in last:
             known = ", ".join(map(str, sorted(first.keys() & last.keys())))
@@ -89,21 +89,21 @@ def thoughts_page(workdir: Path, pairs: list[int]) -> Page:
         {
             "pair": pair,
             "moments": [
-                report.moment("before", min(rows), first[pair], pairwise),
-                report.moment("after", max(rows), last[pair], pairwise),
+                page.moment("before", min(rows), first[pair], pairwise),
+                page.moment("after", max(rows), last[pair], pairwise),
             ],
         }
         for pair in pairs
     ]
-    return Page(report.render("look.html.jinja", examples=examples, pairwise=pairwise), height=900)
+    return Page(page.render("look.html.jinja", examples=examples, pairwise=pairwise), height=900)
 
 
-def _moments(workdir: Path) -> tuple[dict, dict]:
-    """Rows of thoughts by pair, those of the first and of the last logged step."""
-    rows = report.read_thoughts(Path(workdir) / "thoughts.jsonl")
+def _moments(workdir: Path) -> dict[int, dict[int, dict]]:
+    """The first and the last logged step, each with its rows of thoughts by pair."""
+    rows = records.read_thoughts(Path(workdir))
     if len(rows) < 2:
         raise UserError(f"{workdir}/thoughts.jsonl: no thoughts of two moments; an objective without thoughts has none")
-    return rows[min(rows)], rows[max(rows)]
+    return rows
 
 
 def report_page(workdir: Path) -> Page:
@@ -122,8 +122,8 @@ def minds_figure(workdir: Path) -> Figure:
     changes = np.sign(minds.before) != np.sign(minds.after)
     axes.plot(minds.before[~changes], minds.after[~changes], ".", color="0.7", label="same side")
     for name, which, color in (("now right", minds.after > 0, "C0"), ("now wrong", minds.after < 0, "C1")):
-        own = changes & which
-        axes.plot(minds.before[own], minds.after[own], ".", color=color, label=f"{name}: {own.sum()}")
+        these = changes & which
+        axes.plot(minds.before[these], minds.after[these], ".", color=color, label=f"{name}: {these.sum()}")
     axes.axhline(0, color="0.4", linewidth=1)
     axes.axvline(0, color="0.4", linewidth=1)
     axes.set(xlabel="log-odds of the preferred response, before", ylabel="after training")
@@ -133,13 +133,13 @@ def minds_figure(workdir: Path) -> Figure:
 
 def quality_figure(workdir: Path) -> Figure:
     """Accuracy against the votes k, and calibration with all votes, before and after training."""
-    minds, pairwise = read_minds(workdir), report.is_pairwise(report.read_results(Path(workdir) / "results.json"))
+    minds, pairwise = read_minds(workdir), is_pairwise(workdir)
     figure = Figure(figsize=(10, 4), layout="constrained")
     votes_axes, said_axes = figure.subplots(1, 2)
     for name, margin in (("base", minds.before), ("trained", minds.after)):
-        votes, accuracy = comparison.votes_curve(read_log_scores(workdir, name)[1], pairwise)
+        votes, accuracy = suite.votes_curve(read_log_scores(workdir, name)[1], pairwise)
         votes_axes.plot(votes, accuracy, marker=".", label=name, **STYLES[name])
-        points = comparison.calibration(margin, least=max(len(margin) // 50, 1))
+        points = suite.calibration(margin, least=max(len(margin) // 50, 1))
         said_axes.plot(*np.array(points).T, marker=".", label=name, **STYLES[name])
     said_axes.plot([0.5, 1], [0.5, 1], color="0.8", linewidth=1)
     votes_axes.set_xscale("log", base=2)
@@ -152,8 +152,7 @@ def quality_figure(workdir: Path) -> Figure:
 
 def weights_figure(workdir: Path) -> Figure:
     """The two weights during training: w_mis, and how many thoughts count, 1 / sum of squared w_i."""
-    path = Path(workdir) / "metrics.jsonl"
-    series = report.read_series(path)
+    series = records.read_series(Path(workdir))
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     shown = {
         "train/misalignment_weight": "misalignment weight p− / (p+ + p−)",
@@ -161,9 +160,9 @@ def weights_figure(workdir: Path) -> Figure:
     }
     for axes, (name, label) in zip(figure.subplots(1, 2), shown.items()):
         if name not in series:
-            raise UserError(f"{path}: no {name}; only objectives with thoughts write it")
+            raise UserError(f"{workdir}/metrics.jsonl: no {name}; only objectives with thoughts write it")
         steps, values = series[name]
         axes.plot(steps, values, color="C0", alpha=0.3, linewidth=0.8)
-        axes.plot(steps, report_curves.smoothed(values), color="C0")
+        axes.plot(steps, smoothed(values), color="C0")
         axes.set(xlabel="step", ylabel=label)
     return figure

@@ -1,105 +1,59 @@
 """One self-contained page about a run: `python -m dwrl_jax.report --workdir=runs/x`.
 
-Reads what a run leaves in its workdir, results.json (needed), metrics.jsonl and thoughts.jsonl (left out of
-the page where absent), and writes report.html beside them. The page loads nothing: style and pictures are
-inline. Shares are from 0 to 1 in the files and in % on the page.
+Reads results.json, metrics.jsonl and thoughts.jsonl of a workdir, the last two where they are there, and writes
+report.html beside them. The page loads nothing: style and pictures are inline. Shares are from 0 to 1 in the files and
+in % on the page.
 """
 
-import argparse
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from scipy.special import expit, logsumexp
 
+from dwrl_jax import objectives
 from dwrl_jax.core import files
-from dwrl_jax.core.errors import UserError, exit_cleanly
-from dwrl_jax.reporting.curves import Series, curves
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.objectives.parts.panels import Panel
+from dwrl_jax.reporting.curves import curves
+from dwrl_jax.reporting.text import READERS
 from dwrl_jax.settings.config import flat
+from dwrl_jax.workdir import records
+from dwrl_jax.workdir.records import Series
 
-MAX_PAIRS = 64  # held per logged step while thoughts.jsonl is read
 SHOWN_PAIRS = 4
-
-
-def read_results(path: Path) -> dict:
-    """Read results.json. Raises UserError if it is absent, not JSON, or without base, trained or gain."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: pass the --workdir of a run that was evaluated") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    for key in ("base", "trained", "gain"):
-        if not results.get(key):
-            raise UserError(f'{path}: "{key}" is missing; evaluate both the base and the trained model')
-        if odd := [k for k in results[key] if not re.fullmatch(r"k\d+", k)]:
-            raise UserError(f'{path}: "{key}" has {odd[0]!r}, not a number of votes such as "k8"')
-    return results
-
-
-def read_jsonl(path: Path) -> Iterator[dict]:
-    """Yield the objects of a JSON-lines file, none if it is absent; a half-written last line is dropped.
-
-    Raises UserError naming file and line where a line is not an object with a "step".
-    """
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                if not line.endswith("\n") or not line.strip():
-                    continue
-                row = None
-            if not isinstance(row, dict) or "step" not in row:
-                raise UserError(f'{path}:{number}: not a JSON object with a "step"; remove the line')
-            yield row
-
-
-def read_series(path: Path) -> Series:
-    """Every metric against its steps, in order; of a step that a resumed run repeated, the last line."""
-    values: dict[str, dict[int, float]] = {}
-    for row in read_jsonl(path):
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                values.setdefault(name, {})[row["step"]] = float(value)
-    return {name: (np.array(sorted(at)), np.array([at[s] for s in sorted(at)])) for name, at in values.items()}
-
-
-def read_thoughts(path: Path) -> dict[int, dict[int, dict]]:
-    """First and last logged step -> pair -> (side, sample) -> row; held-out pairs where both have them.
-
-    Holds MAX_PAIRS pairs of two steps per split, whatever the size of the file.
-    """
-    splits: dict[str, dict[int, dict[int, dict]]] = {}
-    for row in read_jsonl(path):
-        steps, step = splits.setdefault(row.get("split", "train"), {}), row["step"]
-        if step not in steps:
-            if len(steps) == 2 and min(steps) < step < max(steps):
-                continue
-            if len(steps) == 2:
-                del steps[max(steps) if step > max(steps) else min(steps)]
-            steps[step] = {}
-        if row["pair"] in steps[step] or len(steps[step]) < MAX_PAIRS:
-            steps[step].setdefault(row["pair"], {})[row["side"], row["sample"]] = row
-    return splits[max(splits, key=lambda name: (len(splits[name]), name == "eval"))] if splits else {}
 
 
 def moment(name: str, step: int, rows: dict, pairwise: bool) -> dict:
     """A pair as judged at one step: thoughts by falling weight and the mean score, for both sides.
 
-    Of a pairwise judge the sides are the orders, and a score is the probability that it is right.
+    The sides of a pairwise judge are the orders, and its score is the probability of the right label. A judge that
+    gives rewards has "reward" in its rows, which stands in the place of the log of a score.
     """
-    sides = {side: [row for (s, _), row in rows.items() if s == side] for side in ("chosen", "rejected")}
-    score = {side: sum(r["score"] for r in thoughts) / max(len(thoughts), 1) for side, thoughts in sides.items()}
-    total = sum(score.values())
-    ranked = {side: sorted(sides[side], key=lambda r: -r["thought_weight"]) for side in sides}
-    probability = total / 2 if pairwise else score["chosen"] / total if total else 0.5
-    return {"name": name, "step": step, "thoughts": ranked, "score": score, "probability": probability}
+    sides = {side: [row for (s, _), row in rows.items() if s == side] for side in records.SIDES}
+    log_score = {side: mean_log_score(thoughts) for side, thoughts in sides.items()}
+    rewards = any("reward" in row for row in rows.values())
+    difference = log_score["chosen"] - log_score["rejected"]
+    if pairwise:
+        probability = sum(map(np.exp, log_score.values())) / 2
+    else:
+        probability = 0.5 if np.isnan(difference) else expit(difference)  # nan: both without a bound, or both zero
+    return {
+        "name": name,
+        "step": step,
+        "thoughts": {side: sorted(sides[side], key=lambda row: -row["thought_weight"]) for side in sides},
+        "score": None if rewards else {side: float(np.exp(score)) for side, score in log_score.items()},
+        "reward": log_score if rewards else None,
+        "probability": float(probability),
+    }
+
+
+def mean_log_score(thoughts: list[dict]) -> float:
+    """Log of the mean score; a score may be Infinity in files from before rewards stood there as they are."""
+    with np.errstate(divide="ignore", over="ignore"):
+        scores = [row["reward"] if "reward" in row else np.log(row["score"]) for row in thoughts]
+        return float(logsumexp(scores) - np.log(len(scores))) if scores else -np.inf
 
 
 def examples(steps: dict[int, dict[int, dict]], pairwise: bool) -> list[dict]:
@@ -158,7 +112,7 @@ def warnings(series: Series, results: dict, group_size: int | None) -> list[tupl
     ties = {k: cell["ties"] for k, cell in results["trained"].items() if cell.get("ties") is not None}
     tied = max(ties, key=ties.get, default=None)
     broken = [name for name, (_, values) in series.items() if not np.isfinite(values).all()]
-    found = [
+    checks = [
         (mass < 0.95, f"The answer tokens hold {mass:.2f} of the probability (alarm below 0.95).",
          "The model wants to say something else: check the question's wording and the answer tokens."),
         (cut_off > 0.2, f"{100 * cut_off:.0f} % of the thoughts hit the length limit.",
@@ -174,7 +128,7 @@ def warnings(series: Series, results: dict, group_size: int | None) -> list[tupl
         (broken, f"Values that are not finite: {', '.join(broken)}.",
          "Lower the learning rate, and look at the first step where it happens."),
     ]  # fmt: skip
-    return [(what, action) for holds, what, action in found if holds]
+    return [(what, action) for holds, what, action in checks if holds]
 
 
 def headline(results: dict) -> str:
@@ -198,11 +152,6 @@ def points(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "−")
 
 
-def is_pairwise(results: dict) -> bool:
-    """Whether the run's judge sees both responses at once, in two orders."""
-    return any("flips" in cell for cell in results["trained"].values())
-
-
 def render(template: str, **values) -> str:
     """One of the package's pages as text; what the model wrote is escaped."""
     environment = jinja2.Environment(
@@ -213,22 +162,18 @@ def render(template: str, **values) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["points"] = points
+    environment.globals["readers"] = READERS
     return environment.get_template(template).render(**values)
 
 
 def write_report(workdir: Path) -> Path:
-    """Write workdir/report.html from what the run left there, in one rename, and return its path.
+    """Write workdir/report.html from the files of the run, whole or not at all, and return its path.
 
-    Raises UserError naming the file, and line or key, of missing or malformed input.
+    UserError names the file, and the line or key, of missing or malformed input.
     """
     workdir = Path(workdir)
-    results = read_results(workdir / "results.json")
-    series, steps = read_series(workdir / "metrics.jsonl"), read_thoughts(workdir / "thoughts.jsonl")
-    config = flat(results.get("config") or {})
-    # the shallowest: the config may hold that of the run which made the base model
-    sizes = sorted((key.count("."), value) for key, value in config.items() if key.endswith("group_size"))
-    group_size = int(sizes[0][1]) if sizes else None
-    pairwise = is_pairwise(results)
+    results, series, steps = records.read_results(workdir), records.read_series(workdir), records.read_thoughts(workdir)
+    config, pairwise = flat(results.get("config") or {}), results["judge"] == "label"
     known = ("base", "trained", "gain", "reference", "sources", "config", "steps", "seconds")
     try:
         text = render(
@@ -238,8 +183,8 @@ def write_report(workdir: Path) -> Path:
             results=results,
             picture=interval_picture(results),
             facts=flat({key: value for key, value in results.items() if key not in known}),
-            warnings=warnings(series, results, group_size),
-            curves=curves(series, group_size),
+            warnings=warnings(series, results, config.get("sampler.group_size")),
+            curves=curves(series, panels_of(config), config),
             last={name: (int(at[-1]), float(values[-1])) for name, (at, values) in sorted(series.items())},
             examples=examples(steps, pairwise),
             pairwise=pairwise,
@@ -252,8 +197,7 @@ def write_report(workdir: Path) -> Path:
     return path
 
 
-@exit_cleanly
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write report.html, one page about a run.")
-    parser.add_argument("--workdir", type=Path, required=True, help="directory that the run wrote to")
-    print(write_report(parser.parse_args().workdir))
+def panels_of(config: dict) -> tuple[Panel, ...]:
+    """The pictures of the run's objective; none where it is not known any more."""
+    name = config.get("objective.name")
+    return objectives.load(name).panels if name in objectives.names() else ()

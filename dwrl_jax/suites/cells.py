@@ -118,7 +118,7 @@ def share_base(config: ConfigDict, workdir: Path) -> None:
     if config.base is None:
         return
     name = hashlib.sha256(config.base.to_json_best_effort().encode()).hexdigest()[:8]
-    config.model.path = str(train.starting_model(config, workdir / "bases" / name, begun=False))
+    config.model.path = str(train.starting_folder(config, workdir / "bases" / name))
     config.base = None
 
 

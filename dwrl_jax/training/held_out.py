@@ -13,6 +13,7 @@ from dwrl_jax.core import hosts
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.data.batches import Batches, prefetch
 from dwrl_jax.evaluation import metrics as evaluate
+from dwrl_jax.evaluation.held_out import vote_scores
 from dwrl_jax.generation.keys import HELD_OUT
 from dwrl_jax.training.parts import Run
 from dwrl_jax.training.programs import Programs
@@ -84,7 +85,7 @@ def score_pairs(scores: Callable, batches: Batches, title: str = ""):
         disable=not (title and sys.stderr.isatty()),
         dynamic_ncols=True,
     )
-    return evaluate.vote_scores(scores, (pairs for pairs, _ in bar))
+    return vote_scores(scores, (pairs for pairs, _ in bar))
 
 
 def thought_rows(run: Run, batch, thoughts, log_scores, weights, *, step: int, split: str) -> list[dict]:
@@ -96,6 +97,7 @@ def thought_rows(run: Run, batch, thoughts, log_scores, weights, *, step: int, s
         end=run.judge.end,
         decode=run.decode,
         describe=run.describe if split == "train" else run.describe_held_out,
+        rewards=run.judge.has_value_head or run.judge.value_scores is not None,
     )
     return [{"step": step, "split": split} | row for row in rows]
 

@@ -17,10 +17,11 @@ from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError, exit_cleanly
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
-from dwrl_jax.evaluation import metrics as evaluate
+from dwrl_jax.evaluation.summary import summarise
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
-from dwrl_jax.reporting import page as report
+from dwrl_jax.reporting.page import write_report
+from dwrl_jax.reporting.text import table
 from dwrl_jax.settings import config as configuration
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import loop
@@ -88,10 +89,13 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
     state, scores = loop.train(run)
     if held is None or not hosts.first():
         return None
-    seconds = records.total(workdir, "time/step_seconds")
-    results = summarise(config, held, scores) | {"steps": int(state.step), "seconds": seconds, "data": notes}
-    records.write_json(workdir / "results.json", results)
-    report.write_report(workdir)
+    results = results_of(config, held, scores) | {
+        "steps": int(state.step),
+        "seconds": records.total(workdir, "time/step_seconds"),
+        "data": notes,
+    }
+    records.write_results(workdir, results)
+    write_report(workdir)
     return results
 
 
@@ -153,55 +157,14 @@ def make_random(config: ConfigDict, folder: Path) -> None:
     hosts.attempt(hf.save_model, folder, params, shape, hf_config, tokenizer=tokenizer)
 
 
-def summarise(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> dict:
-    """What results.json says of the held-out scores [N S K] of "base" and "trained"."""
-    results = {"base": {}, "trained": {}, "gain": {}, "reference": {"no_thought": None, "ceiling": None}}
-    pairwise = judge_kind(config) == "label"
-    for votes in sorted(config.eval.votes):
-        margin = {name: evaluate.margins(found, votes, pairwise) for name, found in scores.items()}
-        for name in ("base", "trained"):
-            results[name][f"k{votes}"] = evaluate.metrics(scores[name], votes, pairwise)
-        results["gain"][f"k{votes}"] = evaluate.gain(margin["base"], margin["trained"])
-    results["sources"] = by_source(config, [pair.source for pair in held.pairs], scores)
-    if held.world is not None:
-        for name, margin in world.references(held.world, held.pairs).items():
-            results["reference"][name] = evaluate.summary(margin[:, None])
-    return results | {"config": json.loads(config.to_json_best_effort())}
-
-
-def by_source(config: ConfigDict, names: list[str], scores: dict[str, np.ndarray]) -> dict:
-    """The same by the pairs' source, where there is more than one, for the largest number of votes."""
-    sources = sorted(set(names)) if len(set(names)) > 1 else []
-    votes, pairwise = max(config.eval.votes), judge_kind(config) == "label"
-
-    def part(found, source):
-        return evaluate.metrics(found[np.array(names) == source], votes, pairwise)
-
-    return {source: {name: {f"k{votes}": part(found, source)} for name, found in scores.items()} for source in sources}
-
-
-def table(results: dict) -> str:
-    """The results as lines of text."""
-    lines = [f"{'held-out pairs':28} {'accuracy':>8}  {'95 % interval':>15} {'NLL':>7} {'ties':>6}"]
-
-    def row(name, found):
-        low, high = found["interval"]
-        between = f"{100 * low:.1f} to {100 * high:.1f}"
-        flips = f"   flips {100 * found['flips']:.1f}%" if "flips" in found else ""
-        lines.append(
-            f"{name:28} {100 * found['accuracy']:7.1f}%  {between:>15} {found['nll']:7.3f} {100 * found['ties']:5.1f}%"
-            + flips
-        )
-
-    for name in ("base", "trained"):
-        for votes, found in results[name].items():
-            row(f"{name}, k = {votes[1:]}", found)
-    for name, title in (("no_thought", "best no-thought reader"), ("ceiling", "noise ceiling")):
-        if results["reference"][name]:
-            row(title, results["reference"][name])
-    for votes, found in results["gain"].items():
-        low, high = (100 * bound for bound in found["interval"])
-        gained = f"{100 * found['accuracy']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
-        lines.append(f"gain at k = {votes[1:]}: {gained}")
-    lines.append(f"{results['steps']} steps, {results['seconds']:.0f} s of training")
-    return "\n".join(lines)
+def results_of(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) -> dict:
+    """The part of results.json that follows from the held-out log scores [N S K] of "base" and "trained"."""
+    judge = judge_kind(config)
+    summary = summarise(
+        scores,
+        config.eval.votes,
+        pairwise=judge == "label",
+        sources=[pair.source for pair in held.pairs],
+        references=world.references(held.world, held.pairs) if held.world is not None else {},
+    )
+    return {"judge": judge, **summary, "config": json.loads(config.to_json_best_effort())}

@@ -1,28 +1,35 @@
-"""What a run writes down as it goes: metrics.jsonl, tensorboard scalars, thoughts as text, scores of held-out pairs.
+"""The files of a run, each with its one writer and its one reader: metrics.jsonl, thoughts.jsonl, eval/NAME.jsonl with
+the scores of held-out pairs, and results.json; scalars and texts for tensorboard beside them.
 
-Every file is made of lines that carry their step, so a resumed run drops those past its checkpoint and goes on.
-Of several processes the first one writes.
+Lines carry their step, so that a resumed run drops those past its checkpoint and goes on. The first of several
+processes writes. Readers raise UserError with the file, and the line or key, of what is missing or malformed.
 """
 
 import contextlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorboardX
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from dwrl_jax import objectives
 from dwrl_jax.core import files, hosts
+from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
 from dwrl_jax.data.pairs import Pair
 
+METRICS, THOUGHTS, RESULTS = "metrics.jsonl", "thoughts.jsonl", "results.json"
+MAX_PAIRS = 64  # that a step holds while thoughts are read
+Series = dict[str, tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]]  # metric -> (steps, values)
 SIDES = ("chosen", "rejected")
 
 
 @hosts.by_first
 def rewind(workdir: Path, step: int) -> None:
     """Drop the lines that were written after `step`: they will be written again."""
-    for name in ("metrics.jsonl", "thoughts.jsonl"):
+    for name in (METRICS, THOUGHTS):
         if (workdir / name).exists():
             files.keep_lines(workdir / name, lambda row: row["step"] <= step, needs="step")
 
@@ -37,9 +44,29 @@ def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter | c
 @hosts.by_first
 def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, metrics: dict[str, float]) -> None:
     """One line of metrics.jsonl, and the same as scalars."""
-    files.append_lines(workdir / "metrics.jsonl", [{"step": step, **metrics}])
+    files.append_lines(workdir / METRICS, [{"step": step, **metrics}])
     for name, value in metrics.items():
         board.add_scalar(name, value, step)
+
+
+def read_metrics(workdir: Path) -> Iterator[dict]:
+    """The steps of metrics.jsonl in the order of the file."""
+    return files.read_lines(workdir / METRICS, needs="step")
+
+
+def read_series(workdir: Path) -> Series:
+    """Each metric against its steps, in order; the last line counts where a step stands twice. Empty without a file."""
+    values: dict[str, dict[int, float]] = {}
+    for row in read_metrics(workdir) if (workdir / METRICS).exists() else ():
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                values.setdefault(name, {})[row["step"]] = float(value)
+    return {name: (np.array(sorted(at)), np.array([at[s] for s in sorted(at)])) for name, at in values.items()}
+
+
+def total(workdir: Path, name: str) -> float:
+    """Sum of a metric over all steps."""
+    return sum(row.get(name, 0.0) for row in read_metrics(workdir))
 
 
 def thought_rows(
@@ -52,10 +79,13 @@ def thought_rows(
     end: int,
     decode: Callable[[np.ndarray], str],
     describe: Callable[[int], Pair],
+    rewards: bool = False,
 ) -> list[dict]:
-    """Rows of thoughts.jsonl for the first pairs of a batch, from arrays on the host; `describe` finds the pair
-    of an id. Scores and weights are those under the policy that sampled. In pairwise dialogues the side's response
-    is the one that is shown first, and the score is the probability of the right label.
+    """Rows of thoughts.jsonl for the first pairs of a batch, from arrays on the host; `describe` finds the pair of an
+    id. Scores and weights are those under the policy that sampled.
+
+    "score" is the probability exp(log score). Where the judge gives `rewards`, which have no bound, "reward" is the log
+    score itself. A side of a pairwise judge shows its own response first, and its score is that of the right label.
     """
     rows = []
     for b in np.flatnonzero(batch.valid)[:pairs]:
@@ -63,7 +93,7 @@ def thought_rows(
         for s, side in enumerate(SIDES):
             for g in range(log_scores.shape[2]):
                 ids = thoughts.thought[b, s, g, : thoughts.thought_len[b, s, g]]
-                ended = ids[-1] == end
+                ended, log_score = ids[-1] == end, float(log_scores[b, s, g])
                 rows.append(
                     {
                         "pair": int(batch.pair_id[b]),
@@ -73,8 +103,8 @@ def thought_rows(
                         "response": getattr(pair, side),
                         "thought": decode(ids[:-1] if ended else ids),
                         "cut_off": bool(not ended),
-                        "score": float(np.exp(log_scores[b, s, g])),
                     }
+                    | ({"reward": log_score} if rewards else {"score": float(np.exp(log_scores[b, s, g]))})
                     | {name: float(weight[(b, s, g)[: weight.ndim]]) for name, weight in weights.items()}
                 )
     return rows
@@ -83,14 +113,35 @@ def thought_rows(
 @hosts.by_first
 def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, rows: list[dict], step: int) -> None:
     """Lines of thoughts.jsonl, and the same as text for tensorboard."""
-    files.append_lines(workdir / "thoughts.jsonl", rows)
+    files.append_lines(workdir / THOUGHTS, rows)
 
     def line(row):
+        name = "reward" if "reward" in row else "score"
         weight = f"weight {row['dual_weight']:+.3f} " if "dual_weight" in row else ""
-        return f"    {row['side']:8} score {row['score']:.3f} {weight}{row['thought']}"
+        return f"    {row['side']:8} {name} {row[name]:.3f} {weight}{row['thought']}"
 
     lines = [line(row) for row in rows]
     board.add_text("thoughts", "\n".join(lines), step)
+
+
+def read_thoughts(workdir: Path) -> dict[int, dict[int, dict]]:
+    """First and last logged step -> pair -> (side, sample) -> row; held-out pairs where both splits have two steps.
+
+    Holds MAX_PAIRS pairs of two steps for each split, whatever the size of the file. Empty without a file.
+    """
+    splits: dict[str, dict[int, dict[int, dict]]] = {}
+    path = workdir / THOUGHTS
+    for row in files.read_lines(path, needs="step") if path.exists() else ():
+        steps, step = splits.setdefault(row.get("split", "train"), {}), row["step"]
+        if step not in steps:
+            if len(steps) == 2 and min(steps) < step < max(steps):
+                continue
+            if len(steps) == 2:
+                del steps[max(steps) if step > max(steps) else min(steps)]
+            steps[step] = {}
+        if row["pair"] in steps[step] or len(steps[step]) < MAX_PAIRS:
+            steps[step].setdefault(row["pair"], {})[row["side"], row["sample"]] = row
+    return splits[max(splits, key=lambda name: (len(splits[name]), name == "eval"))] if splits else {}
 
 
 @hosts.by_first
@@ -113,6 +164,30 @@ def write_json(path: Path, content: dict) -> None:
     files.write_json(path, content)
 
 
-def total(workdir: Path, name: str) -> float:
-    """Sum of a metric over all steps."""
-    return sum(row.get(name, 0.0) for row in files.read_lines(workdir / "metrics.jsonl"))
+@hosts.by_first
+def write_results(workdir: Path, results: dict) -> None:
+    """results.json; its "judge" is the kind of the judge, one of `objectives.KINDS`."""
+    files.write_json(workdir / RESULTS, results)
+
+
+def read_results(workdir: Path) -> dict:
+    """What results.json says of a run that was evaluated; runs from before "judge" stood there have it too."""
+    path = workdir / RESULTS
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the --workdir of a run that was evaluated")
+    results = files.read_json(path)
+    for key in ("base", "trained", "gain"):
+        if not results.get(key):
+            raise UserError(f'{path}: "{key}" is missing; evaluate both the base and the trained model')
+        if wrong := [k for k in results[key] if not re.fullmatch(r"k\d+", k)]:
+            raise UserError(f'{path}: "{key}" has {wrong[0]!r}, not a number of votes such as "k8"')
+    return {"judge": _judge_before(results)} | results
+
+
+def _judge_before(results: dict) -> str:
+    """The kind of judge of results that do not say it."""
+    name = ((results.get("config") or {}).get("objective") or {}).get("name")
+    if name in objectives.names():
+        return objectives.load(name).judges[0]
+    pairwise = any("flips" in cell for cell in results["trained"].values())
+    return "label" if pairwise else "verdict"

@@ -1,6 +1,6 @@
 """Smoke: each notebook runs from its first cell to its last. They define nothing and are kept without outputs.
 
-DWRL_JAX_VARIANT=smoke is the one setting that makes them short.
+DWRL_JAX_VARIANT=smoke is the only setting that makes them short.
 """
 
 import ast
@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
-from dwrl_jax.reporting import page as report
+from dwrl_jax.workdir import records
 from tests.small import REPO
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
@@ -74,13 +74,15 @@ def test_quickstart(workplace, monkeypatch):
     assert len(shown(outputs, "image/png")) == 1
 
 
+@pytest.mark.slow
 def test_explore(workplace, monkeypatch):
     outputs = execute("explore", workplace, monkeypatch)
-    results = report.read_results(workplace / "runs" / "notebook_smoke" / "results.json")
+    results = records.read_results(workplace / "runs" / "notebook_smoke")
     assert results["steps"] == 4
     assert len(shown(outputs, "image/png")) == 2 and len(shown(outputs, "text/html")) == 1
     assert "'right': [" in shown(outputs, "text/plain")[1]
 
 
+@pytest.mark.slow
 def test_estimator(workplace, monkeypatch):
     assert len(shown(execute("estimator", workplace, monkeypatch), "image/png")) == 2

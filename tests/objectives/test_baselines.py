@@ -283,6 +283,9 @@ def test_every_baseline_has_a_smoke_run(base, name, tmp_path):
     shared = {"train/pair_accuracy", "train/ties", "train/pair_nll", "train/margin", "train/misalignment_weight"}
     assert shared <= lines(tmp_path / "metrics.jsonl")[0].keys()
     assert "<html" in (tmp_path / "report.html").read_text()
+    assert results["judge"] == objectives.load(name).judges[0]
+    score = "reward" if results["judge"] == "reward" else "score"
+    assert all({"reward", "score"} & row.keys() == {score} for row in lines(tmp_path / "thoughts.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["bt", "bt_prefilled", "grpo_point"])

@@ -3,15 +3,14 @@
 import html.parser
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from dwrl_jax.core.errors import UserError
-from dwrl_jax.reporting.curves import thinned
-from dwrl_jax.reporting.page import headline, read_series, write_report
+from dwrl_jax import report
+from dwrl_jax.reporting.page import examples, headline, write_report
+from dwrl_jax.workdir import records
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 ATTACK = "<script>alert(1)</script> & so \ud83d on"
@@ -68,7 +67,13 @@ def results(gain=0.152, interval=(0.121, 0.183)):
         "reference": {"no_thought": 0.5912, "ceiling": {"accuracy": 0.861, "interval": [0.84, 0.88]}},
         "steps": 200,
         "seconds": 412.3,
-        "config": {"base": {"sampling": {"group_size": 9}}, "model": {"dim": 64}, "sampling": {"group_size": 4}},
+        "judge": "verdict",
+        "config": {
+            "base": {"sampler": {"group_size": 9}},
+            "objective": {"name": "dwrl"},
+            "model": {"dim": 64},
+            "sampler": {"group_size": 4},
+        },
         "data": {"train": "3,590 pairs kept, 8 too long"},
     }
 
@@ -146,11 +151,11 @@ def test_page_states_the_results_and_loads_nothing(workdir):
     raw = path.read_text(encoding="utf-8")
     page = Page(raw)
     assert path == workdir / "report.html" and len(raw) < 1_500_000
-    assert [p.name for p in workdir.iterdir() if p.name.endswith(".tmp")] == []
+    assert len(list(workdir.iterdir())) == 4
     sentence = "rose from 64.1 % to 79.3 % (+15.2 points, 95 % interval 12.1 to 18.3) with 8 votes"
     for fact in (
         sentence, "61.3 %", "0.447", "1,768", "59.1 %", "86.1 %", "84.0 to 88.0", "6.9 min",
-        "3,590 pairs kept, 8 too long", "sampling.group_size", "noise ceiling",
+        "3,590 pairs kept, 8 too long", "judge verdict", "sampler.group_size", "noise ceiling",
     ):  # fmt: skip
         assert fact in page.text, fact
     assert len(page.ids) == len(set(page.ids)) > 50
@@ -161,20 +166,11 @@ def test_page_states_the_results_and_loads_nothing(workdir):
 
 
 def test_thoughts_are_escaped_and_show_before_and_after(workdir):
+    (workdir / "metrics.jsonl").unlink()
     raw = write_report(workdir).read_text(encoding="utf-8")
     assert "<script" not in raw and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so ? on" in raw
     assert raw.count("<b>Before</b>, step 0") == raw.count("<b>After</b>, step 200") == 4
     assert "step 100," not in raw and "cut off</span>" in raw
-
-
-def test_last_line_of_a_repeated_step_wins_and_a_torn_line_is_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 1, "a": 7}\n{"step": 3, "a"')
-    steps, values = read_series(path)["a"]
-    assert steps.tolist() == [1, 2] and values.tolist() == [7, 2]
-    path.write_text('{"step": 1}\n{"step": 2,\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2"):
-        read_series(path)
 
 
 def test_null_references_and_absent_logs_are_left_out(workdir):
@@ -226,20 +222,52 @@ def test_warnings_name_what_is_wrong(workdir):
         assert words in text, words
 
 
-def test_thinning_keeps_spikes():
-    values = np.zeros(10_000)
-    values[1234], values[7777] = 50, -50
-    steps, kept = thinned(np.arange(10_000), values)
-    assert len(kept) <= 300 and {1234, 7777} <= set(steps)
-
-
 def test_long_logs_stay_small(workdir):
     write_jsonl(workdir / "metrics.jsonl", metrics(3000))
     assert write_report(workdir).stat().st_size < 1_000_000
 
 
-def test_a_workdir_without_results_is_one_line_and_exit_code_2(tmp_path):
-    command = [sys.executable, "-m", "dwrl_jax.report", f"--workdir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "results.json does not exist" in done.stderr
+def test_rewards_are_shown_as_they_are_and_compared_by_the_logistic_function(workdir):
+    def rows(step):
+        for row in thoughts(step, pairs=2, group=1):
+            reward = 800.0 if row["side"] == "chosen" else 800.0 - np.log(3)
+            yield {key: value for key, value in row.items() if key != "score"} | {"reward": reward}
+
+    write_jsonl(workdir / "thoughts.jsonl", rows(200))
+    (workdir / "metrics.jsonl").unlink()
+    text = Page(write_report(workdir).read_text(encoding="utf-8")).text
+    assert "with probability 75.0 %" in text and "rewards +800.000 and +798.901" in text
+    assert "reward +800.000" in text and "inf" not in text
+
+
+@pytest.mark.parametrize("scores, probability", [((1e300, 0.5), 1.0), ((np.inf, 0.5), 1.0), ((np.inf, np.inf), 0.5)])
+def test_scores_of_older_runs_may_be_infinite(workdir, scores, probability):
+    """They were the exponential of a reward."""
+    both = dict(zip(records.SIDES, scores))
+    write_jsonl(workdir / "thoughts.jsonl", [row | {"score": both[row["side"]]} for row in thoughts(200, 1, 1)])
+    ((moment,),) = (example["moments"] for example in examples(records.read_thoughts(workdir), pairwise=False))
+    assert moment["probability"] == probability
+
+
+def test_an_objective_that_is_gone_costs_only_its_own_pictures(workdir):
+    gone = results()
+    gone["config"]["objective"]["name"] = "gone"
+    (workdir / "results.json").write_text(json.dumps(gone))
+    page = write_report(workdir).read_text(encoding="utf-8")
+    assert "Pair accuracy" in page and "Misalignment weight" not in page
+
+
+def test_a_workdir_without_results_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report", f"--workdir={tmp_path}"])
+    with pytest.raises(SystemExit) as left:
+        report.main()
+    out, err = capsys.readouterr()
+    assert left.value.code == 2 and out == ""
+    assert err.count("\n") == 1 and "results.json does not exist" in err
+
+
+def test_the_command_prints_the_path(workdir, monkeypatch, capsys):
+    (workdir / "metrics.jsonl").unlink()
+    monkeypatch.setattr(sys, "argv", ["report", f"--workdir={workdir}"])
+    report.main()
+    assert capsys.readouterr().out == f"{workdir / 'report.html'}\n"

@@ -16,7 +16,6 @@ import pytest
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.data.examples import Examples
-from dwrl_jax.data.pairs import Pair
 from dwrl_jax.dialogue import Texts, make_dialogue
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 from dwrl_jax.settings.commandline import parse
@@ -266,22 +265,6 @@ def test_a_part_of_the_held_out_pairs_is_drawn_from_all_of_them():
     drawn = sources.part_of(examples, 100).rows
     assert len(set(drawn)) == 100 and list(drawn) == sorted(drawn)
     assert 30 < sum(row < 500 for row in drawn) < 70 and drawn == sources.part_of(examples, 100).rows
-
-
-def test_results_say_which_way_and_whose():
-    """Four pairs: the base is right on source b alone, the trained model on all."""
-    config, _ = parse(["--config=configs/tiny.py:smoke", "--workdir=unused"])
-    pairs = [Pair((), "y", "z", source=source) for source in "abaa"]
-    right, wrong = np.log([[0.8] * 8, [0.1] * 8]), np.log([[0.1] * 8, [0.8] * 8])
-    scores = {"base": np.array([wrong, right, wrong, wrong]), "trained": np.array([right] * 4)}
-    results = train.summarise(config, sources.Held(pairs, None, None, None), scores)
-    assert (results["base"]["k8"]["accuracy"], results["trained"]["k8"]["accuracy"]) == (0.25, 1)
-    assert results["gain"]["k1"]["accuracy"] == 0.75
-    by_source = {name: found["base"]["k8"] for name, found in results["sources"].items()}
-    assert {name: (found["accuracy"], found["pairs"]) for name, found in by_source.items()} == {
-        "a": (0, 3),
-        "b": (1, 1),
-    }
 
 
 def train_on_real_pairs(shared_data, workdir, *arguments):

@@ -5,18 +5,19 @@ import numpy as np
 import pytest
 
 from dwrl_jax.core.types import PreferenceBatch
-from dwrl_jax.evaluation import metrics as evaluate
+from dwrl_jax.evaluation import metrics
+from dwrl_jax.evaluation.held_out import vote_scores
 
 
 def test_votes_are_means_of_disjoint_groups():
     scores = np.array([[[0.2, 0.4, 0.6, 0.8], [0.1, 0.1, 0.9, 0.9]]])
-    margin = evaluate.margins(np.log(scores), 2)
+    margin = metrics.margins(np.log(scores), 2)
     np.testing.assert_allclose(margin, [[np.log(0.3 / 0.1), np.log(0.7 / 0.9)]])
-    np.testing.assert_allclose(evaluate.margins(np.log(scores), 3), [[np.log(0.4 / (1.1 / 3))]])
+    np.testing.assert_allclose(metrics.margins(np.log(scores), 3), [[np.log(0.4 / (1.1 / 3))]])
 
 
 def test_a_tie_counts_one_half():
-    found = evaluate.summary(np.array([[1.0], [0.0], [-1.0], [2.0]]))
+    found = metrics.summary(np.array([[1.0], [0.0], [-1.0], [2.0]]))
     assert (found["accuracy"], found["ties"], found["pairs"]) == (0.625, 0.25, 4)
     probability = 1 / (1 + np.exp(-np.array([1.0, 0.0, -1.0, 2.0])))
     assert found["nll"] == pytest.approx(-np.log(probability).mean())
@@ -27,25 +28,27 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
-        low, high = evaluate.interval((rng.random(100) < 0.7).astype(float))
+        low, high = metrics.interval((rng.random(100) < 0.7).astype(float))
         covered += low <= 0.7 <= high
     assert 0.9 <= covered / 200 <= 0.99
 
 
 def test_interval_of_the_gain_is_paired():
-    """Both models right on the same pairs but for four: the unpaired intervals overlap, the paired excludes zero."""
-    before = np.where(np.arange(100) < 70, 1.0, -1.0)[:, None]
-    after = np.where(np.arange(100) < 78, 1.0, -1.0)[:, None]
-    assert evaluate.summary(before)["interval"][1] > evaluate.summary(after)["interval"][0]
-    found = evaluate.gain(before, after)
-    assert found["accuracy"] == pytest.approx(0.08) and found["interval"][0] > 0
+    """Both models are right on the same pairs but for eight, so the difference varies as those eight do, by 0.08 * 0.92
+    a pair. Two samples of pairs, one for each model, would vary by 0.2496 + 0.24."""
+    before, after = (np.where(np.arange(100) < right, 1.0, -1.0)[:, None] for right in (52, 60))
+    found = metrics.gain(before, after)
+    low, high = found["interval"]
+    assert found["accuracy"] == pytest.approx(0.08) and low > 0
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.08 * 0.92 / 100), rel=0.15)
+    assert metrics.gain(before, before)["interval"] == [0, 0]
 
 
 def test_calibration_error_by_hand():
     confidence = np.array([0.51, 0.53, 0.93, 0.97])
     correct = np.array([1.0, 0.0, 1.0, 1.0])
     by_hand = (2 * abs(0.5 - 0.52) + abs(1 - 0.93) + abs(1 - 0.97)) / 4
-    assert evaluate.calibration_error(confidence, correct) == pytest.approx(by_hand)
+    assert metrics.calibration_error(confidence, correct) == pytest.approx(by_hand)
 
 
 def test_scores_come_back_in_the_order_of_pairs():
@@ -61,6 +64,6 @@ def test_scores_come_back_in_the_order_of_pairs():
         return jnp.broadcast_to(jnp.asarray(batch.pair_id)[:, None, None] * 2.0, (len(batch.pair_id), 2, 3))
 
     batches = [batch([7, 2], [True, True]), batch([5, 5], [True, False])]
-    ids, scores = evaluate.vote_scores(scores_of, batches)
+    ids, scores = vote_scores(scores_of, batches)
     assert ids.tolist() == [2, 5, 7] and scores.shape == (3, 2, 3)
     assert scores[:, 0, 0].tolist() == [4, 10, 14]

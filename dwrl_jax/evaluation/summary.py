@@ -1,0 +1,45 @@
+"""The part of results.json that speaks of held-out scores."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from dwrl_jax.evaluation import metrics
+
+Scores = Mapping[str, Float[np.ndarray, "N S K"]]  # log scores of the "base" and the "trained" model
+
+
+def summarise(
+    scores: Scores,
+    votes: Sequence[int],
+    *,
+    pairwise: bool,
+    sources: Sequence[str] = (),
+    references: Mapping[str, Float[np.ndarray, " N"]] | None = None,
+) -> dict:
+    """Both models with each number of votes, the gain between them, and readers of the pairs who are no models.
+
+    `sources` names the source of each pair; `references` has the log-odds of such readers by name.
+    """
+    results = {"base": {}, "trained": {}, "gain": {}, "reference": {"no_thought": None, "ceiling": None}}
+    for k in sorted(votes):
+        for name in ("base", "trained"):
+            results[name][f"k{k}"] = metrics.metrics(scores[name], k, pairwise)
+        before, after = (metrics.margins(scores[name], k, pairwise) for name in ("base", "trained"))
+        results["gain"][f"k{k}"] = metrics.gain(before, after)
+    for name, log_odds in (references or {}).items():
+        results["reference"][name] = metrics.summary(log_odds[:, None])
+    return results | {"sources": by_source(scores, max(votes), pairwise, sources)}
+
+
+def by_source(scores: Scores, votes: int, pairwise: bool, sources: Sequence[str]) -> dict:
+    """Both models on the pairs of each source; empty where there is only one source."""
+    names = sorted(set(sources))
+    if len(names) < 2:
+        return {}
+    where = {name: np.array(sources) == name for name in names}
+    return {
+        name: {model: {f"k{votes}": metrics.metrics(part[rows], votes, pairwise)} for model, part in scores.items()}
+        for name, rows in where.items()
+    }
