@@ -8,7 +8,6 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.dialogue import Texts
 from dwrl_jax.objectives import KINDS
 
-CARD = "judge.json"
 DEFAULT_TEXTS = Texts("Judge the response.", "Is this a good response? A: Yes, B: No", ("A", "B"))
 
 

@@ -2,27 +2,24 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from dwrl_jax import objectives
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.names import ARCHITECTURE, BEST, CARD, CHECKPOINTS
 from dwrl_jax.dialogue import Dialogue, make_dialogue
 from dwrl_jax.dialogue.tokenizers import load_tokenizer
-from dwrl_jax.judge.card import CARD, JudgeCard, read_card
+from dwrl_jax.judge.card import JudgeCard, read_card
 from dwrl_jax.judge.judge import Judge, question_kind
 from dwrl_jax.models import hf, orbax_files
 from dwrl_jax.models.families import model_config, read_config
+from dwrl_jax.models.places import abstract_params, widest_mesh
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
-
-ARCHITECTURE = "architecture"  # in a workdir: config.json, tokenizer and judge.json of the model that is trained
-BEST = "accuracy"  # the metric of held-out pairs by which a checkpoint is the best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +66,11 @@ def load(
     dialogue = make_dialogue(load_tokenizer(folder), dataclasses.replace(card.texts, kind=question_kind(card.kind)))
     if trained:
         like = abstract_params(shape, places)
-        params = orbax_files.load_params(orbax_files.choose(workdir / "checkpoints", checkpoint, BEST), like)
+        params = orbax_files.load_params(orbax_files.choose(workdir / CHECKPOINTS, checkpoint, BEST), like)
     else:
         params = _from_folder(folder, shape, places)
     return LoadedJudge(
-        judge=_judge(card, shape, dialogue),
+        judge=make_judge(card, shape, dialogue),
         params=params,
         start=_start(card, start, shape, places),
         card=card,
@@ -83,17 +80,7 @@ def load(
     )
 
 
-def abstract_params(shape: ModelConfig, mesh: jax.sharding.Mesh):
-    """Shapes, dtypes and places of a model's parameters."""
-    boxed = axis_names(shape)
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        nn.meta.unbox(boxed),
-        sharding.shardings(mesh, boxed),
-    )
-
-
-def _judge(card: JudgeCard, shape: ModelConfig, dialogue: Dialogue) -> Judge:
+def make_judge(card: JudgeCard, shape: ModelConfig, dialogue: Dialogue) -> Judge:
     """`value_scores` compares a response with another one: only an embedding has no reading without it."""
     value_scores = None
     if card.kind == "embedding":
@@ -138,8 +125,7 @@ def _start(card: JudgeCard, start: str | Path | None, shape: ModelConfig, mesh: 
 
 def _make_mesh(sizes: Mapping[str, int] | None, shape: ModelConfig) -> jax.sharding.Mesh:
     if sizes is None:
-        fsdp = math.gcd(jax.device_count(), shape.hidden_size)
-        sizes = {"data": -1, "fsdp": fsdp, "tensor": 1}
+        return widest_mesh(shape)
     mesh = sharding.make_mesh({**dict.fromkeys(sharding.AXES, 1), **sizes})
     sharding.shardings(mesh, axis_names(shape))
     return mesh

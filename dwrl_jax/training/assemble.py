@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from dwrl_jax import dialogue, objectives
 from dwrl_jax.core import files, hosts, sharding
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.names import CARD
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.generation.sampler import SamplerOptions
-from dwrl_jax.judge.card import CARD, JudgeCard, as_json
+from dwrl_jax.judge.card import JudgeCard, as_json
 from dwrl_jax.judge.judge import Judge, question_kind
 from dwrl_jax.judge.thoughts import ThoughtPlan
 from dwrl_jax.models import hf

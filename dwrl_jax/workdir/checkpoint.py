@@ -11,9 +11,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.names import BEST, CHECKPOINTS
 from dwrl_jax.core.types import TrainState
-
-BEST = "accuracy"  # of held-out pairs, on the curve
 
 
 def open_manager(workdir: Path) -> ocp.CheckpointManager:
@@ -27,7 +26,7 @@ def open_manager(workdir: Path) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=keep, best_fn=lambda metrics: metrics[BEST], best_mode="max"
     )
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    return ocp.CheckpointManager((workdir / CHECKPOINTS).absolute(), options=options)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict | None) -> None:

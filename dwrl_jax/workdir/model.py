@@ -6,22 +6,17 @@ Any devices will do: the parameters are spread over those of this host, or of se
 """
 
 import argparse
-import math
 from pathlib import Path
 
-import flax.linen as nn
-import jax
-
-from dwrl_jax.core import files, hosts, sharding
+from dwrl_jax.core import files, hosts
 from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.core.names import ARCHITECTURE, CARD
 from dwrl_jax.dialogue.tokenizers import load_tokenizer, set_pad_token
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
-from dwrl_jax.models.transformer import ModelConfig, axis_names
+from dwrl_jax.models.places import abstract_params
+from dwrl_jax.models.transformer import ModelConfig
 from dwrl_jax.workdir import checkpoint
-
-ARCHITECTURE = "architecture"  # the starting model's config and tokenizer, kept in the workdir
-JUDGE = "judge.json"  # how the model is asked, where the folder has it: a document that travels with an export
 
 
 def export(workdir: Path, output: Path, which: str = "last", dtype: str | None = None) -> None:
@@ -48,7 +43,7 @@ def export(workdir: Path, output: Path, which: str = "last", dtype: str | None =
         hf_config,
         tokenizer=tokenizer,
         generation_config=files.read_json(generation) if generation.exists() else None,
-        documents={JUDGE: files.read_json(folder / JUDGE)} if (folder / JUDGE).exists() else None,
+        documents={CARD: files.read_json(folder / CARD)} if (folder / CARD).exists() else None,
         dtype=dtype or hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32",
     )
 
@@ -60,16 +55,6 @@ def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:
     hf_config = read_config(workdir / ARCHITECTURE)
     numerics = files.read_json(workdir / "config.json")["model"]
     return hf_config, model_config(hf_config, param_dtype=numerics["param_dtype"])
-
-
-def abstract_params(config: ModelConfig):
-    """Shapes and dtypes of the parameters, spread over all devices."""
-    boxed = axis_names(config)
-    sizes = {"data": -1, "fsdp": math.gcd(jax.device_count(), config.hidden_size), "tensor": 1}
-    places = sharding.shardings(sharding.make_mesh(sizes), boxed)
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), nn.meta.unbox(boxed), places
-    )
 
 
 @exit_cleanly

@@ -40,7 +40,7 @@ def exported(shared_data, tmp_path_factory):
     params = hf.load_params(folder, model_config(hf_config | {"architectures": ["LlamaForCausalLM"]}))
     params = hf.with_value_head(params, config, seed=0)
     keep_architecture(workdir / export.ARCHITECTURE, hf_config, folder, tokenizer)
-    (workdir / export.ARCHITECTURE / export.JUDGE).write_text('{"kind": "reward"}')
+    (workdir / export.ARCHITECTURE / export.CARD).write_text('{"kind": "reward"}')
     (workdir / "config.json").write_text('{"model": {"param_dtype": "float32"}}')
     with checkpoint.open_manager(workdir) as manager:
         checkpoint.save(manager, TrainState(jnp.int32(1), params, {"count": jnp.int32(1)}), None)

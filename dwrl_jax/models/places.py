@@ -1,0 +1,24 @@
+"""Where a model's parameters lie: their shapes and dtypes, spread over a mesh."""
+
+import math
+
+import flax.linen as nn
+import jax
+
+from dwrl_jax.core import sharding
+from dwrl_jax.models.transformer import ModelConfig, axis_names
+
+
+def widest_mesh(config: ModelConfig) -> jax.sharding.Mesh:
+    """A mesh of all devices that shares out the weights over as many of them as the model's width allows."""
+    sizes = {"data": -1, "fsdp": math.gcd(jax.device_count(), config.hidden_size), "tensor": 1}
+    return sharding.make_mesh(sizes)
+
+
+def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh | None = None):
+    """Shapes, dtypes and places of the parameters, on the widest mesh where none is given."""
+    boxed = axis_names(config)
+    places = sharding.shardings(mesh or widest_mesh(config), boxed)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), nn.meta.unbox(boxed), places
+    )
