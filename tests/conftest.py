@@ -49,6 +49,13 @@ def base(tmp_path_factory) -> Path:
     return folder / "base" / "model"
 
 
+@pytest.fixture(scope="session")
+def four_steps(base, tmp_path_factory) -> tuple[Path, dict]:
+    """Workdir and results of a whole run, made once: to be read, not to be written to."""
+    folder = tmp_path_factory.mktemp("four")
+    return folder, fit(folder, f"--config.model.path={base}")
+
+
 @pytest.fixture
 def stand_in(tmp_path):
     """Recording stand-ins for programs that launch scripts call."""
