@@ -61,6 +61,11 @@ def fit(workdir, *arguments, variant="smoke"):
     return train.fit(config, workdir)
 
 
+def base_model(workdir) -> Path:
+    """The folder of the model that such a run makes first and starts from."""
+    return train.starting_folder(*parse([*tiny(), f"--workdir={workdir}"]))
+
+
 def recipe_of(config):
     """What the programs of a run are made of; its base model need not be there."""
     shape, tokens, _ = model_of(config, "gpu")
