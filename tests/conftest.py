@@ -9,7 +9,7 @@ import pytest
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from tests.launching import StandIns
-from tests.runs import fit
+from tests.runs import base_model, fit
 from tests.small import VOCAB, lively
 
 
@@ -44,9 +44,14 @@ def tiny():
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
     """A base model of the built-in world, made once."""
-    folder = tmp_path_factory.mktemp("base")
-    fit(folder, "--config.optim.steps=1", "--config.eval.pairs=0")
-    return folder / "base" / "model"
+    return base_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def four_steps(base, tmp_path_factory) -> tuple[Path, dict]:
+    """Workdir and results of a whole run, made once: to be read, not to be written to."""
+    folder = tmp_path_factory.mktemp("four")
+    return folder, fit(folder, f"--config.model.path={base}")
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Whole runs of the quick trial on the built-in world, shared by tests."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -34,17 +36,34 @@ def tiny(variant="smoke"):
 TINY = tiny()
 
 
+def run_command(module, *arguments) -> int | str | None:
+    """Exit code of a command that is run in this process."""
+    with mock.patch.object(sys, "argv", [module, *map(str, arguments)]):
+        try:
+            return importlib.import_module(f"dwrl_jax.{module}").main() or 0
+        except SystemExit as ended:
+            return ended.code
+
+
 def command(module, *arguments):
+    """The same command for a process."""
     return [sys.executable, "-m", f"dwrl_jax.{module}", *map(str, arguments)]
 
 
 def call(module, *arguments, **options):
+    """The same command, run in a process until it ends."""
     return subprocess.run(command(module, *arguments), cwd=REPO, capture_output=True, text=True, **options)
 
 
 def fit(workdir, *arguments, variant="smoke"):
+    """The results of a run of few steps on the built-in world."""
     config, workdir = parse([*tiny(variant), f"--workdir={workdir}", *arguments])
     return train.fit(config, workdir)
+
+
+def base_model(workdir) -> Path:
+    """The folder of the model that such a run makes first and starts from."""
+    return train.starting_folder(*parse([*tiny(), f"--workdir={workdir}"]))
 
 
 def recipe_of(config):

@@ -8,7 +8,7 @@ import pytest
 
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.settings.commandline import parse
-from tests.runs import call, fit, lines, tiny
+from tests.runs import REPO, fit, lines, run_command, tiny
 
 FEW = ["--config.optim.steps=2"]
 TWO_VOTES = ["--config.sampler.group_size=2", "--config.eval.votes=(1,2)"]
@@ -73,9 +73,9 @@ def test_labels_that_do_not_sum_to_one_are_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["qwen3b:gram", "llama8b:grpo_pair", "stories_hh:rm_r1"])
-def test_other_configs_take_pairwise_objectives(name, tmp_path):
+def test_other_configs_take_pairwise_objectives(name, tmp_path, capsys):
     file, objective = name.split(":")
-    done = call("train", f"--config=configs/{file}.py:{objective},smoke", f"--workdir={tmp_path}", timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "flips" in done.stdout
+    config = REPO / "configs" / f"{file}.py"
+    assert run_command("train", f"--config={config}:{objective},smoke", f"--workdir={tmp_path}") == 0
+    assert "flips" in capsys.readouterr().out
     assert json.loads((Path(tmp_path) / "results.json").read_text())["trained"]["k1"]["pairs"] == 16

@@ -2,9 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.data.examples import Examples
 from dwrl_jax.dialogue import Texts, make_dialogue
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 from dwrl_jax.settings.commandline import parse
-from dwrl_jax.training import run as train
 from dwrl_jax.training import sources
-from dwrl_jax.workdir import checkpoint
+from dwrl_jax.workdir import checkpoint, lock
 from dwrl_jax.workdir import model as export
-from tests.runs import REPO, TINY, assert_same_run, call, command, fit, lines, params_of
+from tests.runs import REPO, TINY, assert_same_run, call, command, fit, lines, params_of, run_command
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,12 +32,6 @@ def at_the_root():
     os.chdir(REPO)
     yield
     os.chdir(before)
-
-
-@pytest.fixture(scope="module")
-def four_steps(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("four")
-    return folder, fit(folder, f"--config.model.path={base}")
 
 
 def test_a_run_leaves_what_it_promises(four_steps):
@@ -92,21 +86,58 @@ def test_killed_run_goes_on_bit_for_bit(base, four_steps, tmp_path):
     assert_same_run(tmp_path, four_steps[0])
 
 
-def test_terminated_run_saves_and_goes_on(base, four_steps, tmp_path):
+def test_terminated_run_goes_on_without_its_starting_model(base, four_steps, tmp_path, monkeypatch, capsys):
+    """SIGTERM in the first step: what is missing afterwards is in the workdir alone."""
+    shutil.copytree(base, tmp_path / "start")
+    arguments = [f"--config.model.path={tmp_path / 'start'}", f"--workdir={tmp_path / 'run'}"]
+
+    def terminated(stopping):
+        signal.raise_signal(signal.SIGTERM)
+        return stopping[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hosts, "stop", terminated)
+        assert run_command("train", *TINY, *arguments) == 143
+    assert "stopped after step 1 of 4: the same command goes on from there" in capsys.readouterr().err
+    with checkpoint.open_manager(tmp_path / "run") as manager:
+        assert manager.latest_step() == 1
+    shutil.rmtree(tmp_path / "start")
+    assert run_command("train", *TINY, *arguments) == 0
+    assert_same_run(tmp_path / "run", four_steps[0])
+
+
+def test_thoughts_about_the_same_drawn_pairs_are_written_before_and_after(four_steps):
+    """Four of eight held-out pairs, from all of them, with the scores that the evaluation counts."""
+    workdir = four_steps[0]
+    drawn = np.random.default_rng(0).permutation(8)[:4]
+    for step, name in ((0, "base"), (4, "trained")):
+        rows = [row for row in lines(workdir / "thoughts.jsonl") if (row["split"], row["step"]) == ("eval", step)]
+        assert sorted({row["pair"] for row in rows}) == sorted(drawn)
+        counted = {row["pair"]: row["log_scores"] for row in lines(workdir / "eval" / f"{name}.jsonl")}
+        assert len(rows) == 4 * 2 * 8
+        for row in rows:
+            side = ("chosen", "rejected").index(row["side"])
+            assert row["score"] == pytest.approx(np.exp(counted[row["pair"]][side][row["sample"]]), rel=1e-6)
+
+
+def test_a_second_run_in_a_workdir_is_refused(base, tmp_path, capsys):
     arguments = [*TINY, f"--config.model.path={base}", f"--workdir={tmp_path}"]
-    process = subprocess.Popen(command("train", *arguments), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "metrics.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 143, errors.decode()
-    assert b"the same command goes on" in errors
-    with checkpoint.open_manager(tmp_path) as manager:
-        assert 1 <= manager.latest_step() < 4
-    fit(tmp_path, f"--config.model.path={base}")
-    assert_same_run(tmp_path, four_steps[0])
+    with lock.held(tmp_path):
+        assert run_command("train", *arguments) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and f"process {os.getpid()} on" in errors[0] and "choose another --workdir" in errors[0]
+    assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
+
+
+@pytest.mark.parametrize("variant", ["smoke", "bt,smoke"])
+def test_two_pairs_are_learnt_by_heart(base, tmp_path, variant):
+    rows = [{"prompt": "s1 o1 o2", "chosen": f"s{i} warm", "rejected": f"s{i + 2} curt"} for i in (2, 3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["optim.steps=30", "optim.learning_rate=0.003", "optim.schedule=constant", "eval.pairs=0"]
+    arguments = [f"--config.{option}" for option in [*options, f"data.train={tmp_path / 'pairs.jsonl'}"]]
+    fit(tmp_path / "run", f"--config.model.path={base}", *arguments, variant=variant)
+    loss = [row["train/pair_nll"] for row in lines(tmp_path / "run" / "metrics.jsonl")]
+    assert np.mean(loss[-3:]) < loss[0] / 2
 
 
 def test_finished_run_is_shown_again(base, four_steps):
@@ -134,28 +165,21 @@ def test_every_step_draws_thoughts_of_its_own(base, tmp_path):
     assert len(thoughts[1]) == len(thoughts[2]) and thoughts[1] != thoughts[2]
 
 
-def test_a_command_that_failed_can_be_mended(base, tmp_path):
-    """A run that never began binds nobody to its config, nor to its model."""
+def test_a_command_that_failed_can_be_mended(base, tmp_path, capsys):
+    """A run that never began binds nobody to its config; mended, it ends well, here without held-out pairs."""
+    arguments = [*TINY, f"--config.model.path={base}", f"--workdir={tmp_path}"]
     with pytest.raises(UserError, match="no-such"):
         fit(tmp_path, f"--config.model.path={base}", "--config.data.train=no-such.jsonl")
-    results = fit(tmp_path, f"--config.model.path={base}", "--config.optim.steps=1")
-    assert results["steps"] == 1
-
-
-def test_a_run_without_held_out_pairs_ends_well(base, tmp_path, monkeypatch, capsys):
-    arguments = [f"--config.model.path={base}", "--config.eval.pairs=0", "--config.optim.steps=1"]
-    monkeypatch.setattr(sys, "argv", ["train", *TINY, *arguments, f"--workdir={tmp_path}"])
-    train.main()
+    assert run_command("train", *arguments, "--config.eval.pairs=0", "--config.optim.steps=1") == 0
     assert "without held-out pairs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", ["objective.updates='joint'", "objective.kl=0.1", "score.readout='choices'"])
-def test_options_run(base, tmp_path, change):
-    name, value = change.split("=")
-    value = value.strip("'")
-    results = fit(tmp_path, f"--config.model.path={base}", "--config.optim.steps=1", f"--config.{name}={value}")
+@pytest.mark.parametrize("changes", [["objective.updates=joint"], ["objective.kl=0.1", "score.readout=choices"]])
+def test_options_run(base, tmp_path, changes):
+    arguments = [f"--config.{change}" for change in ["optim.steps=1", *changes]]
+    results = fit(tmp_path, f"--config.model.path={base}", *arguments)
     metrics = lines(tmp_path / "metrics.jsonl")[0]
-    assert results["steps"] == 1 and ("train/kl" in metrics) == (name == "objective.kl")
+    assert results["steps"] == 1 and ("train/kl" in metrics) == (len(changes) == 2)
     assert metrics["train/logp_gap_max"] < 1e-4
 
 
@@ -169,6 +193,7 @@ def test_options_run(base, tmp_path, change):
         (["--config=configs/tiny.py", "--config.objective.baseline=median"], "none, mean, leave_one_out"),
         (["--config=configs/tiny.py", "--config.objective.name=ppo2"], "choose one of"),
         (["--config=configs/tiny.py:smoke", "--config.model.path=no/such/folder"], "no/such/folder"),
+        (["--config=configs/tiny.py:smoke", "--config.model.param_dtype=bfloat16"], "with model.dtype='bfloat16'"),
         (["--config=configs/stories_hh.py"], "model.path is missing"),
         (["--config=configs/llama8b.py:smoke", "--config.data.train=missing.jsonl"], "missing.jsonl"),
         (["--config=configs/llama8b.py:smoke", "--config.optim.micro_batches=3"], "does not divide"),
@@ -184,11 +209,8 @@ def test_options_run(base, tmp_path, change):
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(sys, "argv", ["train", *arguments, f"--workdir={tmp_path / 'run'}"])
-    with pytest.raises(SystemExit) as ended:
-        train.main()
+    assert run_command("train", *arguments, f"--workdir={tmp_path / 'run'}") == 2
     errors = capsys.readouterr().err.strip().splitlines()
-    assert ended.value.code == 2
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
 
 
@@ -204,13 +226,13 @@ def test_vocabulary_mismatch_is_named(base, shared_data, tmp_path):
         fit(tmp_path, f"--config.model.path={base}", f"--config.model.tokenizer={tokenizer}")
 
 
-def test_exports_load_in_transformers(four_steps, tmp_path):
+def test_exports_load_in_transformers(four_steps, tmp_path, capsys):
     pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     workdir = four_steps[0]
-    done = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}")
-    assert done.returncode == 0, done.stderr
+    to_model = [f"--workdir={workdir}", f"--output={tmp_path / 'model'}"]
+    assert run_command("export", *to_model) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     chat = [{"role": "user", "content": "s1 o2 o3 o4 o5 o6"}]
@@ -223,16 +245,14 @@ def test_exports_load_in_transformers(four_steps, tmp_path):
     hidden, _ = Decoder(shape).apply(params, tokens, jnp.arange(len(ours))[None, None])
     expected = logits(hidden, output_table(params))[0]
     np.testing.assert_allclose(model(ids).logits.detach().numpy(), expected, atol=1e-4)
-    again = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}")
-    assert again.returncode == 2 and "already there" in again.stderr
-    wrong = call("export", f"--workdir={workdir}", f"--output={tmp_path / 'm'}", "--checkpoint=77")
-    assert wrong.returncode == 2 and "77" in wrong.stderr
+    assert run_command("export", *to_model) == 2 and "already there" in capsys.readouterr().err
+    wrong = [f"--workdir={workdir}", f"--output={tmp_path / 'm'}", "--checkpoint=77"]
+    assert run_command("export", *wrong) == 2 and "77" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["qwen3b", "qwen7b", "llama3b", "llama8b", "stories_hh"])
 def test_every_config_has_a_smoke_run(name, tmp_path):
-    done = call("train", f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}", timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert run_command("train", f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}") == 0
     assert json.loads((tmp_path / "results.json").read_text())["trained"]["k2"]["pairs"] == 16
 
 
@@ -267,22 +287,21 @@ def test_a_part_of_the_held_out_pairs_is_drawn_from_all_of_them():
     assert 30 < sum(row < 500 for row in drawn) < 70 and drawn == sources.part_of(examples, 100).rows
 
 
-def train_on_real_pairs(shared_data, workdir, *arguments):
-    """What a run on HH-RLHF prints."""
+def train_on_real_pairs(shared_data, workdir, capsys, *arguments):
+    """A run on HH-RLHF."""
     pairs = {"train": "train.jsonl.gz", "eval": "validation.jsonl.gz"}
     files = [f"--config.data.{key}={shared_data / 'hh_rlhf' / name}" for key, name in pairs.items()]
-    done = call("train", *arguments, *files, "--config.data.pairs=300", f"--workdir={workdir}", timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert "300 pairs read by seed 0, 3298 not drawn, 0 left out" in done.stdout
-    assert "16 pairs read by seed 0, 484 not drawn, 0 left out" in done.stdout
-    assert "too long" in done.stdout and ": too long" in (workdir / "skipped_train.txt").read_text()
-    return done.stdout
+    assert run_command("train", *arguments, *files, "--config.data.pairs=300", f"--workdir={workdir}") == 0
+    said = capsys.readouterr().out
+    assert "300 pairs read by seed 0, 3298 not drawn, 0 left out" in said
+    assert "16 pairs read by seed 0, 484 not drawn, 0 left out" in said
+    assert "too long" in said and ": too long" in (workdir / "skipped_train.txt").read_text()
 
 
-def test_real_tokenizer_and_pairs(shared_data, tmp_path):
+def test_real_tokenizer_and_pairs(shared_data, tmp_path, capsys):
     """Qwen2.5's tokenizer and chat template, real dialogues, the architecture in small."""
     tokenizer = f"--config.model.tokenizer={shared_data / 'tokenizers' / 'qwen2.5'}"
-    train_on_real_pairs(shared_data, tmp_path, "--config=configs/qwen7b.py:smoke", tokenizer)
+    train_on_real_pairs(shared_data, tmp_path, capsys, "--config=configs/qwen7b.py:smoke", tokenizer)
     assert lines(tmp_path / "thoughts.jsonl")[0]["prompt"][-1]["role"] == "user"
     results = json.loads((tmp_path / "results.json").read_text())
     sources, kept = results["sources"], results["trained"]["k2"]["pairs"]
@@ -292,7 +311,7 @@ def test_real_tokenizer_and_pairs(shared_data, tmp_path):
     assert "<td>hh-rlhf/helpful-base</td>" in page and "sources.hh-rlhf" not in page
 
 
-def test_real_checkpoint_and_pairs(shared_data, tmp_path):
+def test_real_checkpoint_and_pairs(shared_data, tmp_path, capsys):
     model = f"--config.model.path={shared_data / 'models' / 'stories260K'}"
-    train_on_real_pairs(shared_data, tmp_path, "--config=configs/stories_hh.py:smoke", model)
+    train_on_real_pairs(shared_data, tmp_path, capsys, "--config=configs/stories_hh.py:smoke", model)
     assert json.loads((tmp_path / "architecture" / "config.json").read_text())["hidden_size"] == 64
