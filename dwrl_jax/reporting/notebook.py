@@ -61,13 +61,19 @@ def read_minds(workdir: Path) -> Minds:
     return Minds(pairs, *(margins(scores, votes, pairwise).mean(1) for scores in (before, after)))
 
 
+def shown(workdir: Path) -> list[int]:
+    """Ids, ascending, of the pairs whose thoughts were written down before and after, log.thought_pairs of them."""
+    rows = _moments(workdir)
+    return sorted(rows[min(rows)].keys() & rows[max(rows)].keys())
+
+
 def changed(workdir: Path) -> dict[str, list[int]]:
     """Ids of the pairs that became "right" and that became "wrong", the largest change first.
 
-    Only pairs whose thoughts were written down before and after, log.thought_pairs of them.
+    Only the pairs of `shown`.
     """
-    minds, rows = read_minds(workdir), _moments(workdir)
-    seen = np.isin(minds.pairs, sorted(rows[min(rows)].keys() & rows[max(rows)].keys()))
+    minds = read_minds(workdir)
+    seen = np.isin(minds.pairs, shown(workdir))
     order = np.argsort(-np.abs(minds.after - minds.before), kind="stable")
     right = (minds.before <= 0) & (minds.after > 0)
     wrong = (minds.before >= 0) & (minds.after < 0)
@@ -81,7 +87,7 @@ def thoughts_page(workdir: Path, pairs: list[int]) -> Page:
     first, last = rows[min(rows)], rows[max(rows)]
     for pair in pairs:
         if pair not in first or pair not in last:
-            known = ", ".join(map(str, sorted(first.keys() & last.keys())))
+            known = ", ".join(map(str, shown(workdir)))
             raise UserError(
                 f"pair {pair}: no thoughts in {workdir}/thoughts.jsonl before and after; there are: {known}"
             )

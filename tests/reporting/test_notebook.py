@@ -37,6 +37,7 @@ def test_minds_are_means_over_votes(run):
 
 
 def test_changed_pairs_by_size_where_thoughts_were_kept(run):
+    assert notebook.shown(run) == list(range(6))
     assert notebook.changed(run) == {"right": [3, 1], "wrong": [2]}
 
 
