@@ -22,7 +22,7 @@ LOOP = (  # what the training loop adds to an objective's metrics
 def arguments():
     """Log-probabilities and thoughts that any objective can learn from."""
     tokens, groups = jnp.full((B, 2, G, T), -1.0), jnp.full((B, 2, G), -0.5)
-    verdict = Verdicts(groups.astype(int), groups, groups < 0, groups < 0, ref_logp=groups)
+    verdict = Verdicts(groups.astype(int), groups, groups < 0, groups < 0, groups, place=groups.astype(int))
     thoughts = ThoughtBatch(tokens.astype(int), jnp.full((B, 2, G), T), tokens, ref_logp=tokens, verdict=verdict)
     return Logps(tokens, groups, jnp.exp(groups), -tokens, verdict=groups), thoughts
 
