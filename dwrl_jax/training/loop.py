@@ -55,6 +55,7 @@ def _train(run: Run, programs: Programs):
         state = programs.begin(params)
     records.rewind(run.workdir, int(state.step))
     if int(state.step) < run.steps:
+        held_out.forget(run, "trained")  # of a run that was shorter
         state = _steps(run, programs, manager, state, start)
     if run.eval_batches:
         scores["trained"] = held_out.evaluation(run, programs, "trained", state.params, start, run.steps)
