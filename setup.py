@@ -28,6 +28,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["dwrl_jax", "dwrl_jax.*"]),
+    entry_points={"console_scripts": ["dwrl-jax=dwrl_jax.__main__:main"]},
     package_data={"dwrl_jax.reporting": ["templates/*.jinja"]},
     # an upper bound stands where the next major version may break us; JAX is at 0.10 here and 0.12 is known
     install_requires=[

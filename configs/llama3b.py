@@ -10,10 +10,10 @@ python -m dwrl_jax.plan --config=configs/llama3b.py --topology=v5e:4x4
   a step needs at least 16 s. All 64 pairs sampled at once would not fit.
 """
 
-from dwrl_jax.settings.config import accelerator_run, read_variant, smoke, with_objective
+from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective
 
 
-def get_config(variant=""):
-    objective, quick = read_variant(variant)
+@variants
+def get_config(objective="dwrl", smoke=False):
     config = accelerator_run("meta-llama/Llama-3.2-3B-Instruct", tensor=4, micro_batches=8, sampled=32)
-    return with_objective(smoke(config, "llama3.2-3b") if quick else config, objective)
+    return with_objective(quick_trial(config, "llama3.2-3b") if smoke else config, objective)

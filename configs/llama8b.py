@@ -12,10 +12,10 @@ python -m dwrl_jax.plan --config=configs/llama8b.py --topology=v5e:8x8
   81.2 in an update, of 88.5; a step needs at least 51 s. With 8 micro-batches an update would need 97.5 GiB.
 """
 
-from dwrl_jax.settings.config import accelerator_run, read_variant, smoke, with_objective
+from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective
 
 
-def get_config(variant=""):
-    objective, quick = read_variant(variant)
+@variants
+def get_config(objective="dwrl", smoke=False):
     config = accelerator_run("meta-llama/Llama-3.1-8B-Instruct", tensor=4, micro_batches=8, sampled=32)
-    return with_objective(smoke(config, "llama3.1-8b") if quick else config, objective)
+    return with_objective(quick_trial(config, "llama3.1-8b") if smoke else config, objective)

@@ -10,10 +10,10 @@ python -m dwrl_jax.plan --config=configs/qwen3b.py --topology=v5e:4x4
   14 s. Micro-batches of up to 20 pairs would fit (here they have 8), and batches of at least 128.
 """
 
-from dwrl_jax.settings.config import accelerator_run, read_variant, smoke, with_objective
+from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective
 
 
-def get_config(variant=""):
-    objective, quick = read_variant(variant)
+@variants
+def get_config(objective="dwrl", smoke=False):
     config = accelerator_run("Qwen/Qwen2.5-3B-Instruct", tensor=2, micro_batches=8)
-    return with_objective(smoke(config, "qwen2.5-3b") if quick else config, objective)
+    return with_objective(quick_trial(config, "qwen2.5-3b") if smoke else config, objective)

@@ -12,10 +12,10 @@ python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8
   75.0 in an update, of 88.5.
 """
 
-from dwrl_jax.settings.config import accelerator_run, read_variant, smoke, with_objective
+from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective
 
 
-def get_config(variant=""):
-    objective, quick = read_variant(variant)
+@variants
+def get_config(objective="dwrl", smoke=False):
     config = accelerator_run("Qwen/Qwen2.5-7B-Instruct", tensor=4, micro_batches=8)
-    return with_objective(smoke(config, "qwen2.5-7b") if quick else config, objective)
+    return with_objective(quick_trial(config, "qwen2.5-7b") if smoke else config, objective)

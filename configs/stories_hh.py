@@ -7,11 +7,11 @@ It knows only children's stories, so expect an accuracy near 50 %: this is the w
 real pairs. Its 512 tokens have no "A" or "B" of one piece, hence the other answers.
 """
 
-from dwrl_jax.settings.config import base_config, read_variant, smoke, with_objective
+from dwrl_jax.training.config import base_config, quick_trial, variants, with_objective
 
 
-def get_config(variant=""):
-    objective, quick = read_variant(variant)
+@variants
+def get_config(objective="dwrl", smoke=False):
     config = base_config()
     config.dialogue.answer_question = "Is this good? a: yes, I: no"
     config.dialogue.answers = ("a", "I")
@@ -27,4 +27,4 @@ def get_config(variant=""):
     config.eval.pairs = 200
     config.eval.curve_pairs = 64
     config.eval.every = 20
-    return with_objective(smoke(config, "llama3.2-3b") if quick else config, objective)
+    return with_objective(quick_trial(config, "llama3.2-3b") if smoke else config, objective)

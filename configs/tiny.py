@@ -3,7 +3,8 @@
 python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
 """
 
-from dwrl_jax.settings.config import PAIRWISE, base_config, read_variant, with_objective
+from dwrl_jax import objectives
+from dwrl_jax.training.config import base_config, variants, with_objective
 
 # the most accurate of 3e-5, 1e-4, 3e-4 and 1e-3 on a world of its own, where it is not 3e-4:
 # python -m dwrl_jax.reproduce --suite=tiny_rates --seeds=101 --workdir=runs/rates
@@ -20,9 +21,9 @@ LEARNING_RATES = {
 }
 
 
-def get_config(variant=""):
-    objective, quick = read_variant(variant)
-    pairwise = objective in PAIRWISE
+@variants
+def get_config(objective="dwrl", smoke=False):
+    pairwise = objectives.load(objective).judges[0] == "label"
     config = world_config(pairwise)
     config.base = base_model(pairwise)
     config.data.train = "world"
@@ -37,7 +38,7 @@ def get_config(variant=""):
     config.log.thoughts_every = 50
     if objective == "irpm":  # a score that is never drawn earns nothing, and the base model answers in two words alone
         config.dialogue.scores = config.dialogue.answers[::-1]
-    if quick:
+    if smoke:
         config.optim.steps = 4
         config.base.optim.steps = 20
         config.eval.pairs = 100
@@ -49,12 +50,11 @@ def get_config(variant=""):
 
 def base_model(pairwise):
     """The model that a run starts from: written chains first, then thoughts of mixed quality."""
-    config = world_config(pairwise)
+    config = with_objective(world_config(pairwise), "sft")
     config.world.pairwise_share = 0.5 if pairwise else 0.0
     config.model.preset = "llama3.2-3b"
     config.data.train = "world:demonstrations"
     config.data.batch_size = 64
-    config.objective.name = "sft"
     config.objective.answer_weight = 3.0
     config.optim.steps = 1500
     config.optim.learning_rate = 3e-3

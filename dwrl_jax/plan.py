@@ -1,30 +1,37 @@
-"""What a run would need: python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8 [--json=FILE]
+"""Say what a run would need: memory, work and time on given devices.
 
-Compiles the run's own programs for devices that need not be there. Exit code 0: it fits, 1: it does not, 2: bad input.
+python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8
+
+It compiles the run's own sampling and update programs for devices that need not be there, and sets memory, work and
+traffic against the chip's published figures. It reads no weights and downloads nothing. Exit code 0: it fits, 1: it
+does not, 2: bad input.
 """
 
 import sys
 from pathlib import Path
 
-from absl import logging
-
 from dwrl_jax.core import files
-from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.core.errors import UserError
 from dwrl_jax.planning.plan import make_plan
 from dwrl_jax.planning.text import table
-from dwrl_jax.settings.commandline import parse_flags
+from dwrl_jax.settings.commandline import Flag, command, parse_config
+from dwrl_jax.training.config import describe_keys
+
+FLAGS = {
+    "topology": Flag("v5e:8x8", "the devices: kind and shape of a TPU slice, gpu, cpu, or cpu:8", required=True),
+    "json": Flag("plan.json", "a file for the whole plan", read=Path),
+}
 
 
-@exit_cleanly
-def main() -> None:
-    logging.set_verbosity(logging.ERROR)
-    config, flags = parse_flags(None, {"topology": "v5e:8x8"}, ("json",))
-    if flags["json"] and not Path(flags["json"]).parent.is_dir():
-        raise UserError(f"--json={flags['json']}: its folder is not there; make it first")
-    plan = make_plan(config, flags["topology"], lambda text: print(text, file=sys.stderr, flush=True))
+@command
+def main(arguments: list[str] | None = None) -> None:
+    config, given = parse_config(arguments, FLAGS, __doc__, describe_keys)
+    if given.json and not given.json.parent.is_dir():
+        raise UserError(f"--json={given.json}: its folder is not there; make it first")
+    plan = make_plan(config, given.topology, lambda text: print(text, file=sys.stderr, flush=True))
     print(table(plan))
-    if flags["json"]:
-        files.write_json(Path(flags["json"]), plan, indent=1)
+    if given.json:
+        files.write_json(given.json, plan, indent=1)
     sys.exit(0 if plan["fits"] else 1)
 
 

@@ -1,17 +1,16 @@
-"""Write report.html, one page about a run: python -m dwrl_jax.report --workdir=runs/x"""
+"""Write report.html, one page about a run.
 
-import argparse
-from pathlib import Path
+python -m dwrl_jax.report --workdir=runs/tiny
+"""
 
-from dwrl_jax.core.errors import exit_cleanly
 from dwrl_jax.reporting.page import write_report
+from dwrl_jax.settings.commandline import WORKDIR, command, parse_flags
 
 
-@exit_cleanly
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write report.html, one page about a run.")
-    parser.add_argument("--workdir", type=Path, required=True, help="directory that the run wrote to")
-    print(write_report(parser.parse_args().workdir))
+@command
+def main(arguments: list[str] | None = None) -> None:
+    given = parse_flags(arguments, {"workdir": WORKDIR}, __doc__)
+    print(write_report(given.workdir))
 
 
 if __name__ == "__main__":

@@ -1,38 +1,34 @@
-"""Methods side by side, on the same pairs with the same seeds:
+"""Compare methods side by side, on the same pairs with the same seeds.
 
-python -m dwrl_jax.reproduce --suite=tiny --workdir=runs/suite [--arms=dwrl,bt] [--seeds=11,12] [--budgets=pairs]
+python -m dwrl_jax.reproduce --suite=tiny --workdir=runs/suite
 
 A cell is one run of an arm with a seed. A finished cell stands in results.jsonl and is not run again; a stopped one
 goes on. Two such commands with different seeds may share a workdir. The table and the figures show all cells that are
 finished, also while others run. Each --config.KEY=VALUE holds for every cell.
 """
 
-import argparse
 import dataclasses
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from absl import logging
-
-from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.settings.commandline import WORKDIR, Flag, command, parse_overrides, start
 from dwrl_jax.suites.cells import PAIRS, compare
 from dwrl_jax.suites.definitions import SUITES, Suite
-from dwrl_jax.training.loop import Stopped
+from dwrl_jax.training.config import describe_keys
+
+FLAGS = {
+    "suite": Flag("tiny", "which methods, configs and seeds", required=True, choices=tuple(SUITES)),
+    "workdir": WORKDIR,
+    "arms": Flag("dwrl,bt", "names of lines of the table; all if not given"),
+    "seeds": Flag("11,12", "any whole numbers; those of the suite if not given"),
+    "budgets": Flag("pairs", "what each arm gets as much of as the reference; all of the suite if not given"),
+}
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Suite, Path, list[str]]:
     """What to run of a suite, the working directory, and the flags --config.KEY=VALUE; UserError for any other flag."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=SUITES, required=True)
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--arms", help="names of lines of the table; default: all")
-    parser.add_argument("--seeds", help="any whole numbers; default: those of the suite")
-    parser.add_argument("--budgets", help="what each arm gets as much of as the reference; default: all of the suite")
-    given, overrides = parser.parse_known_args(arguments)
-    for flag in overrides:
-        if not flag.startswith("--config."):
-            raise UserError(f"{flag}: not a flag; see --help")
+    given, overrides = parse_overrides(arguments, FLAGS, __doc__, describe_keys)
     suite = SUITES[given.suite]
     arms = {name: suite.arms[name] for name in chosen(given.arms, suite.arms, "arms")}
     budgets = chosen(given.budgets, (PAIRS, *suite.budgets), "budgets")
@@ -59,15 +55,11 @@ def whole_numbers(text: str, what: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-@exit_cleanly
+@command
 def main(arguments: list[str] | None = None) -> None:
-    logging.set_verbosity(logging.ERROR)
     suite, workdir, overrides = parse(arguments)
-    try:
-        table = compare(suite, workdir, overrides)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signal)
+    start(workdir)
+    table = compare(suite, workdir, overrides)
     if table is not None:
         print(table)
 

@@ -1,6 +1,27 @@
-"""Train a generative preference model: python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny"""
+"""Train a generative preference model.
 
-from dwrl_jax.training.run import main
+python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
+
+Stopped anywhere, the same command goes on where the run was; finished, it shows the results again.
+"""
+
+from dwrl_jax.reporting.text import table
+from dwrl_jax.settings.commandline import WORKDIR, command, parse_config, start
+from dwrl_jax.training import run
+from dwrl_jax.training.config import describe_keys
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    config, given = parse_config(arguments, {"workdir": WORKDIR}, __doc__, describe_keys)
+    start(given.workdir)
+    results = run.fit(config, given.workdir)
+    if results is None:
+        print(f"trained without held-out pairs: checkpoints are in {given.workdir}")
+        return
+    print(table(results))
+    print(f"{given.workdir / 'results.json'}  {given.workdir / 'report.html'}")
+
 
 if __name__ == "__main__":
     main()

@@ -10,19 +10,20 @@ import functools
 
 from jaxtyping import Array, Float
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.dwrl import log_preference_score, preference_metrics
 from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss, uses_margins
 
+HEAD_INIT = "multiplies 1 / sqrt(width + 1), the standard deviation of a fresh value head"
+
 
 @dataclasses.dataclass(frozen=True)
 class Hyper(BradleyTerry):
-    """`centring` is the coefficient of (r+ + r-)^2; `head_init` scales the head at the start."""
-
-    centring: float = 0.0
-    head_init: float = 1.0
+    centring: float = setting(0.0, "coefficient of (r+ + r-)^2, which holds rewards near zero", at_least=0)
+    head_init: float = setting(1.0, HEAD_INIT, at_least=0)
 
 
 def phases(hyper: Hyper):

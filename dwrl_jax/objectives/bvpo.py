@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective, bt_token, dwrl
 from dwrl_jax.objectives.parts.panels import LEARNING, RESPONSES, Panel
@@ -37,8 +38,8 @@ from dwrl_jax.objectives.parts.policy import Policy
 class Hyper(Policy):
     """`alpha` is the weight of the gradient with thoughts; the rest is that gradient's, as in `dwrl`."""
 
-    alpha: float = 0.5
-    baseline: Literal["none", "mean", "leave_one_out"] = "mean"
+    alpha: float = setting(0.5, "weight of the gradient with thoughts; the rest is that without", at_least=0, at_most=1)
+    baseline: Literal["none", "mean", "leave_one_out"] = setting("mean", dwrl.BASELINE)
 
 
 def phases(hyper: Hyper):

@@ -24,21 +24,25 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_weight, uses_margins
 from dwrl_jax.objectives.parts.policy import Policy, policy_loss, sampler_gap
 
+BASELINE = 'b in w_i - b: "none" (the paper\'s), "mean" or "leave_one_out"'
 SIGN = (1.0, -1.0)  # of the chosen and the rejected side
 
 
 @dataclasses.dataclass(frozen=True)
 class Updates(Policy):
-    """`updates` and `baseline` beside what belongs to the clipped surrogate."""
+    """What belongs to the clipped surrogate, and how both equations use it."""
 
-    updates: Literal["alternating", "joint"] = "alternating"
-    baseline: Literal["none", "mean", "leave_one_out"] = "mean"
+    updates: Literal["alternating", "joint"] = setting(
+        "alternating", 'Eq. 14 and Eq. 15 in two updates ("alternating", the paper\'s) or in one'
+    )
+    baseline: Literal["none", "mean", "leave_one_out"] = setting("mean", BASELINE)
 
 
 @dataclasses.dataclass(frozen=True)

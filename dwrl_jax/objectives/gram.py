@@ -12,6 +12,7 @@ smoothed labels make it a regularised pairwise ranking loss. What is (ours):
 
 import dataclasses
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.parts import panels
@@ -20,9 +21,7 @@ from dwrl_jax.objectives.parts.pairwise import log_other, pairwise_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """`label_smoothing` is the share of the target that goes to the other label."""
-
-    label_smoothing: float = 0.0
+    label_smoothing: float = setting(0.0, "share of the target that goes to the other label", at_least=0, below=0.5)
 
 
 def phases(hyper: Hyper):

@@ -17,6 +17,7 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.dwrl import preference_metrics
@@ -30,7 +31,7 @@ EPSILON = 1e-6
 class Hyper(Policy):
     """`policy_updates` follow each other on the same writings; in the first one no ratio is off 1 to be clipped."""
 
-    policy_updates: int = 1
+    policy_updates: int = setting(1, "updates on the same thoughts; clipping acts from the second on", at_least=1)
 
 
 def phases(hyper: Hyper):

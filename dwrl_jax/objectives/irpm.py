@@ -22,6 +22,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective, grpo_point
 from dwrl_jax.objectives.grpo_point import group_loss, policy_phases
@@ -33,9 +34,9 @@ EVEN = 2.0  # the strength that shifts nothing
 
 @dataclasses.dataclass(frozen=True)
 class Hyper(grpo_point.Hyper):
-    """`strength` is that of each preference: "same", or the pair's margin, "data"."""
-
-    strength: Literal["same", "data"] = "same"
+    strength: Literal["same", "data"] = setting(
+        "same", 'strength of each preference: the "same" for all pairs, or the margin that the "data" give'
+    )
 
 
 def phases(hyper: Hyper):

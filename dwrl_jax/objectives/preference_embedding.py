@@ -20,9 +20,10 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
-from dwrl_jax.objectives.bt import reward_metrics
+from dwrl_jax.objectives.bt import HEAD_INIT, reward_metrics
 from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_loss, uses_margins
 
@@ -31,10 +32,9 @@ EPSILON = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class Hyper(BradleyTerry):
-    """`planes` is k; `beta` the temperature of s."""
-
-    planes: int = 4
-    beta: float = 0.1
+    planes: int = setting(4, "dimensions of the embedding, in pairs: the paper's k", at_least=1)
+    beta: float = setting(0.1, "log-odds are the score, which is from -1 to 1, over beta", above=0)
+    head_init: float = setting(1.0, HEAD_INIT, at_least=0)
 
 
 def preference_score(first: Float[Array, "*shape K"], second: Float[Array, "*shape K"]) -> Float[Array, "*shape"]:

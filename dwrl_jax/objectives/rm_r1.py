@@ -15,6 +15,7 @@ by reinforcement learning with a reward that a rule can check. What is (ours), b
 import dataclasses
 import functools
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective, grpo_point
 from dwrl_jax.objectives.grpo_point import correctness, group_loss, policy_phases
@@ -24,9 +25,7 @@ from dwrl_jax.objectives.parts.pairwise import pairwise_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Hyper(grpo_point.Hyper):
-    """`format_weight` is the reward of the format, where a right label earns 1."""
-
-    format_weight: float = 0.2
+    format_weight: float = setting(0.2, "reward of the format, where a right label earns 1", at_least=0)
 
 
 def phases(hyper: Hyper):

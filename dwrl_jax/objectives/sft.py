@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.parts import panels
@@ -9,9 +10,9 @@ from dwrl_jax.objectives.parts import panels
 
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """`answer_weight` multiplies the answer's log-likelihood: one token beside many of the thought."""
-
-    answer_weight: float = 1.0
+    answer_weight: float = setting(
+        1.0, "multiplies the answer's log-likelihood: one token beside many of the thought", at_least=0
+    )
 
 
 def phases(hyper: Hyper):

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from dwrl_jax.planning import chips, memory, work
 from dwrl_jax.planning.compiled import Program, compile_program
 from dwrl_jax.planning.model import model_of
-from dwrl_jax.settings import config as configuration
 from dwrl_jax.training import assemble as build
+from dwrl_jax.training.config import check
 from dwrl_jax.training.programs import Recipe
 
 
@@ -23,7 +23,7 @@ def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
 
     `say` hears of progress. UserError for a config or a topology that cannot be.
     """
-    configuration.check(config)
+    check(config)
     if topology != "gpu":
         jax.config.update("jax_platforms", "cpu")  # an attached TPU may be busy, and libtpu without one complains
     chip, devices = chips.topology(topology)

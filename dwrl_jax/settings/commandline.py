@@ -1,60 +1,202 @@
-"""Flags of an entry point that takes a config: --config=FILE[:OBJECTIVE][,smoke] --config.KEY=VALUE --workdir=DIR."""
+"""The start of every command: its flags, its --help, the other processes and its exit codes.
 
+    @command
+    def main(arguments=None):
+        given = parse_flags(arguments, {"workdir": WORKDIR, "votes": Flag("8", "thoughts", read=int)}, __doc__)
+        start(given.workdir)
+        ...
+
+A command that takes a config has --config=FILE[:OBJECTIVE][,smoke] and --config.KEY=VALUE beside its flags.
+"""
+
+import argparse
+import dataclasses
+import functools
+import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from absl import flags
+import jax
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dwrl_jax.core.errors import UserError
+from dwrl_jax.core import hosts
+from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.settings.config import flat, nearest
+
+OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """--NAME=VALUE. `example` stands in messages and in --help; `read` makes the value from its text."""
+
+    example: str
+    meaning: str
+    required: bool = False
+    default: object = None
+    choices: tuple[str, ...] = ()
+    read: Callable[[str], object] = str
+
+
+def folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+WORKDIR = Flag("runs/tiny", "the folder of the run", required=True, read=folder)
+CONFIG = Flag(
+    "configs/tiny.py",
+    "FILE[:OBJECTIVE][,smoke]: a config file, an objective instead of dwrl, a quick trial",
+    required=True,
+)
+
+
+def command(main: Callable) -> Callable:
+    """Make a command of main(arguments), None for those of the shell.
+
+    Libraries are quiet. It ends with exit code 0, or the one it chooses; 2 after a `UserError`; 128 + signal after
+    `Stopped`; 1 where another process is lost.
+    """
+
+    @exit_cleanly
+    @functools.wraps(main)
+    def started(arguments: list[str] | None = None):
+        logging.set_verbosity(logging.ERROR)  # the checkpoint library's remarks are not for the person at the keyboard
+        with hosts.together():
+            return main(arguments)
+
+    return started
+
+
+def start(workdir: Path | None = None) -> None:
+    """Join the other processes. Compiled programs are kept in the workdir, unless JAX_COMPILATION_CACHE_DIR is set."""
+    hosts.start()
+    if workdir is not None and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+
+
+def parse_flags(arguments: list[str] | None, wanted: Mapping[str, Flag], about: str = "") -> argparse.Namespace:
+    """The values of the flags. UserError for one that is missing, unknown or unreadable; --help prints and exits."""
+    given, rest = _read(arguments, wanted, lambda: help_text(about, wanted))
+    _refuse_rest(rest, wanted)
+    _refuse_missing(given, wanted)
+    return given
+
+
+def parse_config(
+    arguments: list[str] | None,
+    wanted: Mapping[str, Flag],
+    about: str = "",
+    describe_keys: Callable[[], str] = lambda: "",
+) -> tuple[ConfigDict, argparse.Namespace]:
+    """The config with its overrides, locked, and the values of the other flags. `describe_keys` is for --help.
+
+    Errors as in `parse_flags`, and for an unknown key and a value of the wrong type.
+    """
+    wanted = {"config": CONFIG, **wanted}
+    given, overrides = parse_overrides(arguments, wanted, about, describe_keys)
+    config, rest = _load(given.config, overrides)
+    _refuse_rest(rest, wanted)
+    return config, given
+
+
+def parse_overrides(
+    arguments: list[str] | None, wanted: Mapping[str, Flag], about: str, describe_keys: Callable[[], str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The values of the flags, and the flags --config.KEY=VALUE as they are. Errors as in `parse_flags`."""
+    given, rest = _read(arguments, wanted, lambda: help_text(about, wanted, describe_keys()))
+    _refuse_rest([text for text in rest if re.match(r"--?[a-zA-Z]", text) and not OVERRIDE.match(text)], wanted)
+    _refuse_missing(given, wanted)
+    return given, rest
 
 
 def parse(arguments: list[str] | None = None) -> tuple[ConfigDict, Path]:
-    """The config with its overrides, locked, and the working directory.
-
-    UserError for a missing or unknown flag, an unknown key and a value of the wrong type.
-    """
-    config, found = parse_flags(arguments, {"workdir": "runs/tiny"})
-    return config, Path(found["workdir"]).expanduser()
+    """The config and the working directory, of the two flags --config and --workdir."""
+    config, given = parse_config(arguments, {"workdir": WORKDIR})
+    return config, given.workdir
 
 
-def parse_flags(
-    arguments: list[str] | None, required: dict[str, str], optional: tuple[str, ...] = ()
-) -> tuple[ConfigDict, dict[str, str | None]]:
-    """The config and the values of other flags; `required` has an example of each. Errors as of `parse`."""
-    arguments = sys.argv if arguments is None else ["", *arguments]
-    values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file(
-        "config", None, "Config file.", flag_values=values, sys_argv=arguments
-    )
-    others = {name: flags.DEFINE_string(name, None, "", flag_values=values) for name in (*required, *optional)}
-    _check_file(arguments)
+def help_text(about: str, wanted: Mapping[str, Flag], keys: str = "") -> str:
+    """What --help prints: the command's docstring, its flags, and the keys of its config."""
+    lines = [about.strip(), "", "Flags:"]
+    for name, flag in wanted.items():
+        end = "required" if flag.required else f"default: {flag.default}" if flag.default is not None else "optional"
+        choices = f"one of {', '.join(flag.choices)}; " if flag.choices else ""
+        lines.append(f"  --{name}={flag.example}\n      {choices}{flag.meaning}; {end}")
+    return "\n".join([*lines, *(["", "Keys and their defaults, for --config.KEY=VALUE:", keys] if keys else [])])
+
+
+def _read(arguments, wanted: Mapping[str, Flag], text: Callable[[], str]) -> tuple[argparse.Namespace, list[str]]:
+    """The values of the flags, and the arguments that are none of them."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(text())
+        sys.exit(0)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = _refuse
+    for name, flag in wanted.items():
+        parser.add_argument(f"--{name}", type=flag.read, default=flag.default, choices=flag.choices or None)
+    return parser.parse_known_args(arguments)
+
+
+def _refuse(message: str):
+    raise UserError(message)
+
+
+def _refuse_rest(rest: Iterable[str], wanted: Mapping[str, Flag]) -> None:
+    for text in rest:
+        name = text.lstrip("-").partition("=")[0]
+        if text.startswith("-") and name:
+            raise UserError(f"--{name}: no such flag; the nearest is --{nearest(name, wanted)}")
+        raise UserError(f"{text}: not a flag; flags look like {_example(wanted)}")
+
+
+def _refuse_missing(given: argparse.Namespace, wanted: Mapping[str, Flag]) -> None:
+    for name, flag in wanted.items():
+        if flag.required and getattr(given, name) is None:
+            raise UserError(f"--{name} is missing, e.g. {_example(wanted)}")
+
+
+def _example(wanted: Mapping[str, Flag]) -> str:
+    return " ".join(f"--{name}={flag.example}" for name, flag in wanted.items() if flag.required)
+
+
+def _load(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:
+    """The config of a file with its overrides, and the arguments that are none."""
+    path = file.split(":")[0]
+    if not Path(path).is_file():
+        raise UserError(f"--config={path}: no such file")
     try:
-        rest = values(arguments)
+        return _parse_absl(file, rest)
     except UserError:
         raise
     except Exception as error:  # absl and ml_collections raise a dozen kinds, some of them plain KeyErrors
-        raise UserError(_reason(error)) from error
-    example = " ".join(f"--{name}={value}" for name, value in {"config": "configs/tiny.py", **required}.items())
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]}: not a flag; flags look like {example}")
-    for name, flag in {"config": config_flag, **{name: others[name] for name in required}}.items():
-        if flag.value is None:
-            raise UserError(f"--{name} is missing, e.g. {example}")
-    return config_flag.value, {name: flag.value for name, flag in others.items()}
+        overrides = [match[1] for text in rest if (match := OVERRIDE.match(text))]
+        _refuse_keys(file, overrides)
+        reason = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+        raise UserError(f"{reason[:300]} (--help says what each key may be)") from error
 
 
-def _check_file(arguments: list[str]) -> None:
-    """A config that is not there is said so before the flags library gets lost in it."""
-    for argument, following in zip(arguments, [*arguments[1:], ""]):
-        name, _, value = argument.lstrip("-").partition("=")
-        if name != "config" or not argument.startswith("-"):
+def _parse_absl(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:
+    arguments, values = ["", f"--config={file}", *rest], flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=arguments)
+    rest = values(arguments)[1:]
+    return config.value, rest
+
+
+def _refuse_keys(file: str, overrides: list[str]) -> None:
+    """UserError for the first override of a key that the config of `file` lacks."""
+    if not overrides:
+        return
+    config, _ = _parse_absl(file, [])
+    known = flat(config.to_dict())
+    for key in overrides:
+        section, _, name = key.rpartition(".")
+        if key in known:
             continue
-        path = (value or following).split(":")[0]
-        if not Path(path).is_file():
-            raise UserError(f"--config={path}: no such file")
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-    return f"{text[:300]} (see dwrl_jax/settings/config.py for all keys)"
+        if section == "objective":
+            beside = [other.removeprefix("objective.") for other in known if other.startswith("objective.")]
+            names = ", ".join(other for other in beside if other != "name") or "none"
+            raise UserError(f"{key}: {config.objective.name} has no such key; its keys: {names}")
+        raise UserError(f"{key}: no such key; the nearest is {nearest(key, known)}")

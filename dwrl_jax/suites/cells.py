@@ -50,11 +50,7 @@ def compare(suite: Suite, workdir: Path, overrides: list[str]) -> str | None:
 
     Table and figures also go to the workdir. `overrides` are flags --config.KEY=VALUE, for every cell.
     """
-    hosts.start()
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
-    with hosts.together():
-        rows = run_suite(suite, workdir, overrides)
+    rows = run_suite(suite, workdir, overrides)
     if not hosts.first():
         return None
     report.write(workdir, read_runs(workdir, by_arm(rows)), suite.reference)

@@ -25,9 +25,10 @@ from dwrl_jax.models import hf
 from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
-from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
+from dwrl_jax.training.optimizer import make_optimizer
 from dwrl_jax.training.parts import Run
 from dwrl_jax.training.programs import Recipe
+from dwrl_jax.training.settings import OptimSettings
 from dwrl_jax.training.sources import Held, batches, find_pair, held_out, make_talk, training_source
 
 
@@ -102,7 +103,6 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
     check_weights(config)
     objective, hyper = load_objective(config)
     phases, value_scores = objective.phases(hyper), objective.value_scores
-    optim = OptimizerOptions(**{field.name: config.optim[field.name] for field in dataclasses.fields(OptimizerOptions)})
     return Recipe(
         seed=config.seed,
         judge=Judge(
@@ -131,7 +131,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
         ),
         votes=tuple(config.eval.votes),
         phases=phases,
-        optimizer=make_optimizer(optim, config.optim.steps, len(phases)),
+        optimizer=make_optimizer(OptimSettings(**config.optim), len(phases)),
         micro_batches=config.optim.micro_batches,
         needs_reference=getattr(hyper, "kl", 0.0) > 0,
         margins=objective.uses_margins(hyper),
@@ -167,7 +167,7 @@ def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.s
     if given == shape:
         return hf.load_params(folder, shape, shardings=places)
     params = hf.load_params(folder, given, shardings=sharding.shardings(mesh, axis_names(given)))
-    return hf.with_value_head(params, shape, config.seed, config.objective.head_init, shardings=places)
+    return hf.with_value_head(params, shape, config.seed, config.objective.get("head_init", 1.0), shardings=places)
 
 
 @hosts.by_first
@@ -238,7 +238,7 @@ def check_lengths(config: ConfigDict, shape: ModelConfig, talk: dialogue.Dialogu
 
 
 def load_objective(config: ConfigDict) -> tuple[objectives.Objective, object]:
-    """The objective and its hyper-parameters, those keys of config.objective that it knows."""
+    """The objective and its hyper-parameters."""
     name = config.objective.name
     if name not in objectives.names():
         raise UserError(f"objective.name={name!r}: choose one of {', '.join(objectives.names())}")
@@ -253,13 +253,7 @@ def load_objective(config: ConfigDict) -> tuple[objectives.Objective, object]:
             f"score.readout={config.score.readout!r}: {name} needs 'choices', where the two labels of a comparison "
             "have probability 1 together"
         )
-    fields = [field.name for field in dataclasses.fields(objective.hyper)]
-    if config.objective.bradley_terry != "regular" and "bradley_terry" not in fields:
-        raise UserError(
-            f"objective.bradley_terry={config.objective.bradley_terry!r}: {name} makes nothing of margins; set it to "
-            "'regular'"
-        )
-    return objective, objective.hyper(**{field: config.objective[field] for field in fields})
+    return objective, objective.hyper(**{key: value for key, value in config.objective.items() if key != "name"})
 
 
 def judge_kind(config: ConfigDict) -> str:

@@ -39,6 +39,11 @@ def is_evaluated(run: Run, name: str) -> bool:
     return hosts.of_first(_path(run, name).exists())
 
 
+def forget(run: Run, name: str) -> None:
+    """Drop kept scores, where they are not those of this run's last step."""
+    hosts.by_first(Path.unlink)(_path(run, name), missing_ok=True)
+
+
 def evaluation(run: Run, programs: Programs, name: str, params, start, step: int) -> Float[np.ndarray, "N S K"] | None:
     """Log scores of all held-out pairs, by pair id; None on processes that do not write.
 

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dwrl_jax.core import hosts
-from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.errors import Stopped, UserError
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
 from dwrl_jax.data.batches import padding_share, prefetch
 from dwrl_jax.generation.keys import TRAINING
@@ -25,14 +25,6 @@ from dwrl_jax.training.programs import Programs, abstract_state, make_programs
 from dwrl_jax.workdir import checkpoint, records
 
 PROFILED = 3  # steps
-
-
-class Stopped(Exception):
-    """The run was asked to stop, by `signal`; its state is saved."""
-
-    def __init__(self, message: str, signal: int):
-        super().__init__(message)
-        self.signal = signal
 
 
 def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
@@ -63,6 +55,7 @@ def _train(run: Run, programs: Programs):
         state = programs.begin(params)
     records.rewind(run.workdir, int(state.step))
     if int(state.step) < run.steps:
+        held_out.forget(run, "trained")  # of a run that was shorter
         state = _steps(run, programs, manager, state, start)
     if run.eval_batches:
         scores["trained"] = held_out.evaluation(run, programs, "trained", state.params, start, run.steps)

@@ -1,33 +1,15 @@
 """The optimizer: AdamW with gradient clipping, a learning rate by training step, and one state or one per phase."""
 
-import dataclasses
-
 import jax
 import optax
 
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
-    """AdamW. `learning_rate` warms up linearly over `warmup` steps, then follows `schedule` to the end."""
-
-    learning_rate: float
-    warmup: int
-    schedule: str  # "constant", "linear" or "cosine", the last two down to final_share * learning_rate
-    final_share: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    clip_norm: float
-    value_head_rate: float = 1.0  # of a value head, in learning rates
-    moment_dtype: str = "float32"  # of the first moment; optax keeps the second in the parameters' own
-    moments: str = "shared"  # by the phases of a step, or "separate": each phase has its own
+from dwrl_jax.training.settings import OptimSettings
 
 
-def learning_rate(options: OptimizerOptions, steps: int) -> optax.Schedule:
-    """Learning rate by training step."""
+def learning_rate(options: OptimSettings) -> optax.Schedule:
+    """Learning rate by training step: a linear warm-up, then the schedule, down to final_share of the peak."""
     peak, final = options.learning_rate, options.learning_rate * options.final_share
-    length = max(steps - options.warmup, 1)
+    length = max(options.steps - options.warmup, 1)
     after = {
         "constant": lambda: optax.constant_schedule(peak),
         "linear": lambda: optax.linear_schedule(peak, final, length),
@@ -39,16 +21,16 @@ def learning_rate(options: OptimizerOptions, steps: int) -> optax.Schedule:
     return optax.join_schedules([warm, after], [options.warmup])
 
 
-def make_optimizer(options: OptimizerOptions, steps: int, phases: int) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(options: OptimSettings, phases: int) -> optax.GradientTransformationExtraArgs:
     """Clipping, AdamW and the schedule; the `phases` updates of a training step have the same learning rate.
 
     `update` takes the number of the phase as `phase`. With shared moments it may be left out.
     """
-    rate = learning_rate(options, steps)
+    rate = learning_rate(options)
     separate = options.moments == "separate"
     updates = 1 if separate else phases  # of one state in a training step
     optimizer = optax.chain(
-        optax.clip_by_global_norm(options.clip_norm),
+        optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity(),
         optax.adamw(
             lambda count: rate(count // updates),
             b1=options.beta1,

@@ -1,29 +1,21 @@
-"""Train a generative preference model: python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
-
-Stopped anywhere, the same command goes on where the run was; finished, it shows the results again.
-"""
+"""One run, from its config to results.json and report.html; stopped anywhere, it goes on where it was."""
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
-import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from dwrl_jax.core import hosts
-from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.evaluation.summary import summarise
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.reporting.page import write_report
-from dwrl_jax.reporting.text import table
-from dwrl_jax.settings import config as configuration
-from dwrl_jax.settings.commandline import parse
+from dwrl_jax.settings.config import as_json
 from dwrl_jax.training import loop
 from dwrl_jax.training.assemble import (
     Start,
@@ -37,29 +29,10 @@ from dwrl_jax.training.assemble import (
     load_tokenizer,
     small_config,
 )
+from dwrl_jax.training.config import changes, check
 from dwrl_jax.training.sources import Held
 from dwrl_jax.workdir import lock, records
 from dwrl_jax.workdir import model as export
-
-
-@exit_cleanly
-def main() -> None:
-    logging.set_verbosity(logging.ERROR)  # the checkpoint library's remarks are not for the person at the keyboard
-    config, workdir = parse()
-    hosts.start()
-    if jax.config.jax_compilation_cache_dir is None:  # else it was chosen by JAX_COMPILATION_CACHE_DIR
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    try:
-        with hosts.together():
-            results = fit(config, workdir)
-    except loop.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signal)
-    if results is None:
-        print(f"trained without held-out pairs: checkpoints are in {workdir}")
-        return
-    print(table(results))
-    print(f"{workdir / 'results.json'}  {workdir / 'report.html'}")
 
 
 def fit(config: ConfigDict, workdir: Path) -> dict | None:
@@ -67,7 +40,7 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
 
     None without held-out pairs, and on processes that do not write.
     """
-    configuration.check(config)
+    check(config)
     load_objective(config)  # what cannot be meant is said before a base model is made
     check_weights(config)
     with lock.held(workdir):
@@ -81,7 +54,7 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
     if not begun:
         card = judge_card(config, start.tokenizer)
         keep_architecture(workdir / export.ARCHITECTURE, start.hf_config, start.folder(), start.tokenizer, card)
-        records.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    records.write_json(workdir / "config.json", as_json(config))
     if run.thoughts.source == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
         print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
     for name, note in notes.items():
@@ -100,20 +73,13 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
 
 
 def is_begun(config: ConfigDict, workdir: Path) -> bool:
-    """Whether the workdir has a run with this config; UserError where it has one with another."""
+    """Whether the workdir has a run that may go on with this config; UserError where it has another one."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if not path.exists():
         return False
-    wanted = json.loads(config.to_json_best_effort())
-    kept, wanted = configuration.flat(json.loads(path.read_text())), configuration.flat(wanted)
-    for key in sorted(kept.keys() | wanted.keys()):
-        if key == "profile" or key.startswith("mesh."):
-            continue
-        if kept.get(key) != wanted.get(key):
-            raise UserError(
-                f"{path}: this run has {key}={kept.get(key)!r}, not {wanted.get(key)!r}; choose another --workdir"
-            )
+    for key, (old, new) in changes(json.loads(path.read_text()), as_json(config)).items():
+        raise UserError(f"{path}: this run has {key}={old!r}, not {new!r}; choose another --workdir")
     return True
 
 
@@ -167,4 +133,4 @@ def results_of(config: ConfigDict, held: Held, scores: dict[str, np.ndarray]) ->
         sources=[pair.source for pair in held.pairs],
         references=world.references(held.world, held.pairs) if held.world is not None else {},
     )
-    return {"judge": judge, **summary, "config": json.loads(config.to_json_best_effort())}
+    return {"judge": judge, **summary, "config": as_json(config)}

@@ -1,15 +1,9 @@
-"""Write a trained model as a folder for transformers and vLLM:
+"""A trained model out of its workdir: its shape, its parameters, and a folder for transformers and vLLM."""
 
-python -m dwrl_jax.export --workdir=runs/x --output=DIR [--checkpoint=last|best|STEP] [--dtype=float32|bfloat16]
-
-Any devices will do: the parameters are spread over those of this host, or of several hosts that all run the command.
-"""
-
-import argparse
 from pathlib import Path
 
 from dwrl_jax.core import files, hosts
-from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE, CARD
 from dwrl_jax.dialogue.tokenizers import load_tokenizer, set_pad_token
 from dwrl_jax.models import hf
@@ -55,16 +49,3 @@ def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:
     hf_config = read_config(workdir / ARCHITECTURE)
     numerics = files.read_json(workdir / "config.json")["model"]
     return hf_config, model_config(hf_config, param_dtype=numerics["param_dtype"])
-
-
-@exit_cleanly
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the starting model's")
-    given = parser.parse_args()
-    hosts.start()
-    export(given.workdir, given.output, given.checkpoint, given.dtype)
-    print(given.output)

@@ -33,7 +33,8 @@ from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS
 from dwrl_jax.models.transformer import Decoder
 from dwrl_jax.objectives.dwrl import Hyper, phases
-from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
+from dwrl_jax.training.optimizer import make_optimizer
+from dwrl_jax.training.settings import OptimSettings
 from dwrl_jax.training.step import make_train_step
 from studies.speed.contenders.dwrl import FullJudge
 from studies.speed.page import SWEEPS, WORKS, report, write
@@ -102,8 +103,7 @@ def timed_step(programs, state: TrainState, batch: PreferenceBatch, key):
 
 def measure(judge: Judge, all_sizes: list[dict], repeats: int) -> list[dict]:
     """A row per sizes. Rounds go over all of them, so that a slow minute of the machine does not fall on one."""
-    options = OptimizerOptions(1e-6, 0, "constant", 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0)
-    optimizer = make_optimizer(options, steps=1, phases=2)
+    optimizer = make_optimizer(OptimSettings(warmup=0, schedule="constant"), phases=2)
     params = hf.random_params(judge.model.config, 0)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     rows, all_programs = [], []

@@ -12,8 +12,8 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.judge.judge import logps
 from dwrl_jax.judge.thoughts import no_thoughts, with_empty_thought
 from dwrl_jax.objectives import bt_token, bvpo, dwrl
-from dwrl_jax.settings import config as configuration
 from dwrl_jax.settings.commandline import parse
+from dwrl_jax.training import config as configuration
 from tests.objectives.test_objective import exact_nll, toy_logps, toy_params, toy_thoughts
 from tests.runs import tiny, trace_update
 from tests.small import assert_trees_close, given_thoughts, make_batch, make_judge

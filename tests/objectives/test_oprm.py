@@ -16,8 +16,8 @@ from dwrl_jax.judge.judge import logps
 from dwrl_jax.judge.thoughts import no_thoughts
 from dwrl_jax.models.transformer import logits, output_table
 from dwrl_jax.objectives import oprm
-from dwrl_jax.settings import config as configuration
 from dwrl_jax.settings.commandline import parse
+from dwrl_jax.training import config as configuration
 from dwrl_jax.training import sources
 from tests.runs import recipe_of, tiny, trace_update
 from tests.small import assert_trees_close, make_batch, make_judge

@@ -19,9 +19,9 @@ from dwrl_jax.models.families import model_config, read_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder
 from dwrl_jax.objectives import bt, preference_embedding
-from dwrl_jax.settings import config as configuration
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import assemble as build
+from dwrl_jax.training import config as configuration
 from tests.runs import tiny, trace_update
 from tests.small import make_batch, make_judge
 

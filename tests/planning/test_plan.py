@@ -22,15 +22,17 @@ from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, published, shrink
 from dwrl_jax.models.transformer import Decoder, axis_names
 from dwrl_jax.objectives import dwrl
+from dwrl_jax.plan import FLAGS
 from dwrl_jax.plan import main as plan_main
 from dwrl_jax.planning import chips, counts, hlo, memory, plan
 from dwrl_jax.planning.compiled import compile_program, shard_bytes, wanted_bytes
 from dwrl_jax.planning.model import model_of
 from dwrl_jax.planning.text import table
-from dwrl_jax.settings.commandline import parse_flags
+from dwrl_jax.settings.commandline import parse_config
 from dwrl_jax.training.assemble import recipe as recipe_of
-from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
+from dwrl_jax.training.optimizer import make_optimizer
 from dwrl_jax.training.programs import Recipe, abstract_state
+from dwrl_jax.training.settings import OptimSettings
 from tests.small import REPO, given_thoughts, in_process_of_devices, make_batch
 
 SMOKE = ["--config=configs/qwen7b.py:smoke", "--config.data.buckets=(64,)", "--config.sampler.group_size=1"]
@@ -178,10 +180,10 @@ def test_a_larger_vocabulary_costs_activations_no_more_than_a_chunk():
 
 
 def test_a_first_moment_in_bfloat16_saves_two_bytes_per_parameter():
-    recipe, options = make_recipe(), OptimizerOptions(1e-6, 0, "constant", 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0)
+    recipe, options = make_recipe(), OptimSettings(warmup=0, schedule="constant")
     half = dataclasses.replace(options, moment_dtype="bfloat16")
     found = [
-        shard_bytes(abstract_state(dataclasses.replace(recipe, optimizer=make_optimizer(kind, 10, 1))).opt_state)
+        shard_bytes(abstract_state(dataclasses.replace(recipe, optimizer=make_optimizer(kind, phases=1))).opt_state)
         for kind in (options, half)
     ]
     assert found[0] - found[1] == 2 * counts.parameters(recipe.judge.model.config)
@@ -254,7 +256,7 @@ def test_a_plan_for_a_mesh_of_cpu_devices(tmp_path):
 
 
 def plan_of(arguments, topology="cpu"):
-    return plan.make_plan(parse_flags([*arguments, f"--topology={topology}"], {"topology": "cpu"})[0], topology)
+    return plan.make_plan(parse_config([*arguments, f"--topology={topology}"], FLAGS)[0], topology)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +300,7 @@ def test_an_evaluation_in_parts_holds_the_keys_and_values_of_one():
     arguments = [*SMOKE, "--config.eval.votes=(64,)", "--config.eval.batch_size=16", "--topology=cpu"]
     found = []
     for size in (0, 4):
-        config, _ = parse_flags([*arguments, f"--config.sampler.batch_size={size}"], {"topology": "cpu"})
+        config, _ = parse_config([*arguments, f"--config.sampler.batch_size={size}"], FLAGS)
         shape, tokens, _ = model_of(config, "cpu")
         recipe = recipe_of(config, shape, *tokens)
         assert memory.wanted(config, recipe)["evaluation"] == ("evaluation", 16)
@@ -315,14 +317,14 @@ def test_a_plan_of_a_baseline_without_thoughts_has_a_teacher_forced_evaluation()
     assert not {"decode_weights", "kv_regions"} & found["per_device"]["evaluation"].keys()
     assert found["per_device"]["evaluation"]["temporaries"] > 0
     assert "largest eval.batch_size in evaluation: at least" in table(found)
-    config, _ = parse_flags([*arguments, "--topology=cpu"], {"topology": "cpu"})
+    config, _ = parse_config([*arguments, "--topology=cpu"], FLAGS)
     tokens = 2 * config.data.batch_size * 64
     assert found["step_flops"] == 3 * counts.forward(model_of(config, "cpu")[0], tokens, 32, 0), "no branches"
 
 
 @pytest.mark.parametrize("kept, programs", [((), {"sample", "evaluation"}), ((ALONE,), {"sample"})])
 def test_an_evaluation_is_planned_only_where_a_run_has_one(kept, programs):
-    config, _ = parse_flags([*SMOKE, *kept, "--topology=cpu"], {"topology": "cpu"})
+    config, _ = parse_config([*SMOKE, *kept, "--topology=cpu"], FLAGS)
     shape, tokens, _ = model_of(config, "cpu")
     recipe = recipe_of(config, shape, *tokens)
     assert memory.wanted(config, recipe).keys() == programs | {"update", "other"}

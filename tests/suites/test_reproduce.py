@@ -52,7 +52,7 @@ def test_a_suite_runs_each_cell_once(tmp_path, capsys):
         ("--seeds=77,x", "--seeds=x: give whole numbers, for example --seeds=11,12"),
         ("--seeds=-1", "--seeds=-1: give whole numbers"),
         ("--budgets=steps", "--budgets=steps: choose from pairs, generated_tokens, seconds"),
-        ("--size=3", "--size=3: not a flag"),
+        ("--size=3", "--size: no such flag; the nearest is --suite"),
         ("--config.optim.step=3", "step"),
         ("--config.eval.pairs=0", "eval.pairs=0: methods are compared on held-out pairs"),
     ],

@@ -22,7 +22,8 @@ from dwrl_jax.objectives import dwrl
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import loop
 from dwrl_jax.training import run as train
-from dwrl_jax.training.optimizer import OptimizerOptions, make_optimizer
+from dwrl_jax.training.optimizer import make_optimizer
+from dwrl_jax.training.settings import OptimSettings
 from dwrl_jax.training.step import make_train_step
 
 REPO = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def update_bytes(vocabulary):
     sizes = {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1408, "num_attention_heads": 8}
     config = model_config(PRESETS["qwen2.5-3b"] | sizes | {"num_key_value_heads": 2, "vocab_size": vocabulary})
     judge = Judge(Decoder(config), question=(3, 4, 5), answers=(1, 2), pad=0)
-    optimizer = make_optimizer(OptimizerOptions(1e-6, 0, "constant", 1.0, 0.9, 0.95, 1e-8, 0.0, 1.0), 10, 2)
+    optimizer = make_optimizer(OptimSettings(warmup=0, schedule="constant"), phases=2)
 
     def arguments():
         token = jnp.zeros((1, 1, 1), jnp.int32)

@@ -12,36 +12,27 @@ from dwrl_jax.core.types import TrainState
 from dwrl_jax.generation.token_logps import token_logps
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.training import step as step_module
-from dwrl_jax.training.optimizer import OptimizerOptions, decayed, learning_rate, make_optimizer
+from dwrl_jax.training.optimizer import decayed, learning_rate, make_optimizer
+from dwrl_jax.training.settings import OptimSettings
 from dwrl_jax.training.step import gradient, make_train_step
 from tests.judge.test_judge import draw
 from tests.small import assert_trees_close, make_batch, make_judge
 
-OPTIONS = OptimizerOptions(
-    learning_rate=1e-3,
-    warmup=4,
-    schedule="cosine",
-    final_share=0.1,
-    beta1=0.9,
-    beta2=0.95,
-    epsilon=1e-8,
-    weight_decay=0.0,
-    clip_norm=1.0,
-)
+OPTIONS = OptimSettings(steps=24, learning_rate=1e-3, warmup=4)
 
 
 @pytest.mark.parametrize(
     ("schedule", "middle", "end"), [("cosine", 5.5e-4, 1e-4), ("linear", 5.5e-4, 1e-4), ("constant", 1e-3, 1e-3)]
 )
 def test_schedule(schedule, middle, end):
-    rate = learning_rate(dataclasses.replace(OPTIONS, schedule=schedule), 24)
+    rate = learning_rate(dataclasses.replace(OPTIONS, schedule=schedule))
     found = [float(rate(step)) for step in (0, 1, 3, 4, 14, 24)]
     np.testing.assert_allclose(found, [2.5e-4, 5e-4, 1e-3, 1e-3, middle, end], rtol=1e-5)
 
 
 def test_phases_of_a_step_share_its_learning_rate():
     """With plain numbers: two updates a step, so update 2 s and 2 s + 1 have the rate of step s."""
-    optimizer = make_optimizer(OPTIONS, 24, phases=2)
+    optimizer = make_optimizer(OPTIONS, phases=2)
     params = {"kernel": jnp.ones(1)}
     state, sizes = optimizer.init(params), []
     for _ in range(6):
@@ -50,12 +41,23 @@ def test_phases_of_a_step_share_its_learning_rate():
     np.testing.assert_allclose(sizes, [2.5e-4, 2.5e-4, 5e-4, 5e-4, 7.5e-4, 7.5e-4], rtol=1e-4)
 
 
+def test_a_clip_norm_of_zero_is_off():
+    """The first update of Adam has the size of the rate, and a zero gradient would move nothing."""
+    grads, params = {"kernel": jnp.full(1, 5.0)}, {"kernel": jnp.ones(1)}
+    sizes = []
+    for clip_norm in (0.0, 1e6):
+        optimizer = make_optimizer(dataclasses.replace(OPTIONS, clip_norm=clip_norm), phases=1)
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        sizes.append(float(updates["kernel"][0]))
+    assert sizes[0] == sizes[1] and sizes[0] < 0
+
+
 def test_separate_moments_are_those_of_two_optimizers(monkeypatch):
     """Each phase of a step sees its own gradients alone, at the same rate: as if the other one were not there."""
     monkeypatch.setattr(step_module, "gradient", lambda judge, size, *rest: ({"kernel": size}, {"loss": 0.0}))
     phases = {"score": jnp.full(1, 0.1), "thought": jnp.full(1, -0.7)}
-    separate = make_optimizer(dataclasses.replace(OPTIONS, moments="separate"), 24, phases=2)
-    alone = make_optimizer(OPTIONS, 24, phases=1)
+    separate = make_optimizer(dataclasses.replace(OPTIONS, moments="separate"), phases=2)
+    alone = make_optimizer(OPTIONS, phases=1)
     params, expected = {"kernel": jnp.ones(1)}, {"kernel": jnp.ones(1)}
     states = {name: alone.init(params) for name in phases}
     state = TrainState(jnp.int32(0), params, separate.init(params))
@@ -80,7 +82,7 @@ def test_alternating_step_is_two_updates_in_order():
     judge, params = make_judge()
     batch = make_batch(pairs=2)
     thoughts, _, _ = draw(judge, params, batch)
-    phases, optimizer = dwrl.phases(dwrl.Hyper()), make_optimizer(OPTIONS, 10, 2)
+    phases, optimizer = dwrl.phases(dwrl.Hyper()), make_optimizer(OPTIONS, phases=2)
     step = make_train_step(judge, optimizer, phases, 1)
     expected, opt_state = params, optimizer.init(params)
     for loss in (dwrl.score_loss, lambda found, group: dwrl.thought_loss(found, group, dwrl.Hyper())):

@@ -16,12 +16,14 @@ import jax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
+from dwrl_jax.core.settings import setting
+
 
 @dataclasses.dataclass(frozen=True)
 class BradleyTerry:
-    """`bradley_terry` is what is made of margins; "regular" needs none."""
-
-    bradley_terry: Literal["regular", "margin", "scaled"] = "regular"
+    bradley_terry: Literal["regular", "margin", "scaled"] = setting(
+        "regular", 'use of the pairs\' margins in the likelihood; "regular" needs none'
+    )
 
 
 def uses_margins(hyper: BradleyTerry) -> bool:

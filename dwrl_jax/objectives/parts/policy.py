@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 
 LARGEST_LOG_RATIO = 80.0  # exp of it, times an advantage, is a finite float32; exp(89) is none
@@ -17,13 +18,14 @@ LARGEST_LOG_RATIO = 80.0  # exp of it, times an advantage, is a finite float32; 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """`clip` are the distances below and above 1 at which the ratio is clipped; `dual_clip` (> 1) bounds the
-    loss of negative advantages; `kl` is the coefficient of the KL term in nats, 0 for none."""
+    """Hyper-parameters of the clipped surrogate."""
 
-    clip: tuple[float, float] = (0.2, 0.2)
-    dual_clip: float = 3.0
-    token_aggregation: Literal["sum", "mean"] = "sum"
-    kl: float = 0.0
+    clip: tuple[float, float] = setting(
+        (0.2, 0.2), "distances below and above 1 at which the ratio is clipped", count=2, at_least=0
+    )
+    dual_clip: float = setting(3.0, "bound of the loss of negative advantages, in advantages", above=1)
+    token_aggregation: Literal["sum", "mean"] = setting("sum", '"sum" (exact) or "mean" over a thought\'s tokens')
+    kl: float = setting(0.0, "coefficient of the KL term to the starting model, in nats; 0: off", at_least=0)
 
 
 class Written(NamedTuple):

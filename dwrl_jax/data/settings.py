@@ -1,0 +1,46 @@
+"""The sections `data` and `world` of a config."""
+
+import dataclasses
+
+from dwrl_jax.core.settings import setting
+
+
+def _ascending(values) -> str | None:
+    return None if sorted(set(values)) == list(values) else "give lengths from the smallest to the largest"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    train: str = setting("", 'pairs to learn from: .jsonl, .jsonl.gz, .parquet, a `datasets` name, or "world"')
+    eval: str = setting("", "held-out pairs, likewise")
+    train_split: str = setting("train", "split of data.train, if that is a `datasets` name")
+    eval_split: str = setting("test", "split of data.eval, if that is a `datasets` name")
+    pairs: int = setting(
+        0, "training pairs drawn from a file or data set, always the same for a seed; 0 for all", at_least=0
+    )
+    strict: bool = setting(False, "a malformed row is an error; else it is left out and counted", resumable=True)
+    buckets: tuple = setting(
+        (256, 512, 1024),
+        "lengths in tokens to which prefixes are padded, a program each; the last is the limit",
+        fewest=1,
+        at_least=1,
+        rule=_ascending,
+    )
+    batch_size: int = setting(16, "pairs per step", at_least=1)
+    window: int = setting(16, "batches among which pairs are grouped by length; 1 for no grouping", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSettings:
+    """The built-in world, where data.train or data.eval is "world"."""
+
+    seed: int = setting(0, "the world is made from it")
+    clean_share: float = setting(
+        0.67,
+        "share of the demonstrations with clean chains, which come first; the others have thoughts of mixed quality",
+        at_least=0,
+        at_most=1,
+    )
+    pairwise_share: float = setting(
+        0.0, "share of the demonstrations that compare both responses, in both orders", at_least=0, at_most=1
+    )

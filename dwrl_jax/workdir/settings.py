@@ -1,0 +1,16 @@
+"""The sections `log` and `checkpoint` of a config."""
+
+import dataclasses
+
+from dwrl_jax.core.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSettings:
+    thoughts_every: int = setting(25, "steps between thoughts that are written down", at_least=1, resumable=True)
+    thought_pairs: int = setting(4, "pairs whose thoughts are written down", at_least=0, resumable=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    every: int = setting(50, "steps between checkpoints", at_least=1, resumable=True)
