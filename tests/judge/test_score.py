@@ -39,6 +39,13 @@ ROWS = [
 ]
 
 
+def talkative(shape):
+    """Random parameters whose next token is open."""
+    params = lively(shape)
+    params["params"]["embed"]["embedding"] *= 0.15  # the head too, which is tied to it
+    return params
+
+
 def loaded(card=CARD, mesh=None, outputs=0) -> LoadedJudge:
     """A random judge of the built-in world that knows no folder."""
     tokenizer = world.make_tokenizer()
@@ -48,7 +55,7 @@ def loaded(card=CARD, mesh=None, outputs=0) -> LoadedJudge:
     shape = model_config(hf_config)
     dialogue = make_dialogue(tokenizer, card.texts)
     mesh = sharding.make_mesh(mesh or {"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[: 1 if mesh is None else 8])
-    return LoadedJudge(make_judge(card, shape, dialogue), lively(shape), None, card, dialogue, mesh, "random")
+    return LoadedJudge(make_judge(card, shape, dialogue), talkative(shape), None, card, dialogue, mesh, "random")
 
 
 @pytest.fixture(scope="module")
