@@ -1,58 +1,22 @@
 """Score responses with a trained judge, or with any language model as it comes.
 
-python -m dwrl_jax.score --model=runs/tiny --input=rows.jsonl --output=scored.jsonl --votes=8
+python -m dwrl_jax.score --model=runs/tiny --input=rows.jsonl --output=scored.jsonl
 
 A row has `prompt` (a string or messages) and `response` or `responses`, or is a preference pair. The output has the
 rows in their order, with all their columns and score, log_odds, votes, thoughts and rank. A row's scores do not depend
 on the other rows. Stopped anywhere, the same command goes on.
 """
 
-from pathlib import Path
-
 from dwrl_jax.core import files, hosts, sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.load import load
 from dwrl_jax.judge.scored_file import score_file
-from dwrl_jax.settings.commandline import Flag, command, parse_flags, start
-
-FLAGS = {
-    "model": Flag("runs/tiny", "a run's workdir, an exported or Hugging Face folder, a hub id", required=True),
-    "input": Flag("rows.jsonl", "rows: .jsonl or .jsonl.gz", required=True, read=Path),
-    "output": Flag("scored.jsonl", "a file of JSON lines that does not exist yet", required=True, read=Path),
-    "votes": Flag("8", "thoughts per response whose mean is the score", default=8, read=int),
-    "checkpoint": Flag("best", "of a workdir: last, best or the number of a step", default="last"),
-    "judge": Flag("judge.json", "how the model is asked, in the place of the folder's own judge.json", read=Path),
-    "start": Flag("FOLDER", "the starting model, for a judge that reads its thoughts"),
-    "seed": Flag("1", "the thoughts follow from it", default=0, read=int),
-    "batch_size": Flag("32", "questions asked at a time", default=16, read=int),
-    "mesh": Flag("data=2,tensor=4", "devices along the axes; all of them hold parts of the weights if not given"),
-}
+from dwrl_jax.settings.commandline import Flag, command, folder, parse_flags, start
 
 
-@command
-def main(arguments: list[str] | None = None) -> None:
-    given = parse_flags(arguments, FLAGS, __doc__)
-    start()
-    loaded = load(
-        given.model,
-        checkpoint=given.checkpoint,
-        card=read_card(given.judge) if given.judge else None,
-        start=given.start,
-        mesh=read_mesh(given.mesh),
-    )
-    score_file(loaded, given.input, given.output, given.votes, seed=given.seed, batch_size=given.batch_size)
-    if hosts.first():
-        errors = [row["error"] for row in files.read_lines(given.output) if "error" in row]
-        if errors:
-            print(f"{len(errors)} rows could not be scored, the first for: {errors[0]}; see their column error")
-    print(given.output)
-
-
-def read_mesh(text: str | None) -> dict[str, int] | None:
+def mesh_sizes(text: str) -> dict[str, int]:
     """Sizes of the mesh from "data=2,tensor=4"."""
-    if text is None:
-        return None
     sizes = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
@@ -60,6 +24,34 @@ def read_mesh(text: str | None) -> dict[str, int] | None:
             raise UserError(f"--mesh={text}: give sizes of {', '.join(sharding.AXES)}, such as data=2,tensor=4")
         sizes[axis] = int(size)
     return sizes
+
+
+FLAGS = {
+    "model": Flag("runs/tiny", "a run's workdir, an exported or Hugging Face folder, or a hub id", required=True),
+    "input": Flag("rows.jsonl", "the rows, .jsonl or .jsonl.gz", required=True, read=folder),
+    "output": Flag("scored.jsonl", "the file to write, which must not exist", required=True, read=folder),
+    "votes": Flag("8", "thoughts per response; their mean is the score", default=8, read=int),
+    "checkpoint": Flag("best", "of a workdir: last, best or the number of a step", default="last"),
+    "judge": Flag("judge.json", "questions and read-out in the place of the folder's own judge.json", read=folder),
+    "start": Flag("models/start", "the starting model's folder, for a judge that reads thoughts of it"),
+    "seed": Flag("1", "seed of the thoughts", default=0, read=int),
+    "batch_size": Flag("32", "questions that are asked at a time", default=16, read=int),
+    "mesh": Flag("data=2,tensor=4", "devices along the axes; else weights are spread over all", read=mesh_sizes),
+}
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    given = parse_flags(arguments, FLAGS, __doc__)
+    start()
+    card = read_card(given.judge) if given.judge else None
+    loaded = load(given.model, checkpoint=given.checkpoint, card=card, start=given.start, mesh=given.mesh)
+    score_file(loaded, given.input, given.output, given.votes, seed=given.seed, batch_size=given.batch_size)
+    if hosts.first():
+        errors = [row["error"] for row in files.read_lines(given.output) if "error" in row]
+        if errors:
+            print(f"{len(errors)} rows could not be scored, the first for: {errors[0]}; see their column error")
+    print(given.output)
 
 
 if __name__ == "__main__":
