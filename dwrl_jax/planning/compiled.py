@@ -18,7 +18,7 @@ from dwrl_jax.training.programs import Programs, Recipe, abstract_state, make_pr
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program and its bytes on each device; of one that the compiler found no room for, `used` alone."""
+    """A compiled program and its bytes on each device; only `used` where the compiler found no room for it."""
 
     seconds: float  # of compiling
     used: int  # arguments, temporaries, code, and results that do not take an argument's place

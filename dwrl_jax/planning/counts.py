@@ -1,7 +1,7 @@
 """What a step needs, counted from shapes: compilers count the body of a loop once, so they cannot be asked.
 
-FLOPs are those that the mathematics needs: a multiply-add is two, and of a causal pass the half that is masked is
-not counted. `c` is a model's shape, its letters those of transformer.py; `s` and `share` are `Sizes` and `Share`.
+FLOPs are those that the mathematics needs: a multiply-add is two, and the masked half of a causal pass is not counted.
+`c` is a model's shape, its letters those of transformer.py; `s` and `share` are `Sizes` and `Share`.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What part of a step one device has: `rows` of the rows, of heads and feed-forward one in `tensor`.
+    """A device's part of a step: `rows` rows, and one in `tensor` of the heads and of the feed-forward.
 
     Its rows are sampled in `parts`, one after the other.
     """
@@ -109,7 +109,7 @@ def prefix_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
 def thought_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
     """Bytes that a device reads in decoding, at least.
 
-    At every token all weights, and the keys and values that are there already, half of the thoughts' on average.
+    Every token reads all weights and the keys and values so far, on average half of the thoughts'.
     """
     regions = share.rows * (s.prefix + s.group * s.thought / 2) * token_bytes(c) / share.tensor
     return s.thought * (share.parts * decode_weights(c, share) + regions)
@@ -118,8 +118,8 @@ def thought_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
 def update_reads(c: ModelConfig, s: Sizes, share: Share, phases: int, micro_batches: int, state: int) -> float:
     """Bytes that a device reads and writes in an update, at least.
 
-    Of each micro-batch every pass reads the gathered weights, and activations once; the sum of gradients, in
-    float32, is read and written; the optimizer reads and writes the `state` bytes of the training state.
+    Every pass over a micro-batch reads the gathered weights, and activations once. The sum of gradients, in float32,
+    is read and written. The optimizer reads and writes the `state` bytes of the training state.
     """
     activations = _activations(c, share.rows * (s.prefix + s.group * s.branch), share.tensor)
     sums = 8 * parameters(c) / share.devices

@@ -160,7 +160,8 @@ def test_the_largest_size_lies_on_the_line_through_two():
 
 def test_sampling_in_parts_needs_less_memory():
     whole = make_recipe(max_thought=64)
-    parts = dataclasses.replace(whole, sampler=dataclasses.replace(whole.sampler, batch_size=4))
+    options = dataclasses.replace(whole.thoughts.sampler, batch_size=4)
+    parts = dataclasses.replace(whole, thoughts=dataclasses.replace(whole.thoughts, sampler=options))
     found = [compile_program(recipe, "sample", 256, pairs=16).temporaries for recipe in (whole, parts)]
     assert found[1] < found[0] / 3, "a quarter, and the weights"
 
@@ -269,10 +270,10 @@ def crowded():
 
 
 def test_an_evaluation_that_needs_more_than_a_step_decides_whether_a_run_fits(crowded):
+    assert not crowded["fits"]
     room, programs = crowded["hbm_bytes"], crowded["programs"]
     assert max(programs[name]["total_bytes"] for name in ("sample", "update")) < 0.8 * room
     assert programs["evaluation"]["total_bytes"] == crowded["per_device"]["total"] > 1.2 * room
-    assert not crowded["fits"]
     terms, sampling = (crowded["per_device"][name] for name in ("evaluation", "sample"))
     assert sum(terms.values()) == programs["evaluation"]["total_bytes"] and min(terms.values()) > 0
     kept = ("parameters", "optimizer", "decode_weights")
