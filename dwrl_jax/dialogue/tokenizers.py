@@ -1,6 +1,8 @@
 """Tokenizers: their chat templates, begin tokens and control tokens."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 from tokenizers.models import WordLevel
@@ -8,6 +10,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from dwrl_jax.core.errors import UserError
 
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that are what tokenizer.json holds
 # For tokenizers without a chat template, such as those of base models. The blank line stands in front of a
 # turn and not behind it, so that nothing follows the eos token of the last one.
 FALLBACK_TEMPLATE = (
@@ -25,16 +28,30 @@ NEW_PAD = "<|pad|>"
 
 def load_tokenizer(path) -> Any:
     """The tokenizer in a local folder or of a hub id, with a chat template; UserError when there is none."""
-    from transformers import AutoTokenizer  # slow to import, and not needed by those who bring a tokenizer
+    # slow to import, and not needed by those who bring a tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        kind = PreTrainedTokenizerFast if _is_generic(path) else AutoTokenizer
+        tokenizer = kind.from_pretrained(str(path))
     except Exception as error:  # transformers raises many types here, some without a common parent
         raise UserError(
             f"tokenizer {str(path)!r} cannot be loaded: give a folder with tokenizer.json or a hub id "
             f"({one_line(error)})"
         ) from error
     return with_template(tokenizer)
+
+
+def _is_generic(path) -> bool:
+    """Whether a local folder says that its tokenizer is what tokenizer.json holds, and no model's own class.
+
+    AutoTokenizer puts a class of the model's family in its place, which reads words in that family's way.
+    """
+    try:
+        config = json.loads((Path(path) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("tokenizer_class") in GENERIC
 
 
 def with_template(tokenizer) -> Any:

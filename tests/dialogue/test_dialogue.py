@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dwrl_jax import dialogue as dg
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.data import world
 from dwrl_jax.dialogue.tokenizers import FALLBACK_TEMPLATE, load_tokenizer
 
 JUDGE, ASK = "Judge the response.", "Is this a good response? A: Yes, B: No"
@@ -326,3 +327,12 @@ def test_tokenizers_that_cannot_be_used(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no eos token"):
         word_dialogue(word_tokenizer(eos_token=None))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3"])
+def test_a_tokenizer_of_words_is_not_taken_for_that_of_the_model(family, tmp_path):
+    """Parity with the tokenizer that was saved, whatever family config.json beside it names."""
+    tokenizer = world.make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    assert load_tokenizer(tmp_path)("yes s1 off3")["input_ids"] == tokenizer("yes s1 off3")["input_ids"]

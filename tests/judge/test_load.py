@@ -21,7 +21,8 @@ from dwrl_jax.models.families import model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.workdir import checkpoint
 from dwrl_jax.workdir import model as workdir_model
-from tests.small import REPO, lively
+from tests.judge.test_score import talkative
+from tests.small import REPO
 
 CARD = JudgeCard(texts=Texts(world.JUDGE, world.ASK, world.ANSWERS), max_thought=4, buckets=(16,), chunk=64)
 ROWS = [{"prompt": "s1 o1 o2 o3 o4 o5", "responses": ["s2 warm", "s5 curt"]}]
@@ -34,7 +35,7 @@ def hf_config():
 def make_workdir(path, config, card=CARD, steps=(3,)):
     """The workdir of a run that was saved at these steps, whose parameters grow with the step."""
     shape = model_config(config)
-    params = lively(shape)
+    params = talkative(shape)
     kept = path / workdir_model.ARCHITECTURE
     kept.mkdir(parents=True)
     files.write_json(kept / "config.json", config)
@@ -70,7 +71,7 @@ print(json.dumps([found, heavy]))
 
 def test_smoke_three_kinds_of_folder_score_alike_without_a_trainer(workdir, tmp_path):
     exported, plain = tmp_path / "exported", tmp_path / "plain"
-    workdir_model.export(workdir, exported)
+    workdir_model.export(workdir, exported, dtype="float32")
     assert json.loads((exported / "judge.json").read_text()) == json.loads(json.dumps(as_json(CARD)))
     plain.mkdir()
     for file in exported.iterdir():
@@ -91,7 +92,7 @@ def test_parity_parameters_are_those_that_orbax_reads(workdir):
     for which, step in (("last", 3), ("best", 2), ("2", 2)):
         loaded = load(workdir, checkpoint=which)
         shape = loaded.judge.model.config
-        expected = lively(shape)["params"]
+        expected = talkative(shape)["params"]
         scale = expected["norm"]["scale"] * step
         np.testing.assert_array_equal(loaded.params["params"]["norm"]["scale"], scale)
         np.testing.assert_array_equal(
@@ -135,7 +136,7 @@ def test_thoughts_of_the_starting_model(tmp_path):
     path = make_workdir(tmp_path / "run", hf_config(), dataclasses.replace(CARD, thoughts="start"))
     config = hf_config()
     shape = model_config(config)
-    hf.save_model(tmp_path / "start", lively(shape), shape, config, tokenizer=world.make_tokenizer())
+    hf.save_model(tmp_path / "start", talkative(shape), shape, config, tokenizer=world.make_tokenizer())
     (row,) = score(load(path, start=tmp_path / "start"), ROWS, votes=3)
     (own,) = score(load(tmp_path / "start", card=CARD), ROWS, votes=3)
     assert row["thoughts"] == own["thoughts"] and row["score"] != own["score"]

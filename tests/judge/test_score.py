@@ -115,7 +115,7 @@ def test_scores_do_not_depend_on_the_mesh():
         ({"prompt": "s1", "responses": ["s1 warm", " "]}, "empty response"),
         ({"prompt": "s1", "response": "<end>"}, "control token"),
         ({"prompt": "s1 hello", "response": "s1 warm"}, "unknown word: hello"),
-        ({"prompt": "o1 " * 200, "response": "s1 warm"}, "too long: .* at most 120"),
+        ({"prompt": "o1 " * 200, "response": "s1 warm"}, "too long: 211 tokens, at most 118"),
         ({"prompt": [{"role": "tool", "content": "s1"}], "response": "s1 warm"}, "unknown role"),
     ],
 )
