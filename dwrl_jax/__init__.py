@@ -2,7 +2,7 @@
 
 import os
 
-# Only the tokenizers of transformers are used here: that torch is missing is nothing to warn about.
+# The program uses only the tokenizers of transformers, which need no torch: no warning that torch is missing.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"

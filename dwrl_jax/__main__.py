@@ -10,7 +10,7 @@ from dwrl_jax.settings.config import nearest
 
 
 def commands() -> dict[str, str]:
-    """The first line about each command, by name: a command is a file at the top of the package."""
+    """{name: first line of its docstring} of the commands. A command is a file at the top of the package."""
     paths = sorted(Path(__file__).parent.glob("[!_]*.py"))
     texts = {path.stem: ast.get_docstring(ast.parse(path.read_text())) or "" for path in paths}
     return {name: text.partition("\n")[0].partition(": python -m")[0] for name, text in texts.items()}

@@ -2,7 +2,7 @@
 
 python -m dwrl_jax.export --workdir=runs/tiny --output=exports/tiny
 
-Any devices will do: the parameters are spread over those of this host, or of several hosts that all run the command.
+Any devices will do. The parameters are spread over those of this host, or of several hosts that all run the command.
 """
 
 from dwrl_jax.settings.commandline import WORKDIR, Flag, command, folder, parse_flags, start

@@ -2,9 +2,9 @@
 
 python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8
 
-It compiles the run's own sampling and update programs for devices that need not be there, and sets memory, work and
-traffic against the chip's published figures. It reads no weights and downloads nothing. Exit code 0: it fits, 1: it
-does not, 2: bad input.
+The command compiles the run's own programs (sampling, evaluation, update) for devices that need not be there. It sets
+memory, work and traffic against the chip's published figures. It reads no weights and downloads nothing. Exit code 0:
+the run fits, 1: it does not, 2: bad input.
 """
 
 import sys

@@ -27,7 +27,7 @@ FLAGS = {
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Suite, Path, list[str]]:
-    """What to run of a suite, the working directory, and the flags --config.KEY=VALUE; UserError for any other flag."""
+    """The chosen part of a suite, the workdir, and the flags --config.KEY=VALUE. UserError for any other flag."""
     given, overrides = parse_overrides(arguments, FLAGS, __doc__, describe_keys)
     suite = SUITES[given.suite]
     arms = {name: suite.arms[name] for name in chosen(given.arms, suite.arms, "arms")}
@@ -38,7 +38,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Suite, Path, list[str]]:
 
 
 def chosen(names: str | None, known: Iterable[str], what: str) -> list[str]:
-    """The named ones of `known`, in its order, all of them without names; UserError for a name that is not known."""
+    """The names of `known` that `names` lists, in the order of `known`; all where it is None. UserError for another."""
     wanted = list(known) if names is None else names.split(",")
     for name in wanted:
         if name not in known:
@@ -47,7 +47,7 @@ def chosen(names: str | None, known: Iterable[str], what: str) -> list[str]:
 
 
 def whole_numbers(text: str, what: str) -> tuple[int, ...]:
-    """Numbers with commas between them, each once."""
+    """The numbers of a text like "11,12", each once."""
     parts = text.split(",")
     for part in parts:
         if not part.isdecimal():

@@ -4,7 +4,7 @@ python -m dwrl_jax.score --model=runs/tiny --input=rows.jsonl --output=scored.js
 
 A row has `prompt` (a string or messages) and `response` or `responses`, or is a preference pair. The output has the
 rows in their order, with all their columns and score, log_odds, votes, thoughts and rank. A row's scores do not depend
-on the other rows. Stopped anywhere, the same command goes on.
+on the other rows. A stopped command goes on when it is given again.
 """
 
 from dwrl_jax.core import files, hosts, sharding

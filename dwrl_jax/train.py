@@ -2,7 +2,7 @@
 
 python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
 
-Stopped anywhere, the same command goes on where the run was; finished, it shows the results again.
+The same command goes on with a run that was stopped, and shows the results of a finished run again.
 """
 
 from dwrl_jax.reporting.text import table

@@ -1,1 +1,1 @@
-"""What held-out scores say about a judge."""
+"""Held-out pairs: the scores of a judge, and the metrics that follow from them."""

@@ -1,4 +1,4 @@
-"""Scores of held-out pairs."""
+"""Scores of held-out pairs, batch by batch."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,10 +12,10 @@ from dwrl_jax.core.types import PreferenceBatch
 def vote_scores(
     scores_of: Callable, batches: Iterable[PreferenceBatch]
 ) -> tuple[np.ndarray, Float[np.ndarray, "N S K"]]:
-    """Pair ids [N], ascending, and log scores of K sampled thoughts for both sides of every pair.
+    """Pair ids [N] in ascending order, and log scores [N S K] of K sampled thoughts for both sides of every pair.
 
-    `scores_of(batch)` samples them, Float[B S K]. Its keys depend on the pair alone, so neither the order nor
-    the packing of batches matters.
+    `scores_of(batch)` samples the scores of a batch, Float[B S K]. Its keys depend on the pair alone. So neither the
+    order of the batches nor the pairs in each batch matter.
     """
     scores, ids = [], []
     for batch in batches:

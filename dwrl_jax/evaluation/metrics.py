@@ -1,8 +1,8 @@
-"""Numbers that describe a judge, from the log scores of its thoughts about pairs.
+"""Metrics of a judge, from the log scores of its thoughts about pairs.
 
-A pointwise judge scores both responses of a pair: they are the two sides S. A pairwise judge sees both responses at
-once, in two orders, which are its sides: a log score is that of the right label, and P(y+ > y-) is the mean over both
-orders. Axes: N pairs, S sides, K thoughts, R = K // votes groups of thoughts.
+A pointwise judge scores each response: the two responses are the sides S. A pairwise judge sees both responses at
+once, in two orders: the orders are the sides, a log score is that of the right label, and P(y+ > y-) is the mean over
+both orders. Axes: N pairs, S sides, K thoughts, R = K // votes groups of thoughts.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ FAINTEST = float(np.finfo(np.float32).eps)
 
 
 def votes_of(log_scores: Float[np.ndarray, "N S K"], votes: int) -> Float[np.ndarray, "N S R votes"]:
-    """Disjoint groups of thoughts: all of them serve to estimate what a judge with `votes` thoughts does."""
+    """Disjoint groups of `votes` thoughts. A metric of a judge with that many votes is the mean over the groups."""
     n, sides, samples = log_scores.shape
     repeats = samples // votes
     return log_scores[..., : repeats * votes].reshape(n, sides, repeats, votes)
@@ -24,7 +24,7 @@ def votes_of(log_scores: Float[np.ndarray, "N S K"], votes: int) -> Float[np.nda
 def margins(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> Float[np.ndarray, "N R"]:
     """Log-odds of y+ over y-: log p+ - log p-, where p is the mean over `votes` thoughts.
 
-    For a pairwise judge it is the mean over both orders, too.
+    For a pairwise judge p is the mean over both orders too.
     """
     if pairwise:
         right, wrong = order_probabilities(log_scores, votes)
@@ -36,19 +36,20 @@ def margins(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool =
 def order_probabilities(
     log_scores: Float[np.ndarray, "N S K"], votes: int
 ) -> tuple[Float[np.ndarray, "N S R"], Float[np.ndarray, "N S R"]]:
-    """Probability of the right and of the wrong label in each order, means over `votes` thoughts.
+    """Probability of the right and of the wrong label in each order: means over `votes` thoughts.
 
-    A vote counts as no surer than float32 can say, so that the log-odds stay finite.
+    A vote is clipped to the probabilities that float32 can tell from 0 and 1, so that the log-odds stay finite.
     """
     right = np.clip(np.exp(votes_of(log_scores, votes).astype(np.float64)), FAINTEST, 1 - FAINTEST).mean(-1)
     return right, 1 - right
 
 
 def order_metrics(log_scores: Float[np.ndarray, "N S K"], votes: int) -> dict[str, float]:
-    """How much a pairwise judge depends on the order.
+    """Two metrics of a pairwise judge's dependence on the order.
 
-    "flips" is the share of pairs where the two orders disagree about which response is better; an order that is even
-    counts one half. "position_bias" is the mean probability that the first response is better, minus one half.
+    "flips" is the share of pairs where the two orders disagree about which response is better. An order with equal
+    probabilities counts one half. "position_bias" is the mean probability that the first response is better, minus one
+    half.
     """
     right, wrong = order_probabilities(log_scores, votes)
     won = wins(right - wrong)
@@ -59,13 +60,13 @@ def order_metrics(log_scores: Float[np.ndarray, "N S K"], votes: int) -> dict[st
 
 
 def metrics(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> dict:
-    """The summary of a judge with `votes` thoughts, with `order_metrics` where it is pairwise."""
+    """The summary of a judge with `votes` thoughts. A pairwise judge has the `order_metrics` too."""
     numbers = summary(margins(log_scores, votes, pairwise))
     return numbers | (order_metrics(log_scores, votes) if pairwise else {})
 
 
 def wins(margin: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """1 where the chosen response scores higher, one half for a tie."""
+    """1 where the chosen response scores higher, 1/2 for a tie, else 0."""
     return np.where(margin == 0, 0.5, margin > 0).astype(np.float64)
 
 
@@ -91,7 +92,7 @@ def summary(margin: Float[np.ndarray, "N R"]) -> dict:
 
 
 def gain(before: Float[np.ndarray, "N R"], after: Float[np.ndarray, "N R"]) -> dict:
-    """Difference of accuracy on the same pairs, with a paired 95 % bootstrap interval."""
+    """Accuracy after less accuracy before, on the same pairs, with a paired 95 % bootstrap interval."""
     difference = wins(after).mean(1) - wins(before).mean(1)
     return {"accuracy": float(difference.mean()), "interval": interval(difference)}
 
@@ -105,7 +106,7 @@ def interval(per_pair: Float[np.ndarray, " N"]) -> list[float]:
 
 
 def calibration_error(confidence: Float[np.ndarray, "*shape"], correct: Float[np.ndarray, "*shape"]) -> float:
-    """ECE: |share correct - mean confidence| over ten equal bins of [0.5, 1], weighted by their counts."""
+    """ECE: the mean of |share correct - mean confidence| over ten equal bins of [0.5, 1], weighted by their counts."""
     confidence, correct = confidence.ravel(), correct.ravel()
     bins = np.minimum(((confidence - 0.5) * 2 * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     count = np.maximum(np.bincount(bins, minlength=CALIBRATION_BINS), 1)

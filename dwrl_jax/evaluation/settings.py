@@ -6,7 +6,7 @@ from dwrl_jax.core.settings import setting
 
 
 def _groups(votes) -> str | None:
-    """Votes are disjoint groups of the thoughts that are drawn, so every number has to divide the largest."""
+    """Votes are disjoint groups of the drawn thoughts, so each number must divide the largest one."""
     rest = [count for count in votes if max(votes) % count]
     return f"{rest[0]} does not divide {max(votes)}, and thoughts would be left over" if rest else None
 
@@ -15,14 +15,12 @@ def _groups(votes) -> str | None:
 class EvalSettings:
     votes: tuple = setting(
         (1, 8),
-        "numbers of thoughts per response whose mean is the score; the largest is drawn, and each divides it",
+        "numbers of thoughts per response whose mean is the score; the largest one is drawn, and each divides it",
         fewest=1,
         at_least=1,
         rule=_groups,
     )
     pairs: int = setting(1000, "most held-out pairs that are judged; 0 for no evaluation", at_least=0)
     batch_size: int = setting(16, "held-out pairs judged at a time", at_least=1, resumable=True)
-    every: int = setting(
-        50, "steps between evaluations for the curve and for keeping the best checkpoint; 0 for none", at_least=0
-    )
-    curve_pairs: int = setting(256, "held-out pairs that the curve is drawn on", at_least=0)
+    every: int = setting(50, "steps between evaluations, for the curve and the best checkpoint; 0 for none", at_least=0)
+    curve_pairs: int = setting(256, "held-out pairs behind the curve", at_least=0)

@@ -1,4 +1,4 @@
-"""The part of results.json that speaks of held-out scores."""
+"""The part of results.json that follows from held-out scores."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,9 +18,10 @@ def summarise(
     sources: Sequence[str] = (),
     references: Mapping[str, Float[np.ndarray, " N"]] | None = None,
 ) -> dict:
-    """Both models with each number of votes, the gain between them, and readers of the pairs who are no models.
+    """Metrics of both models with each number of votes, the gain between them, and metrics of the reference readers.
 
-    `sources` names the source of each pair; `references` has the log-odds of such readers by name.
+    `sources` names the source of each pair. `references` has the log-odds of each reference reader, such as the noise
+    ceiling, by name.
     """
     results = {"base": {}, "trained": {}, "gain": {}, "reference": {"no_thought": None, "ceiling": None}}
     for k in sorted(votes):
@@ -34,7 +35,7 @@ def summarise(
 
 
 def by_source(scores: Scores, votes: int, pairwise: bool, sources: Sequence[str]) -> dict:
-    """Both models on the pairs of each source; empty where there is only one source."""
+    """Metrics of both models on the pairs of each source; empty with a single source."""
     names = sorted(set(sources))
     if len(names) < 2:
         return {}

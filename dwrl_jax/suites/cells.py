@@ -1,4 +1,4 @@
-"""The cells of a suite: each is run once, and the table is made of all that are finished."""
+"""The cells of a suite. Each cell is run once, and the table has all finished cells."""
 
 import dataclasses
 import hashlib
@@ -22,12 +22,12 @@ from dwrl_jax.training.assemble import judge_kind
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAIRS = "pairs"  # the budget that every arm gets first
-ALIKE = 1.25  # two arms that differ by less than this factor in what they use of a budget share their cell
+ALIKE = 1.25  # an arm whose use of a budget is within this factor of the reference's needs no second cell
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run. `budget` says what it has as much of as the reference; `steps` None is what the config says."""
+    """One run, with as much of the `budget` as the reference. `steps` None means the config's number."""
 
     config: str
     arm: str
@@ -46,7 +46,7 @@ class Cell:
 
 
 def compare(suite: Suite, workdir: Path, overrides: list[str]) -> str | None:
-    """Run the cells that are not finished; the table of all that are. None on processes that do not write.
+    """Run the unfinished cells and return the table of all finished cells. None on processes that do not write.
 
     Table and figures also go to the workdir. `overrides` are flags --config.KEY=VALUE, for every cell.
     """
@@ -58,7 +58,7 @@ def compare(suite: Suite, workdir: Path, overrides: list[str]) -> str | None:
 
 
 def run_suite(suite: Suite, workdir: Path, overrides: list[str]) -> list[dict]:
-    """Run what is not yet in workdir/results.jsonl; all of its rows, the first finished first."""
+    """Run the cells that workdir/results.jsonl lacks. Returns all of its rows, the first finished first."""
     workdir.mkdir(parents=True, exist_ok=True)
     for config in suite.configs:
         bar = tqdm(suite.seeds, desc=config, unit="seed", disable=not sys.stderr.isatty())
@@ -72,7 +72,7 @@ def run_suite(suite: Suite, workdir: Path, overrides: list[str]) -> list[dict]:
 
 
 def cells(suite: Suite, config: str, seed: int, workdir: Path) -> Iterator[Cell]:
-    """The cells of a seed that are still to be run. Those of other budgets follow from what equal pairs used."""
+    """The unfinished cells of a seed. Cells of other budgets follow from the use of equal pairs."""
     done = {row_key(row) for row in read_rows(workdir)}
     first = [Cell(config, arm, PAIRS, seed) for arm in suite.arms]
     yield from (cell for cell in first if cell.key not in done)
@@ -87,15 +87,15 @@ def cells(suite: Suite, config: str, seed: int, workdir: Path) -> Iterator[Cell]
 
 
 def equal_steps(row: dict, reference: dict, budget: str) -> int | None:
-    """Steps with which an arm uses as much of a budget as the reference; None where it does so already, or none."""
-    used, wanted = (found["per_step"][budget] for found in (row, reference))
+    """Steps with which an arm uses as much of a budget as the reference. None where it does so already or uses none."""
+    used, wanted = (each["per_step"][budget] for each in (row, reference))
     if not used or not wanted or 1 / ALIKE < wanted * reference["steps"] / (used * row["steps"]) < ALIKE:
         return None
     return max(round(wanted * reference["steps"] / used), 1)
 
 
 def run_cell(suite: Suite, cell: Cell, workdir: Path, overrides: list[str]) -> dict:
-    """Train one cell, or let it go on; its row of results.jsonl."""
+    """Train one cell, or go on with it. Returns its row of results.jsonl."""
     arm = suite.arms[cell.arm]
     flags = [f"--config={CONFIGS / cell.config}.py:{arm.objective}", f"--workdir={workdir / cell.folder}"]
     settings = [f"--config.{key}={value}" for key, value in {**suite.settings, **arm.settings}.items()]
@@ -110,7 +110,7 @@ def run_cell(suite: Suite, cell: Cell, workdir: Path, overrides: list[str]) -> d
 
 
 def share_base(config: ConfigDict, workdir: Path) -> None:
-    """Let cells that start from the same model make it once."""
+    """Let all cells that start from the same model share it, so that it is made once."""
     if config.base is None:
         return
     name = hashlib.sha256(config.base.to_json_best_effort().encode()).hexdigest()[:8]
@@ -119,7 +119,7 @@ def share_base(config: ConfigDict, workdir: Path) -> None:
 
 
 def row_of(cell: Cell, config: ConfigDict, folder: Path, results: dict) -> dict:
-    """A row of results.jsonl; `seconds` are those of all training steps, with the compilation in them."""
+    """A row of results.jsonl. `seconds` is the time of all training steps, compilation included."""
     steps = list(files.read_lines(folder / "metrics.jsonl"))
     best = max(results["trained"], key=lambda votes: int(votes[1:]))
     tokens = np.array([step.get("sample/tokens", 0) for step in steps])
@@ -144,7 +144,7 @@ def row_of(cell: Cell, config: ConfigDict, folder: Path, results: dict) -> dict:
 
 
 def by_arm(rows: list[dict]) -> list[dict]:
-    """Rows in the order in which the suites name their arms, whichever finished first; those of other arms last."""
+    """Rows in the order in which the suites name their arms. Rows of unknown arms come last."""
     arms = list(dict.fromkeys(name for suite in SUITES.values() for name in suite.arms))
     return sorted(rows, key=lambda row: arms.index(row["method"]) if row["method"] in arms else len(arms))
 

@@ -1,4 +1,4 @@
-"""What `dwrl_jax.reproduce` runs: which methods, on which configs, with which seeds. Data alone."""
+"""The suites of `dwrl_jax.reproduce`: their methods, configs and seeds. Data alone."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One line of a table: an objective, and what differs from its config (keys and values of --config.KEY)."""
+    """One line of a table: an objective, and the keys and values of --config.KEY that differ from its config."""
 
     objective: str
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -14,9 +14,11 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """`seeded` are the keys that get the seed of a cell. Every arm trains on as many pairs as the `reference`;
-    `budgets` are what it is given as much of, once more, where it uses less or more of it: "generated_tokens"
-    or "seconds"."""
+    """Arms side by side. `seeded` are the keys that get the seed of a cell.
+
+    Every arm trains on as many pairs as the `reference`. For each of the `budgets`, "generated_tokens" or "seconds", an
+    arm that uses less or more of it than the reference has a second run, which uses as much.
+    """
 
     configs: tuple[str, ...]  # files of configs/
     arms: Mapping[str, Arm]
@@ -65,7 +67,7 @@ CHOICES = {
 }
 
 SUITES = {
-    # learning rates, on worlds that the table does not use
+    # learning rates, on worlds that are not those of the table
     "tiny_rates": Suite(("tiny",), _rates(), (101, 102), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
     "tiny": Suite(
         ("tiny",),
@@ -74,7 +76,7 @@ SUITES = {
         seeded=WORLD,
         budgets=("generated_tokens", "seconds"),
     ),
-    # one choice of DWRL at a time, on worlds that the table does not use
+    # one choice of DWRL at a time, on worlds that are not those of the table
     "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), seeded=WORLD),
     "hh": Suite(
         ("qwen3b", "qwen7b", "llama3b", "llama8b"),

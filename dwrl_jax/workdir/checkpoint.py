@@ -30,7 +30,7 @@ def open_manager(workdir: Path) -> ocp.CheckpointManager:
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict | None) -> None:
-    """Save at the state's step; `metrics` are those of an evaluation at this very step, if there was one."""
+    """Save at the state's step. `metrics` are those of an evaluation at this step, None without one."""
     step = int(state.step)
     if manager.latest_step() == step:
         return
@@ -40,11 +40,11 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict | None
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> TrainState:
-    """The last state; there must be one. `like` gives shapes, dtypes and shardings, and needs no arrays."""
+    """The last state, which must exist. `like` gives shapes, dtypes and shardings, and needs no arrays."""
     rest = {"step": like.step, "opt_state": like.opt_state}
     args = ocp.args.Composite(params=ocp.args.StandardRestore(like.params), rest=ocp.args.StandardRestore(rest))
-    found = manager.restore(manager.latest_step(), args=args)
-    return TrainState(found.rest["step"], found.params, found.rest["opt_state"])
+    restored = manager.restore(manager.latest_step(), args=args)
+    return TrainState(restored.rest["step"], restored.params, restored.rest["opt_state"])
 
 
 def restore_params(manager: ocp.CheckpointManager, which: str, like):

@@ -18,7 +18,7 @@ NAME = "lock"
 def held(workdir: Path) -> Iterator[None]:
     """Hold the lock of a workdir; all processes of a run come here together.
 
-    The system releases it when the process dies, however it dies: the file stays and means nothing alone.
+    The system releases the lock when the process ends, in any way. The file stays; without its lock it means nothing.
     UserError where another run holds it.
     """
     files = []
@@ -31,7 +31,7 @@ def held(workdir: Path) -> Iterator[None]:
 
 
 def _take(path: Path) -> TextIO:
-    """The open file whose lock this process has got; it says which process that is."""
+    """The open file, locked by this process. Its text names the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+")  # noqa: SIM115, closing it releases the lock
     try:

@@ -1,4 +1,4 @@
-"""A trained model out of its workdir: its shape, its parameters, and a folder for transformers and vLLM."""
+"""From a workdir to a folder for transformers and vLLM, with the shape and the parameters of the trained model."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from dwrl_jax.workdir import checkpoint
 
 
 def export(workdir: Path, output: Path, which: str = "last", dtype: str | None = None) -> None:
-    """Export the `which` checkpoint ("last", "best" or a step) of a run; `dtype` None is the starting model's.
+    """Export a checkpoint of a run: `which` is "last", "best" or a step. `dtype` None is the starting model's.
 
     UserError where the run or the checkpoint does not exist, and where `output` is not empty.
     """
@@ -43,7 +43,7 @@ def export(workdir: Path, output: Path, which: str = "last", dtype: str | None =
 
 
 def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:
-    """config.json of the model that a run trains, and the same as ModelConfig."""
+    """config.json of the model that a run trains, also as ModelConfig."""
     if not (workdir / "config.json").exists() or not (workdir / ARCHITECTURE).exists():
         raise UserError(f"{workdir}: not the workdir of a training run")
     hf_config = read_config(workdir / ARCHITECTURE)

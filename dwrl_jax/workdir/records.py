@@ -1,8 +1,8 @@
-"""The files of a run, each with its one writer and its one reader: metrics.jsonl, thoughts.jsonl, eval/NAME.jsonl with
-the scores of held-out pairs, and results.json; scalars and texts for tensorboard beside them.
+"""The files of a run: metrics.jsonl, thoughts.jsonl, results.json, and eval/NAME.jsonl with scores of held-out pairs.
 
-Lines carry their step, so that a resumed run drops those past its checkpoint and goes on. The first of several
-processes writes. Readers raise UserError with the file, and the line or key, of what is missing or malformed.
+Each file has one writer and one reader. Tensorboard gets the same scalars and texts. A line holds its step, so that a
+run that goes on drops the lines past its checkpoint. The first of several processes writes. Readers raise UserError,
+which names the file and the missing or malformed line or key.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
 from dwrl_jax.data.pairs import Pair
 
 METRICS, THOUGHTS, RESULTS = "metrics.jsonl", "thoughts.jsonl", "results.json"
-MAX_PAIRS = 64  # that a step holds while thoughts are read
+MAX_PAIRS = 64  # pairs of a step that are kept while thoughts are read
 Series = dict[str, tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]]  # metric -> (steps, values)
 SIDES = ("chosen", "rejected")
 
 
 @hosts.by_first
 def rewind(workdir: Path, step: int) -> None:
-    """Drop the lines that were written after `step`: they will be written again."""
+    """Drop the lines of later steps than `step`: they will be written again."""
     for name in (METRICS, THOUGHTS):
         if (workdir / name).exists():
             files.keep_lines(workdir / name, lambda row: row["step"] <= step, needs="step")
 
 
 def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter | contextlib.nullcontext:
-    """Where scalars and texts go from `step` on; nowhere on processes that do not write."""
+    """The writer of scalars and texts from `step` on. Processes that do not write get None from it."""
     if not hosts.first():
         return contextlib.nullcontext()
     return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
@@ -43,7 +43,7 @@ def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter | c
 
 @hosts.by_first
 def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, metrics: dict[str, float]) -> None:
-    """One line of metrics.jsonl, and the same as scalars."""
+    """Write one line of metrics.jsonl, and the same numbers as scalars."""
     files.append_lines(workdir / METRICS, [{"step": step, **metrics}])
     for name, value in metrics.items():
         board.add_scalar(name, value, step)
@@ -55,7 +55,7 @@ def read_metrics(workdir: Path) -> Iterator[dict]:
 
 
 def read_series(workdir: Path) -> Series:
-    """Each metric against its steps, in order; the last line counts where a step stands twice. Empty without a file."""
+    """Each metric with its steps in order. Of two lines with one step the later counts. Empty without a file."""
     values: dict[str, dict[int, float]] = {}
     for row in read_metrics(workdir) if (workdir / METRICS).exists() else ():
         for name, value in row.items():
@@ -81,11 +81,11 @@ def thought_rows(
     describe: Callable[[int], Pair],
     rewards: bool = False,
 ) -> list[dict]:
-    """Rows of thoughts.jsonl for the first pairs of a batch, from arrays on the host; `describe` finds the pair of an
-    id. Scores and weights are those under the policy that sampled.
+    """Rows of thoughts.jsonl about the first `pairs` pairs of a batch, from arrays on the host.
 
-    "score" is the probability exp(log score). Where the judge gives `rewards`, which have no bound, "reward" is the log
-    score itself. A side of a pairwise judge shows its own response first, and its score is that of the right label.
+    `describe` gives the pair of an id. Scores and weights are those under the policy that sampled. "score" is the
+    probability exp(log score). Where the judge gives `rewards`, which have no bound, "reward" is the log score itself.
+    A side of a pairwise judge shows its own response first, and its score is that of the right label.
     """
     rows = []
     for b in np.flatnonzero(batch.valid)[:pairs]:
@@ -112,7 +112,7 @@ def thought_rows(
 
 @hosts.by_first
 def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, rows: list[dict], step: int) -> None:
-    """Lines of thoughts.jsonl, and the same as text for tensorboard."""
+    """Write lines of thoughts.jsonl, and the same as text for tensorboard."""
     files.append_lines(workdir / THOUGHTS, rows)
 
     def line(row):
@@ -125,9 +125,10 @@ def write_thoughts(workdir: Path, board: tensorboardX.SummaryWriter, rows: list[
 
 
 def read_thoughts(workdir: Path) -> dict[int, dict[int, dict]]:
-    """First and last logged step -> pair -> (side, sample) -> row; held-out pairs where both splits have two steps.
+    """{step: {pair: {(side, sample): row}}} of the first and the last logged step.
 
-    Holds MAX_PAIRS pairs of two steps for each split, whatever the size of the file. Empty without a file.
+    The pairs are held-out ones, unless only the training pairs have two steps. At most MAX_PAIRS pairs of two steps are
+    in memory for each split, whatever the size of the file. Empty without a file.
     """
     splits: dict[str, dict[int, dict[int, dict]]] = {}
     path = workdir / THOUGHTS
@@ -146,7 +147,7 @@ def read_thoughts(workdir: Path) -> dict[int, dict[int, dict]]:
 
 @hosts.by_first
 def write_scores(path: Path, ids: np.ndarray, log_scores: np.ndarray) -> None:
-    """One line per held-out pair: its id and the log score of every vote, [chosen, rejected]. Atomic."""
+    """Write one line per held-out pair: its id and the log score of every vote, [chosen, rejected]. Atomic."""
     path.parent.mkdir(exist_ok=True)
     pairs = zip(ids.tolist(), log_scores.tolist())
     files.write_lines(path, ({"pair": pair_id, "log_scores": scores} for pair_id, scores in pairs))
@@ -160,18 +161,18 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @hosts.by_first
 def write_json(path: Path, content: dict) -> None:
-    """Write a whole file or none."""
+    """Write a file whole or not at all."""
     files.write_json(path, content)
 
 
 @hosts.by_first
 def write_results(workdir: Path, results: dict) -> None:
-    """results.json; its "judge" is the kind of the judge, one of `objectives.KINDS`."""
+    """Write results.json. Its "judge" is the kind of judge, one of `objectives.KINDS`."""
     files.write_json(workdir / RESULTS, results)
 
 
 def read_results(workdir: Path) -> dict:
-    """What results.json says of a run that was evaluated; runs from before "judge" stood there have it too."""
+    """The content of results.json. Older files do not have "judge": it is added."""
     path = workdir / RESULTS
     if not path.exists():
         raise UserError(f"{path} does not exist: give the --workdir of a run that was evaluated")
@@ -185,7 +186,7 @@ def read_results(workdir: Path) -> dict:
 
 
 def _judge_before(results: dict) -> str:
-    """The kind of judge of results that do not say it."""
+    """The kind of judge of older results, which do not say it."""
     name = ((results.get("config") or {}).get("objective") or {}).get("name")
     if name in objectives.names():
         return objectives.load(name).judges[0]

@@ -7,7 +7,7 @@ from dwrl_jax.core.settings import setting
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
-    thoughts_every: int = setting(25, "steps between thoughts that are written down", at_least=1, resumable=True)
+    thoughts_every: int = setting(25, "thoughts are written down every so many steps", at_least=1, resumable=True)
     thought_pairs: int = setting(4, "pairs whose thoughts are written down", at_least=0, resumable=True)
 
 
