@@ -1,4 +1,4 @@
-"""From a config to the parts of a run. With sources.py and the entry points, the only files that read the config."""
+"""From a config to the parts of a run. Only this file, sources.py and the entry points read the config."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def load_tokenizer(config: ConfigDict, folder: Path):
 
 
 def small_config(config: ConfigDict, tokenizer) -> dict:
-    """config.json of the small model that model.preset names; UserError for a name that there is not."""
+    """config.json of the small model that model.preset names. UserError for an unknown name."""
     name = config.model.preset
     if name not in PRESETS:
         raise UserError(f"model.preset={name!r}: choose one of {', '.join(PRESETS)}")
@@ -52,11 +52,11 @@ class Start(NamedTuple):
 
     hf_config: dict  # config.json of the model to train
     tokenizer: Any
-    folder: Callable[[], Path]  # fetches or makes the starting model; a run that goes on rarely needs it
+    folder: Callable[[], Path]  # fetches or makes the starting model, which a run that goes on rarely needs
 
 
 def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | None, dict[str, str]]:
-    """The parts of a run, its held-out pairs, and what is to be said about the data by "train" and "eval"."""
+    """The parts of a run, its held-out pairs, and the notes about its data, by "train" and "eval"."""
     tokenizer = start.tokenizer
     objective, _ = load_objective(config)
     shape = model_config(start.hf_config, **{name: config.model[name] for name in NUMERICS})
@@ -90,7 +90,7 @@ def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | 
 
 
 def check_weights(config: ConfigDict) -> None:
-    """UserError where the weights cannot take in what they learn: bfloat16 keeps 8 bits, an update of less is lost."""
+    """UserError for bfloat16 weights: they keep 8 bits, and an update smaller than the last bit is lost."""
     if config.model.param_dtype != "float32":
         raise UserError(
             f"model.param_dtype={config.model.param_dtype!r}: updates of these weights would be rounded away; "
@@ -99,7 +99,7 @@ def check_weights(config: ConfigDict) -> None:
 
 
 def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, devices=None) -> Recipe:
-    """What the programs are made of, for the ids of the second question, of both answers and of padding."""
+    """The recipe of the programs, from the ids of the second question, the answers and padding."""
     check_weights(config)
     objective, hyper = load_objective(config)
     phases, value_scores = objective.phases(hyper), objective.value_scores
@@ -139,7 +139,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
 
 
 def architecture(config: ConfigDict, folder: Path, tokenizer) -> dict:
-    """config.json of the model to train: the starting model's, with a value head where the objective wants one.
+    """config.json of the model to train: the starting model's, with a value head where the objective needs it.
 
     The tokenizer of a model with a value head gets a pad token that stands in no conversation (`set_pad_token`).
     """
@@ -155,13 +155,13 @@ def architecture(config: ConfigDict, folder: Path, tokenizer) -> dict:
 
 
 def value_outputs(config: ConfigDict) -> int:
-    """How many outputs the objective wants of a value head; 0 for none."""
+    """The number of outputs of the objective's value head; 0 without a value head."""
     objective, hyper = load_objective(config)
     return objective.value_outputs(hyper) if objective.value_outputs else 0
 
 
 def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):
-    """The starting model's parameters; a language model gets a fresh value head where `shape` has one."""
+    """The starting model's parameters. A language model gets a fresh value head where `shape` has a value head."""
     places = sharding.shardings(mesh, axis_names(shape))
     given = dataclasses.replace(shape, value_head=model_config(read_config(folder)).value_head)
     if given == shape:
@@ -172,8 +172,10 @@ def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.s
 
 @hosts.by_first
 def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer, card: JudgeCard | None = None) -> None:
-    """The small files of the model to train, so that an export needs nothing but the workdir; `hf_config` is its
-    config.json, `card` its judge.json, the others are the starting model's."""
+    """Write the small files of the model to train into the workdir, so that an export needs nothing else.
+
+    `hf_config` is its config.json and `card` its judge.json; the other files are the starting model's.
+    """
     partial = files.partial_of(kept)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -188,7 +190,7 @@ def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer, card
 
 
 def judge_card(config: ConfigDict, tokenizer) -> JudgeCard:
-    """All that makes a judge of the trained weights: it is kept in the workdir and travels with an export."""
+    """All that makes a judge of the trained weights. The workdir keeps it, and an export carries it."""
     objective, hyper = load_objective(config)
     return JudgeCard(
         kind=judge_kind(config),
@@ -257,7 +259,7 @@ def load_objective(config: ConfigDict) -> tuple[objectives.Objective, object]:
 
 
 def judge_kind(config: ConfigDict) -> str:
-    """The kind of judge that is trained: `score.judge`, or the objective's usual one where that is empty."""
+    """The kind of judge that is trained: `score.judge`, or the objective's usual kind where that is empty."""
     kinds = load_objective(config)[0].judges
     kind = config.score.judge or kinds[0]
     if kind not in kinds:

@@ -1,4 +1,4 @@
-"""The config of a training run: its sections, what its keys say about each other, and the pieces of a config file.
+"""The config of a training run: its sections, the checks across keys, and the pieces of a config file.
 
 A config file defines `get_config(objective, smoke)` under `@variants`: a few assignments on top of `base_config`.
 """
@@ -43,14 +43,14 @@ SECTIONS = {
 
 
 def sections(objective: str) -> dict[str, type]:
-    """All sections of a run with that objective, of which the names are given by its file."""
+    """All sections of a run, by name. The section of the objective is the `Hyper` of its file."""
     return SECTIONS | {"objective": objectives.load(objective).hyper}
 
 
 def base_config(objective: str = "dwrl") -> ConfigDict:
     """All defaults, locked: an unknown key is an error. Lengths are in tokens, batch sizes in pairs.
 
-    `config.base` is None or a whole config, of a run that first makes the model this run starts from.
+    `config.base` is None or the whole config of a run that first makes this run's starting model.
     """
     config = configuration.to_config(sections(objective))
     with config.unlocked():
@@ -60,7 +60,7 @@ def base_config(objective: str = "dwrl") -> ConfigDict:
 
 
 def with_objective(config: ConfigDict, name: str) -> ConfigDict:
-    """The config with the section of an objective, and with what its file says that it needs."""
+    """The config with the section of an objective, and with the values that its kind of judge needs."""
     objective = objectives.load(name)
     with config.unlocked():
         config.objective = base_config(name).objective
@@ -83,7 +83,7 @@ def variants(get_config: Callable[..., ConfigDict]) -> Callable[..., ConfigDict]
 
 
 def read_variant(variant: str) -> tuple[str, bool]:
-    """The objective, dwrl where none is named, and whether it is the quick trial: "[OBJECTIVE][,smoke]".
+    """The objective (dwrl where none is named) and whether this is the quick trial, from "[OBJECTIVE][,smoke]".
 
     UserError for a variant that does not exist.
     """
@@ -99,9 +99,9 @@ def read_variant(variant: str) -> tuple[str, bool]:
 def accelerator_run(hub_id: str, *, tensor: int, micro_batches: int, sampled: int = 0) -> ConfigDict:
     """Full fine-tuning of a published model on HH-RLHF with the paper's numbers of pairs (20,000 and 1,000).
 
-    Learning rate, group size and lengths are (ours): the paper's are not known. `tensor` parts of heads,
-    `micro_batches` and `sampled` pairs at a time are those of the plan in the config's docstring; a machine with
-    fewer devices needs others.
+    Learning rate, group size and lengths are (ours): the paper's are not known. `tensor` is the number of parts of the
+    heads, `sampled` the number of pairs sampled at a time. They and `micro_batches` follow the plan in the config's
+    docstring; fewer devices need other numbers.
     """
     config = base_config()
     config.model.path = hub_id
@@ -148,7 +148,7 @@ def quick_trial(config: ConfigDict, preset: str) -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-    """UserError naming the first key whose value cannot be meant."""
+    """UserError that names the first key with an impossible value."""
     name = config.objective.name
     if name not in objectives.names():
         raise UserError(f"objective.name={name!r}: choose one of {', '.join(objectives.names())}")
@@ -187,17 +187,17 @@ def _check_places(config: ConfigDict) -> None:
 
 
 def changes(kept: dict, wanted: dict) -> dict[str, tuple]:
-    """{key: (kept value, wanted value)} of all that a run which began with `kept` cannot go on with.
+    """{key: (kept value, wanted value)} of the changes with which a run that began with `kept` cannot go on.
 
-    Both are as config.json has them. A key that `kept` lacks had its default there; a key of another objective said
-    nothing. More steps change nothing before the old end where the schedule is constant.
+    Both are as config.json has them. A key that `kept` lacks had its default there. A key of another objective had no
+    effect. With a constant schedule more steps change nothing before the old end.
     """
     described = configuration.keys(sections(wanted["objective"]["name"]))
     defaults = json.loads(json.dumps({key: setting.default for key, setting in described.items()}))
     before, after, base = defaults | flat(kept), flat(wanted), {}
     if kept.get("base") and wanted.get("base"):
         base = {f"base.{key}": pair for key, pair in changes(kept["base"], wanted["base"]).items()}
-        before, after = ({k: v for k, v in found.items() if not k.startswith("base.")} for found in (before, after))
+        before, after = ({k: v for k, v in each.items() if not k.startswith("base.")} for each in (before, after))
     differ = {}
     for key in sorted(before.keys() | after.keys(), key=lambda key: (key != "objective.name", key)):
         old, new = before.get(key), after.get(key)
@@ -210,7 +210,7 @@ def changes(kept: dict, wanted: dict) -> dict[str, tuple]:
 
 
 def describe_keys() -> str:
-    """All keys of a run with default, bound and meaning, for --help; those of `base` are the same once more."""
+    """All keys of a run with default, bound and meaning, for --help. `base` has the same keys again."""
     described, owners = configuration.keys(SECTIONS), {}
     for name in objectives.names():
         for key, setting in settings.keys(objectives.load(name).hyper).items():

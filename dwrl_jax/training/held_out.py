@@ -1,4 +1,4 @@
-"""Held-out pairs in a run: their scores before and after training, the curve between, the thoughts about a few."""
+"""Held-out pairs in a run: scores before and after training, the curve between, and thoughts about a few pairs."""
 
 import sys
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from dwrl_jax.training.parts import Run
 from dwrl_jax.training.programs import Programs
 from dwrl_jax.workdir import records
 
-CURVE = ("accuracy", "nll", "ties", "brier", "ece", "flips", "position_bias")  # those that there are
+CURVE = ("accuracy", "nll", "ties", "brier", "ece", "flips", "position_bias")  # the last two of pairwise judges alone
 
 
 def curve(run: Run, programs: Programs, state: TrainState, start) -> dict[str, float]:
-    """Held-out metrics where the curve has a point at this step, else nothing."""
+    """Held-out metrics if the curve has a point at this step, else {}."""
     step = int(state.step)
     if not (run.curve_batches and run.eval_every and (step % run.eval_every == 0 or step == run.steps)):
         return {}
@@ -35,20 +35,20 @@ def curve(run: Run, programs: Programs, state: TrainState, start) -> dict[str, f
 
 
 def is_evaluated(run: Run, name: str) -> bool:
-    """Whether the scores of all held-out pairs are kept: of the "base" or the "trained" model."""
+    """Whether the workdir has the scores of all held-out pairs by the "base" or the "trained" model."""
     return hosts.of_first(_path(run, name).exists())
 
 
 def forget(run: Run, name: str) -> None:
-    """Drop kept scores, where they are not those of this run's last step."""
+    """Drop kept scores, which are not those of this run's last step."""
     hosts.by_first(Path.unlink)(_path(run, name), missing_ok=True)
 
 
 def evaluation(run: Run, programs: Programs, name: str, params, start, step: int) -> Float[np.ndarray, "N S K"] | None:
-    """Log scores of all held-out pairs, by pair id; None on processes that do not write.
+    """Log scores of all held-out pairs, by pair id. None on processes that do not write.
 
-    They are kept in a file, so that a part that is finished is not run again. The thoughts about a few of the pairs,
-    always the same ones, are written down as they come: those before and after training can be compared.
+    A file keeps them, so that a finished evaluation is not run again. The thoughts about a few pairs, the same before
+    and after training, are written down.
     """
     if not is_evaluated(run, name):
         drawn, rows = drawn_pairs(run), []
@@ -69,14 +69,14 @@ def evaluation(run: Run, programs: Programs, name: str, params, start, step: int
 
 
 def drawn_pairs(run: Run) -> Int[np.ndarray, " n"]:
-    """Ids of the held-out pairs whose thoughts are written down: drawn from all, the same at every call."""
+    """Ids of the held-out pairs whose thoughts are written down: a random draw, the same at every call."""
     source = run.eval_batches.source
     ids = [row.pair_id for row in source.examples(0, len(source))]
     return np.random.default_rng(0).permutation(ids)[: run.thought_pairs]
 
 
 def sample(programs: Programs, params, start, pairs):
-    """Thoughts about held-out pairs as many as there are votes, their log scores and weights."""
+    """Thoughts about held-out pairs, as many as the most votes, with their log scores and weights."""
     return programs.sample_votes(params, start, pairs, HELD_OUT, 0)
 
 
@@ -94,7 +94,7 @@ def score_pairs(scores: Callable, batches: Batches, title: str = ""):
 
 
 def thought_rows(run: Run, batch, thoughts, log_scores, weights, *, step: int, split: str) -> list[dict]:
-    """Rows of thoughts.jsonl about the first pairs of a batch, which is of the "train" or the "eval" pairs."""
+    """Rows of thoughts.jsonl about the first pairs of a batch; its `split` is "train" or "eval"."""
     rows = records.thought_rows(
         batch,
         *jax.device_get((thoughts, log_scores, weights)),

@@ -1,4 +1,4 @@
-"""The training loop: sample, update, evaluate, write down, save; stopped anywhere, it goes on where it was."""
+"""The training loop: sample, update, evaluate, write down, save. A stopped run goes on from its last checkpoint."""
 
 import contextlib
 import signal
@@ -28,10 +28,9 @@ PROFILED = 3  # steps
 
 
 def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """Train to the last step. Returns the state and the held-out log scores [N S K] of "base" and "trained", None
-    on processes that do not write.
+    """Train to the last step. Returns the state and the held-out log scores [N S K] of "base" and "trained".
 
-    Raises `Stopped` after SIGTERM or Ctrl-C, with everything saved.
+    The scores are None on processes that do not write. Raises `Stopped` after SIGTERM or Ctrl-C, with everything saved.
     """
     with jax.set_mesh(run.mesh):
         return _train(run, make_programs(run))
@@ -41,7 +40,7 @@ def _train(run: Run, programs: Programs):
     manager = checkpoint.open_manager(run.workdir)
     begun = manager.latest_step() is not None
     evaluated = not run.eval_batches or held_out.is_evaluated(run, "base")
-    # a run that goes on has its parameters in the checkpoint: the starting model is loaded only where it is asked
+    # the checkpoint of a run that goes on has its parameters: the starting model is loaded only where it is needed
     params = None if begun and evaluated and not run.keeps_start else run.load_params()
     start = params if run.keeps_start else None
     scores = {}
@@ -51,11 +50,11 @@ def _train(run: Run, programs: Programs):
         del params
         state = checkpoint.restore(manager, abstract_state(run))
     else:
-        start = start and jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(start)  # `begin` takes the buffers
+        start = start and jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(start)  # `begin` takes over the buffers
         state = programs.begin(params)
     records.rewind(run.workdir, int(state.step))
     if int(state.step) < run.steps:
-        held_out.forget(run, "trained")  # of a run that was shorter
+        held_out.forget(run, "trained")  # the scores of an earlier, shorter run
         state = _steps(run, programs, manager, state, start)
     if run.eval_batches:
         scores["trained"] = held_out.evaluation(run, programs, "trained", state.params, start, run.steps)
@@ -64,7 +63,7 @@ def _train(run: Run, programs: Programs):
 
 
 def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> TrainState:
-    """From the state's step to the last."""
+    """Train from the state's step to the last step."""
     begun = int(state.step)
     board = records.open_tensorboard(run.workdir, begun)
     batches = prefetch(run.batches, begun, run.steps)
@@ -91,7 +90,7 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> T
 
 
 def _profile(run: Run, begun: int, step: int):
-    """A trace of the `step`-th step since this start of the run, where one is wanted; number 0 compiles."""
+    """A trace of the `step`-th step since this start, where it is wanted. Step 0 compiles and is not traced."""
     if not (run.profile and 1 <= step <= PROFILED and hosts.first()):
         return contextlib.nullcontext()
     return jax.profiler.trace(str(run.workdir / "profile" / f"step_{begun + step + 1}"), create_perfetto_trace=True)
@@ -113,8 +112,8 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
     if run.needs_reference:
         thoughts = with_reference(thoughts, programs.reference_logps(start, batch, thoughts, packing))
     updating = time.perf_counter()
-    state, found = programs.train_step(state, batch, thoughts, packing)
-    metrics |= {f"train/{name}": float(value) for name, value in jax.device_get(found).items()}
+    state, measured = programs.train_step(state, batch, thoughts, packing)
+    metrics |= {f"train/{name}": float(value) for name, value in jax.device_get(measured).items()}
     if not all(np.isfinite(value) for value in metrics.values()):
         bad = next(name for name, value in metrics.items() if not np.isfinite(value))
         raise UserError(f"step {step + 1}: {bad} is not finite; lower optim.learning_rate or check the data")
@@ -140,7 +139,7 @@ def _sampling_metrics(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBat
 
 
 def _tokens(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch) -> int:
-    """Positions that one pass computes for tokens of valid pairs: each prefix once, every branch."""
+    """Positions that a pass computes for tokens of valid pairs: each prefix once, and every branch."""
     prefix = batch.prefix_len[batch.valid].sum()
     if judge.has_value_head:
         return int(prefix)
@@ -149,7 +148,7 @@ def _tokens(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch) -> int
 
 
 def _positions(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None) -> int:
-    """Positions that one pass computes in all."""
+    """All positions that a pass computes, padding included."""
     B, S, G, T = thoughts.thought.shape
     lanes = G if packing is None else packing.source.shape[2]
     return B * S * (batch.prefix.shape[-1] + lanes * branch_length(judge, T))

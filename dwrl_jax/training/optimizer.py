@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with gradient clipping, a learning rate by training step, and one state or one per phase."""
+"""The optimizer: AdamW with gradient clipping, a learning rate by training step, and a state for all phases or each."""
 
 import jax
 import optax
@@ -7,7 +7,7 @@ from dwrl_jax.training.settings import OptimSettings
 
 
 def learning_rate(options: OptimSettings) -> optax.Schedule:
-    """Learning rate by training step: a linear warm-up, then the schedule, down to final_share of the peak."""
+    """Learning rate by training step: a linear warm-up, then the schedule down to final_share of the peak."""
     peak, final = options.learning_rate, options.learning_rate * options.final_share
     length = max(options.steps - options.warmup, 1)
     after = {
@@ -22,13 +22,13 @@ def learning_rate(options: OptimSettings) -> optax.Schedule:
 
 
 def make_optimizer(options: OptimSettings, phases: int) -> optax.GradientTransformationExtraArgs:
-    """Clipping, AdamW and the schedule; the `phases` updates of a training step have the same learning rate.
+    """Clipping, AdamW and the schedule. All `phases` updates of a training step have the same learning rate.
 
-    `update` takes the number of the phase as `phase`. With shared moments it may be left out.
+    `update` takes the number of the phase as `phase`. Shared moments do not need it.
     """
     rate = learning_rate(options)
     separate = options.moments == "separate"
-    updates = 1 if separate else phases  # of one state in a training step
+    updates = 1 if separate else phases  # of a state, per training step
     optimizer = optax.chain(
         optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity(),
         optax.adamw(
@@ -46,7 +46,7 @@ def make_optimizer(options: OptimSettings, phases: int) -> optax.GradientTransfo
 
 
 def by_phase(optimizer: optax.GradientTransformation, phases: int) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer with a state for each phase; `update` takes the number of the phase as `phase`."""
+    """The optimizer with a state for each phase. `update` takes the number of the phase as `phase`."""
 
     def init(params):
         return tuple(optimizer.init(params) for _ in range(phases))
@@ -59,10 +59,10 @@ def by_phase(optimizer: optax.GradientTransformation, phases: int) -> optax.Grad
 
 
 def scaled_head(updates, rate: float):
-    """The updates with that of the value head, where there is one, times `rate`."""
+    """The updates; that of a value head is multiplied by `rate`."""
     return jax.tree_util.tree_map_with_path(lambda path, x: x * rate if path[-1].key == "value_head" else x, updates)
 
 
 def decayed(params):
-    """Weight decay applies to matrices: kernels, embedding and head, not to norm scales and biases."""
+    """Which parameters decay: matrices (kernels, embedding, head) do, norm scales and biases do not."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "bias"), params)

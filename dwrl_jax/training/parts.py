@@ -1,4 +1,4 @@
-"""All that one training run is made of."""
+"""All parts of a training run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Run(Recipe):
     describe_held_out: Callable[[int], Pair]
     decode: Callable[[np.ndarray], str]  # token ids -> text
     eval_batches: Batches | None  # held-out pairs in a fixed order
-    curve_batches: Batches | None  # those of them that the curve is drawn on
+    curve_batches: Batches | None  # the part of them that the curve uses
     eval_every: int
     thoughts_every: int
     thought_pairs: int

@@ -1,4 +1,4 @@
-"""The jitted programs of a run and what they are made of."""
+"""The jitted programs of a run, and the recipe that they follow from."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from dwrl_jax.training.step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What the programs of a run are made of: no data, weights or tokenizer."""
+    """All that the programs of a run follow from. Data, weights and tokenizer are not among it."""
 
     seed: int
     judge: Judge
@@ -36,21 +36,21 @@ class Recipe:
 
     @property
     def pairwise(self) -> bool:
-        """Whether the sides are the two orders of both responses, and a score is the right label's."""
+        """Whether the sides are the two orders of both responses, so that a score is that of the right label."""
         return self.judge.kind == "label"
 
     @property
     def keeps_start(self) -> bool:
-        """Whether the starting model stays beside the state."""
+        """Whether the starting model stays in memory beside the state."""
         return self.needs_reference or self.thoughts.source == "start"
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The jitted programs of a run, one for each shape of their arguments; nothing else is compiled.
+    """The jitted programs of a run. Each is compiled for each shape of its arguments; nothing else is compiled.
 
-    Batches come from the host and thoughts go back to it: they lie whole on every device, and what a program
-    does with them is spread over the mesh. Parameters and optimizer lie as the starting model's do.
+    Batches come from the host and thoughts go back to it: they lie whole on every device, and the work on them is
+    spread over the mesh. Parameters and optimizer lie where those of the starting model do.
     """
 
     begin: Callable  # params -> TrainState; the parameters are donated
@@ -87,12 +87,12 @@ def make_programs(run: Recipe) -> Programs:
 
         return jax.jit(sample_and_weigh, out_shardings=whole)
 
-    own, votes = run.thoughts.sampler.group_size, max(run.votes)
-    sample_own = sampler(own)
+    group_size, votes = run.thoughts.sampler.group_size, max(run.votes)
+    sample = sampler(group_size)
     return Programs(
         begin=jax.jit(functools.partial(_begin, run.optimizer), donate_argnums=0, out_shardings=state),
-        sample=sample_own,
-        sample_votes=sample_own if votes == own else sampler(votes),
+        sample=sample,
+        sample_votes=sample if votes == group_size else sampler(votes),
         reference_logps=jax.jit(functools.partial(logps, run.judge), out_shardings=whole),
         train_step=make_train_step(run.judge, run.optimizer, run.phases, run.micro_batches, (state, whole)),
     )

@@ -1,4 +1,4 @@
-"""One run, from its config to results.json and report.html; stopped anywhere, it goes on where it was."""
+"""A run, from its config to results.json and report.html. A stopped run goes on where it was."""
 
 import json
 import shutil
@@ -36,12 +36,12 @@ from dwrl_jax.workdir import model as export
 
 
 def fit(config: ConfigDict, workdir: Path) -> dict | None:
-    """One run from its config to results.json and report.html in `workdir`.
+    """Make a run in `workdir`, from its config to report.html. Returns the content of results.json.
 
     None without held-out pairs, and on processes that do not write.
     """
     check(config)
-    load_objective(config)  # what cannot be meant is said before a base model is made
+    load_objective(config)  # bad input ends the run before a base model is made
     check_weights(config)
     with lock.held(workdir):
         return _fit(config, workdir)
@@ -73,7 +73,7 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
 
 
 def is_begun(config: ConfigDict, workdir: Path) -> bool:
-    """Whether the workdir has a run that may go on with this config; UserError where it has another one."""
+    """Whether the workdir has a run that may go on with this config. UserError where it has another run."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if not path.exists():
@@ -84,7 +84,7 @@ def is_begun(config: ConfigDict, workdir: Path) -> bool:
 
 
 def new_start(config: ConfigDict, workdir: Path) -> Start:
-    """The starting model of a run that begins, made first where the config says how."""
+    """The starting model of a run that begins. It is made first where the config says how."""
     folder = starting_folder(config, workdir)
     if not config.model.path and config.base is None:
         make_random(config, folder)
@@ -93,13 +93,13 @@ def new_start(config: ConfigDict, workdir: Path) -> Start:
 
 
 def kept_start(config: ConfigDict, workdir: Path) -> Start:
-    """The same of a run that goes on: what it needs is in the workdir, apart from the parameters."""
+    """The starting model of a run that goes on: the workdir has all that it needs, apart from the parameters."""
     kept = workdir / export.ARCHITECTURE
     return Start(read_config(kept), tokenizers.load_tokenizer(kept), lambda: starting_folder(config, workdir))
 
 
 def starting_folder(config: ConfigDict, workdir: Path) -> Path:
-    """The Hugging Face folder of the starting model: a given one, the base run's or the one for random parameters."""
+    """The Hugging Face folder of the starting model: the given folder, the base run's, or that of random parameters."""
     if config.model.path:
         return hf.resolve(config.model.path)
     if config.base is None:
@@ -114,7 +114,7 @@ def starting_folder(config: ConfigDict, workdir: Path) -> Path:
 
 
 def make_random(config: ConfigDict, folder: Path) -> None:
-    """Write the small model with random parameters that model.preset names."""
+    """Write the small model that model.preset names, with random parameters."""
     hosts.by_first(shutil.rmtree)(folder, ignore_errors=True)
     tokenizer = load_tokenizer(config, folder)
     hf_config = small_config(config, tokenizer)

@@ -9,13 +9,13 @@ from dwrl_jax.core.settings import setting
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
     seed: int = setting(0, "order of the pairs, sampling and fresh weights follow from it")
-    profile: bool = setting(False, "a trace of a few steps, in workdir/profile", resumable=True)
+    profile: bool = setting(False, "trace a few steps into WORKDIR/profile", resumable=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimSettings:
     steps: int = setting(
-        1000, "training steps; a run that goes on may get more where the schedule is constant", at_least=1
+        1000, "training steps; a run that goes on may have more where the schedule is constant", at_least=1
     )
     learning_rate: float = setting(1e-6, "of AdamW, at its peak", at_least=0)
     warmup: int = setting(10, "steps in which the learning rate grows to its peak", at_least=0)
@@ -25,25 +25,23 @@ class OptimSettings:
     beta2: float = setting(0.95, "decay of Adam's second moment", at_least=0, below=1)
     epsilon: float = setting(1e-8, "Adam's epsilon", at_least=0)
     weight_decay: float = setting(0.0, "AdamW's decay of the matrices, times the learning rate", at_least=0)
-    clip_norm: float = setting(
-        1.0, "largest norm of the whole gradient, which is scaled down to it; 0: off", at_least=0
-    )
+    clip_norm: float = setting(1.0, "a gradient with a larger norm is scaled down to this norm; 0: off", at_least=0)
     value_head_rate: float = setting(10.0, "multiplies the learning rate for a value head", at_least=0)
     moment_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", 'type of Adam\'s first moment; "bfloat16" saves 2 bytes per parameter'
     )
     moments: Literal["shared", "separate"] = setting(
         "shared",
-        'the phases of a step (dwrl: Eq. 14, Eq. 15) share Adam\'s moments, or have "separate" ones, twice as many',
+        'Adam\'s moments of the phases of a step (dwrl: Eq. 14, Eq. 15); "separate" moments take memory for each phase',
     )
     micro_batches: int = setting(
         1,
-        "parts of the batch whose gradients are summed: the same but for rounding, with less memory",
+        "parts of the batch whose gradients are summed: less memory, the same result up to rounding",
         at_least=1,
         resumable=True,
     )
     packing: bool = setting(
         True,
-        "short thoughts share lanes: at most two more programs per bucket, fewer positions, the same but for rounding",
+        "short thoughts share lanes: fewer positions, at most two more programs per bucket, the same up to rounding",
         resumable=True,
     )

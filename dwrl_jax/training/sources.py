@@ -1,4 +1,4 @@
-"""From a config to the pairs of a run: their dialogue, their source, their tokens and their batches."""
+"""From a config to the pairs of a run: dialogue, source, tokens and batches."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ from dwrl_jax.data.pairs import Pair, drawn, read_pairs
 
 
 class Held(NamedTuple):
-    """Held-out pairs, their batches in a fixed order, a part of them for the curve, and the built-in world if used."""
+    """Held-out pairs, their batches in a fixed order, the batches of the curve, and the built-in world if used."""
 
     pairs: list[Pair]
     batches: Batches
@@ -57,7 +57,7 @@ def batches(
 
 
 def training_source(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path, supervised: bool):
-    """Examples to train on, and a note about them. "world" and "world:demonstrations" have no end."""
+    """Examples to train on, and a note about them. The sources "world" and "world:demonstrations" have no end."""
     name = config.data.train
     if name in ("world", "world:demonstrations"):
         made = world.make_world(config.world.seed)
@@ -72,7 +72,7 @@ def training_source(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path, 
 
 
 def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.WorldSource:
-    """The source with a share of pairwise dialogues; UserError where they are not closed by the same tokens."""
+    """The source with a share of pairwise dialogues. UserError where both kinds do not end with the same tokens."""
     talk, pairwise = source.dialogue, make_talk(config, source.dialogue.tokenizer, "label")
     if (pairwise.question_ids, pairwise.answer_ids) != (talk.question_ids, talk.answer_ids):
         raise UserError(
@@ -102,7 +102,7 @@ def held_out(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path) -> tupl
 
 
 def part_of(examples: Examples, count: int) -> Examples:
-    """At most `count` examples, drawn at random but always the same, in their order."""
+    """At most `count` examples in their order: a random draw, always the same."""
     return Examples(tuple(examples.rows[i] for i in drawn(len(examples), count, seed=0)))
 
 
@@ -111,8 +111,8 @@ def tokenised(
 ) -> tuple[Examples, str]:
     """Examples of the file or data set `data.train` or `data.eval`, and a note about them.
 
-    They are kept in the workdir and made again only when the file, the texts, the tokenizer, the longest prefix or the
-    draw changes. The first process decides; where they are made, each process tokenises its share.
+    The workdir keeps them. They are made again only when the file, the texts, the tokenizer, the longest prefix or the
+    draw changes. The first process decides, and then each process tokenises its share.
     """
     path = workdir / "tokens" / f"{part}.npz"
     key = _key(config, talk, part, supervised) if hosts.first() else None
@@ -128,7 +128,7 @@ def tokenised(
 
 
 def _draw(config: ConfigDict, part: str) -> dict[str, int]:
-    """The number of pairs that are drawn, 0 for all, and the seed; held-out pairs are the same for every run."""
+    """The number of drawn pairs (0 for all) and the seed of the draw. Held-out pairs are the same for every run."""
     if part == "train":
         return {"count": config.data.pairs, "seed": config.seed}
     return {"count": config.eval.pairs, "seed": 0}
@@ -143,9 +143,9 @@ def _key(config: ConfigDict, talk: dialogue.Dialogue, part: str, supervised: boo
 def _tokenise(
     config: ConfigDict, talk: dialogue.Dialogue, part: str, workdir: Path, supervised: bool
 ) -> tuple[Examples, str]:
-    """The same, made anew; rows that were left out are listed in workdir/skipped_PART.txt.
+    """The same, made anew. Rows that were left out are listed in workdir/skipped_PART.txt.
 
-    Written thoughts and verdicts are for supervised training: elsewhere the target is the good answer.
+    Only supervised training uses written thoughts and verdicts: elsewhere the target is the good answer.
     """
     name, split, strict = config.data[part], config.data[f"{part}_split"], config.data.strict
     draw = _draw(config, part)
@@ -161,7 +161,7 @@ def _tokenise(
 
 
 def find_pair(source, pair_id: int) -> Pair:
-    """The pair of an id, which in a finite source is not its row where other rows were left out."""
+    """The pair of an id. In a finite source the id is not the row's number where other rows were left out."""
     if not hasattr(source, "__len__"):
         return source.examples(pair_id, pair_id + 1)[0].pair
     return next(row.pair for row in source.rows if row.pair_id == pair_id)

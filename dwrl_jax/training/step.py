@@ -1,4 +1,4 @@
-"""One step: for every phase of the objective a gradient over micro-batches and an optimizer update."""
+"""A training step: for every phase of the objective a gradient over micro-batches, then an optimizer update."""
 
 from collections.abc import Callable
 
@@ -19,19 +19,19 @@ def make_train_step(
     micro_batches: int,
     out_shardings=None,
 ):
-    """A jitted (state, batch, thoughts, packing) -> (state, metrics); the state's buffers are donated.
+    """A jitted (state, batch, thoughts, packing) -> (state, metrics). The state's buffers are donated.
 
-    Micro-batches divide the pairs and their gradients sum to exactly that of the whole batch. Metrics are
-    means over valid pairs, those ending in `_max` maxima, each named by its phase where phases share a name.
+    Micro-batches divide the pairs, and their gradients sum to that of the whole batch. Metrics are means over valid
+    pairs; names that end in `_max` are maxima. Loss and gradient norm have the name of the phase behind theirs.
     """
 
     def step(state: TrainState, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None):
         params, opt_state, metrics = state.params, state.opt_state, {}
         for phase, (name, loss_fn) in enumerate(phases.items()):
-            grads, found = gradient(judge, loss_fn, params, batch, thoughts, micro_batches, packing)
+            grads, measured = gradient(judge, loss_fn, params, batch, thoughts, micro_batches, packing)
             updates, opt_state = optimizer.update(grads, opt_state, params, phase=phase)
             params = optax.apply_updates(params, updates)
-            metrics |= found | {f"loss_{name}": found["loss"], f"grad_norm_{name}": optax.global_norm(grads)}
+            metrics |= measured | {f"loss_{name}": measured["loss"], f"grad_norm_{name}": optax.global_norm(grads)}
         del metrics["loss"]
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -47,7 +47,7 @@ def gradient(
     micro_batches: int = 1,
     packing: Packing | None = None,
 ):
-    """Gradient of the mean loss over valid pairs, and its metrics, accumulated over micro-batches in float32."""
+    """Gradient of the mean loss over valid pairs, and the metrics, summed over micro-batches in float32."""
     total = jnp.maximum(batch.valid.sum(), 1)
 
     def micro_loss(params, micro):
