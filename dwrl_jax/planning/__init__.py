@@ -1,1 +1,1 @@
-"""What a run would need, from its compiled programs."""
+"""The needs of a run: memory, work and time, from its compiled programs."""

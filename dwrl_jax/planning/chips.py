@@ -1,4 +1,4 @@
-"""What is published about accelerators, and the devices of a topology that need not be attached."""
+"""Published figures of accelerators, and the devices of a topology, which need not be attached."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ GB, TERA = 10**9, 10**12
 class Chip:
     """Published figures of one device: memory in bytes, dense bfloat16 FLOP/s, bytes/s of memory and of its links.
 
-    Links are all of a chip's, one direction. Where a figure is not published it is None, and so is what would
+    Links are all links of a chip, one direction. A figure that is not published is None, and so is all that would
     follow from it.
     """
 
@@ -30,9 +30,9 @@ class Chip:
     source: str
 
 
-# Published gigabytes are counted as 10^9 bytes: the few per cent less are what the runtime keeps for itself.
-# Links: Google's pages give both directions together (400, 1200 and 800 GB/s for v5e, v5p and v6e), of which half is
-# one; for v4 the figure is from the paper on it, six links of 50 GB/s.
+# Published gigabytes count as 10^9 bytes: the runtime keeps the few per cent of difference for itself.
+# Links: Google's pages give both directions together (400, 1200 and 800 GB/s for v5e, v5p and v6e); half of it is one
+# direction. The figure of v4 is from the paper on it: six links of 50 GB/s.
 _TPU = "https://docs.cloud.google.com/tpu/docs/"
 TPUS = {
     "v4": Chip("TPU v4", 32 * GB, 275 * TERA, 1200 * GB, 300 * GB, _TPU + "v4 and arXiv 2304.01433"),
@@ -40,7 +40,7 @@ TPUS = {
     "v5p": Chip("TPU v5p", 95 * GB, 459 * TERA, 2765 * GB, 600 * GB, _TPU + "v5p"),
     "v6e": Chip("TPU v6e", 32 * GB, 918 * TERA, 1638 * GB, 400 * GB, _TPU + "v6e"),
 }
-# libtpu looks for an attached TPU, complains about what it does not find, and lets one process in: none of it is needed
+# without these libtpu looks for an attached TPU, warns that there is none, and serves a single process
 LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -50,9 +50,9 @@ LIBTPU = {
 
 
 def topology(name: str) -> tuple[Chip, list]:
-    """The chip and the devices of "v5e:4x4", of "cpu" or "cpu:8", or of "gpu": those that are attached.
+    """The chip and the devices of "v5e:4x4", of "cpu" or "cpu:8", or of "gpu" (the attached ones).
 
-    "cpu:8" works before JAX has been used in this process. UserError for a name that JAX does not know here.
+    "cpu:8" works only before JAX has been used in this process. UserError for a name that JAX does not know here.
     """
     kind, _, sizes = name.partition(":")
     if kind in TPUS and re.fullmatch(r"\d+(x\d+){1,2}", sizes):
@@ -83,7 +83,7 @@ def _tpu_devices(name: str) -> list:
 
 
 def _cpu(count: int) -> tuple[Chip, list]:
-    with contextlib.suppress(RuntimeError):  # JAX has been used already: what counts is how many there are
+    with contextlib.suppress(RuntimeError):  # JAX has been used already: its number of devices stays
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
@@ -93,7 +93,7 @@ def _cpu(count: int) -> tuple[Chip, list]:
 
 
 def _gpu() -> tuple[Chip, list]:
-    """Published figures differ too much between cards of one name, so memory alone is known: the driver's."""
+    """Only memory is known, from the driver: published figures differ too much between cards of the same name."""
     try:
         devices = jax.devices("gpu")
     except RuntimeError as error:

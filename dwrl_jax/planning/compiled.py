@@ -18,7 +18,7 @@ from dwrl_jax.training.programs import Programs, Recipe, abstract_state, make_pr
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program and its bytes on each device; only `used` where the compiler found no room for it."""
+    """A compiled program and its bytes on each device. Only `used` is set where the compiler found no room for it."""
 
     seconds: float  # of compiling
     used: int  # arguments, temporaries, code, and results that do not take an argument's place
@@ -38,22 +38,22 @@ def compile_program(recipe: Recipe, name: str, length: int, pairs: int) -> Progr
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             return Program(time.perf_counter() - began, wanted_bytes(error))
-    seconds, found = time.perf_counter() - began, compiled.memory_analysis()
-    results = found.output_size_in_bytes - found.alias_size_in_bytes
-    own = found.temp_size_in_bytes + found.generated_code_size_in_bytes
+    seconds, needed = time.perf_counter() - began, compiled.memory_analysis()
+    results = needed.output_size_in_bytes - needed.alias_size_in_bytes
+    beside = needed.temp_size_in_bytes + needed.generated_code_size_in_bytes
     return Program(
         seconds=seconds,
-        used=found.argument_size_in_bytes + own + results,
-        arguments=found.argument_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        code=found.generated_code_size_in_bytes,
-        alias=found.alias_size_in_bytes,
+        used=needed.argument_size_in_bytes + beside + results,
+        arguments=needed.argument_size_in_bytes,
+        temporaries=needed.temp_size_in_bytes,
+        code=needed.generated_code_size_in_bytes,
+        alias=needed.alias_size_in_bytes,
         traffic=hlo.traffic(compiled.as_text(), recipe.mesh.size),
     )
 
 
 def lower(recipe: Recipe, name: str, length: int, pairs: int) -> jax.stages.Lowered:
-    """A program as `compile_program` names it, traced with the mesh of the recipe set, not yet compiled."""
+    """A program as `compile_program` names it, traced but not yet compiled. The recipe's mesh must be set."""
     whole = sharding.whole(recipe.mesh)
     programs, state = make_programs(recipe), abstract_state(recipe)
 
@@ -79,7 +79,7 @@ def lower(recipe: Recipe, name: str, length: int, pairs: int) -> jax.stages.Lowe
 
 
 def _thoughts(recipe: Recipe, programs: Programs, params, start, batch: PreferenceBatch) -> ThoughtBatch:
-    """Shapes of the thoughts that an update learns from, the longest possible."""
+    """Shapes of the longest possible thoughts that an update learns from."""
     shape = (*batch.answer.shape, 1)  # written thoughts are one for each response
     ids = jax.ShapeDtypeStruct((*shape, recipe.thoughts.sampler.max_thought), jnp.int32)
     logp = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
@@ -98,16 +98,16 @@ def _thoughts(recipe: Recipe, programs: Programs, params, start, batch: Preferen
 
 
 def wanted_bytes(error: Exception) -> int:
-    """Bytes, arguments among them, that a program wanted which the TPU compiler refused.
+    """Bytes, with its arguments, of a program that the TPU compiler refused for its size.
 
     Any other error is raised again.
     """
-    found = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of|\) exceeds)", str(error))
-    if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+    size = re.search(r"(?:Used |\()([\d.]+)([KMG])(?: of|\) exceeds)", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not size:
         raise error
-    return round(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]])
+    return round(float(size[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[size[2]])
 
 
 def shard_bytes(tree) -> int:
-    """Bytes of a tree of shapes with shardings on each device."""
+    """Bytes on each device of a tree of shapes with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,7 +1,7 @@
-"""What a step needs, counted from shapes: compilers count the body of a loop once, so they cannot be asked.
+"""FLOPs and bytes of a step, counted from shapes. Compilers count the body of a loop once, so they cannot be asked.
 
 FLOPs are those that the mathematics needs: a multiply-add is two, and the masked half of a causal pass is not counted.
-`c` is a model's shape, its letters those of transformer.py; `s` and `share` are `Sizes` and `Share`.
+`c` is a model's shape, with the letters of transformer.py; `s` and `share` are `Sizes` and `Share`.
 """
 
 import dataclasses
@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from dwrl_jax.models.transformer import ModelConfig, axis_names
 
-# passes over the forward computation: itself, two in the backward pass, and again where it was not kept
+# passes of an update, in forward passes: forward, two backward, and forward again where activations are not kept
 PASSES = {"none": 3, "dots": 3, "full": 4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Lengths of one step, in tokens; `rows` responses, each with `group` thoughts."""
+    """Sizes of a step: `rows` responses, each with `group` thoughts. The other fields are in tokens."""
 
     rows: int
     prefix: int
@@ -37,9 +37,9 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """A device's part of a step: `rows` rows, and one in `tensor` of the heads and of the feed-forward.
+    """A device's part of a step: `rows` rows, and 1 / `tensor` of the heads and of the feed-forward.
 
-    Its rows are sampled in `parts`, one after the other.
+    Its rows are sampled in `parts`, one part after the other.
     """
 
     rows: int
@@ -58,9 +58,9 @@ def parameters(c: ModelConfig) -> int:
 
 
 def forward(c: ModelConfig, tokens: float, keys: float, heads: float) -> float:
-    """FLOPs of a forward pass over `tokens` that see `keys` each, `heads` of them through the head.
+    """FLOPs of a forward pass over `tokens` that see `keys` each; `heads` of them pass through the lm-head.
 
-    Per token and layer 2 per weight, 4 N H per key (scores and mixing); 2 D V per token through the head.
+    Per token and layer 2 per weight, 4 N H per key (scores and mixing); 2 D V per token through the lm-head.
     """
     layers = c.layers * tokens * (2 * layer_weights(c) + 4 * c.heads * c.head_dim * keys)
     return layers + 2 * heads * c.hidden_size * c.vocab_size
@@ -72,27 +72,27 @@ def prefix_flops(c: ModelConfig, s: Sizes) -> float:
 
 
 def thought_flops(c: ModelConfig, s: Sizes) -> float:
-    """Every thought to its full length, and the second questions."""
+    """Every thought at full length, and the second questions."""
     thoughts = forward(c, s.branches * s.thought, s.prefix + s.thought / 2, s.branches * s.thought)
     return thoughts + forward(c, s.branches * (1 + s.question), s.prefix + s.thought, s.branches)
 
 
 def update_flops(c: ModelConfig, s: Sizes, phases: int) -> float:
-    """`phases` gradients: a pass forward, two backward and, by remat, the forward one again.
+    """`phases` gradients: a forward pass, two backward passes and, by remat, the forward pass again.
 
-    A pass computes each prefix once and its branches beside it.
+    A pass computes each prefix once, and its branches beside it.
     """
     branches = forward(c, s.branches * s.branch, s.prefix + s.branch / 2, s.branches * (s.thought + 1))
     return phases * PASSES[c.remat] * (prefix_flops(c, s) + branches)
 
 
 def token_bytes(c: ModelConfig) -> int:
-    """Bytes of one token's keys and values, all layers."""
+    """Bytes of a token's keys and values in all layers."""
     return 2 * c.layers * c.kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
 
 
 def region_bytes(c: ModelConfig, s: Sizes, share: Share) -> float:
-    """Bytes of a device's keys and values at the end of sampling: prefixes, and branches to their full length."""
+    """Bytes of a device's keys and values at the end of sampling: prefixes, and branches at full length."""
     return share.rows / share.parts * (s.prefix + s.group * s.thought) * token_bytes(c) / share.tensor
 
 
@@ -102,21 +102,21 @@ def decode_weights(c: ModelConfig, share: Share) -> float:
 
 
 def prefix_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
-    """Bytes that a device reads and writes before the first thought, at least: weights, and activations once."""
+    """Fewest bytes that a device reads and writes before the first thought: weights, and activations once."""
     return share.parts * decode_weights(c, share) + _activations(c, share.rows * s.prefix, share.tensor)
 
 
 def thought_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
-    """Bytes that a device reads in decoding, at least.
+    """Fewest bytes that a device reads in decoding.
 
-    Every token reads all weights and the keys and values so far, on average half of the thoughts'.
+    Every token reads all weights, and the keys and values so far: of the thoughts' own on average half.
     """
     regions = share.rows * (s.prefix + s.group * s.thought / 2) * token_bytes(c) / share.tensor
     return s.thought * (share.parts * decode_weights(c, share) + regions)
 
 
 def update_reads(c: ModelConfig, s: Sizes, share: Share, phases: int, micro_batches: int, state: int) -> float:
-    """Bytes that a device reads and writes in an update, at least.
+    """Fewest bytes that a device reads and writes in an update.
 
     Every pass over a micro-batch reads the gathered weights, and activations once. The sum of gradients, in float32,
     is read and written. The optimizer reads and writes the `state` bytes of the training state.
@@ -128,6 +128,6 @@ def update_reads(c: ModelConfig, s: Sizes, share: Share, phases: int, micro_batc
 
 
 def _activations(c: ModelConfig, tokens: float, tensor: int) -> float:
-    """Bytes written and read once: a layer's input twice, its heads and its feed-forward, for all layers."""
+    """Bytes of activations of all layers, written and read once: the input twice, the heads, the feed-forward."""
     split = (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.mlp_size
     return 2 * c.layers * tokens * (2 * c.hidden_size + split / tensor) * jnp.dtype(c.dtype).itemsize

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text (`compiled.as_text()`)."""
+"""Bytes that a compiled program sends between devices, read from its text (`compiled.as_text()`)."""
 
 import dataclasses
 import math
@@ -22,10 +22,10 @@ _CALLED = re.compile(r"(?: fusion| call| async-start)\(.*(?:calls|to_apply)=%?([
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Bytes that one device sends, by kind of collective; `turn` is one turn of a loop that ends when data says so.
+    """Bytes that a device sends, by kind of collective. `turn` is a turn of a loop whose end depends on data.
 
-    Such loops follow each other here, all over the same kind of turn: `turn` is their mean. Where another loop is
-    around them, it is one turn in each of that one's.
+    Such loops follow each other, and their turns are alike: `turn` is the mean of the loops. Where an outer loop is
+    around them, `turn` is one of their turns in each turn of the outer loop.
     """
 
     once: dict[str, float]
@@ -38,7 +38,7 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class _Use:
-    """Where a computation is used: how often by one run of its user; inf for a loop that ends when data says so."""
+    """A use of a computation: how often a run of its user runs it; inf for a loop whose end depends on data."""
 
     name: str
     times: float
@@ -48,9 +48,9 @@ class _Use:
 def traffic(text: str, devices: int) -> Traffic:
     """Collectives of a program over `devices` devices.
 
-    A loop with a counter is counted by its turns. Of a conditional all branches count, but not the loops in them
-    that end when data says so: another way to the same tokens. An operation that is spread over several fusions
-    to run beside them is counted once.
+    A loop with a counter counts as often as it turns. All branches of a conditional count, but not the loops in them
+    whose end depends on data: they are another way to the same tokens. An operation that is spread over several
+    fusions, to run beside them, counts once.
     """
     computations, entry = _computations(text)
     once, turns, loops = defaultdict(float), defaultdict(float), 0
@@ -59,34 +59,34 @@ def traffic(text: str, devices: int) -> Traffic:
         name, times, into, branch = todo.pop()
         seen = set()
         for line in _lines(computations, name):
-            found = _sent(line, devices)
-            if found and found[2] not in seen:
-                into[found[0]] += times * found[1]
-                seen |= {found[2]} if found[2] else set()
+            sent = _sent(line, devices)
+            if sent and sent[2] not in seen:
+                into[sent[0]] += times * sent[1]
+                seen |= {sent[2]} if sent[2] else set()
             for use in _uses(line, computations):
                 if use.times < math.inf:
                     todo.append((use.name, times * use.times, into, branch or use.branch))
                 elif not branch:
                     todo.append((use.name, times, turns, branch))
                     loops += use.name == _LOOP.search(line)[2]
-    return Traffic(dict(once), {kind: sent / loops for kind, sent in turns.items()})
+    return Traffic(dict(once), {kind: size / loops for kind, size in turns.items()})
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of every computation, and the name of the first one to run."""
-    found, entry, lines = {}, "", []
+    """Lines of every computation by name, and the name of the entry."""
+    computations, entry, lines = {}, "", []
     for line in text.splitlines():
         header = _HEADER.match(line)
         if header:
-            lines = found.setdefault(header[2], [])
+            lines = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
         elif line.startswith("  "):
             lines.append(line)
-    return found, entry
+    return computations, entry
 
 
 def _lines(computations: dict[str, list[str]], name: str) -> Iterator[str]:
-    """A computation's lines with those of the fusions and calls in it."""
+    """A computation's lines, and those of the fusions and calls in it."""
     for line in computations[name]:
         yield line
         called = _CALLED.search(line)
@@ -106,7 +106,7 @@ def _uses(line: str, computations) -> Iterator[_Use]:
 
 
 def _turns(line: str, condition: list[str]) -> float:
-    """Turns of a loop that counts from 0 to a constant; inf for another."""
+    """Turns of a loop that counts from 0 to a constant; inf for any other loop."""
     known = _KNOWN.search(line)
     if known:
         return float(known[1])
@@ -119,12 +119,12 @@ def _turns(line: str, condition: list[str]) -> float:
 
 
 def _sent(line: str, devices: int) -> tuple[str, float, str] | None:
-    """(kind, bytes that a device sends on a ring, channel) of a collective."""
-    found = _COLLECTIVE.search(line)
-    if not found:
+    """(kind, bytes that a device sends on a ring, channel) of a collective; None for any other line."""
+    match = _COLLECTIVE.search(line)
+    if not match:
         return None
-    arrays, kind = [_bytes(*array) for array in _ARRAY.findall(found[1]) if array[0] in _BITS or array[1]], found[2]
-    if found[3] and kind != "all-reduce":
+    arrays, kind = [_bytes(*array) for array in _ARRAY.findall(match[1]) if array[0] in _BITS or array[1]], match[2]
+    if match[3] and kind != "all-reduce":
         arrays = arrays[len(arrays) // 2 :]  # operands come before results
     size, group = sum(arrays), _group(line, devices)
     share = {
@@ -144,12 +144,12 @@ def _bytes(dtype: str, sizes: str) -> float:
 
 
 def _group(line: str, devices: int) -> int:
-    """Devices that take part together."""
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
-        sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", found[2]))
+    """The number of devices that take part together."""
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", match[2]))
     return devices

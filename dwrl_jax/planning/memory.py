@@ -1,4 +1,4 @@
-"""Memory: what each device holds while each program runs, and the largest sizes that fit."""
+"""Memory of each device while each program runs, and the largest sizes that fit."""
 
 import math
 
@@ -11,10 +11,10 @@ from dwrl_jax.training.programs import Recipe, abstract_state
 
 
 def wanted(config: ConfigDict, recipe: Recipe) -> dict[str, tuple[str, int]]:
-    """The programs that are compiled, by name: what they do, and for how many pairs.
+    """The programs to compile, by name: their kind and their number of pairs.
 
-    "evaluation" is left out where it is the program that samples in training. "other" is a second update, from which
-    `largest` learns how memory grows.
+    "evaluation" is left out where it is the program that samples in training. "other" is a second update: it shows
+    `largest` how memory grows.
     """
     pairs, evaluated = config.data.batch_size, config.eval.batch_size
     sampled = recipe.thoughts.sampler.group_size, pairs
@@ -27,12 +27,12 @@ def wanted(config: ConfigDict, recipe: Recipe) -> dict[str, tuple[str, int]]:
 
 
 def at_once(config: ConfigDict, pairs: int) -> int:
-    """Pairs, of `pairs`, that are sampled at a time."""
+    """How many of `pairs` pairs are sampled at a time."""
     return min(config.sampler.batch_size or pairs, pairs)
 
 
 def unit(recipe: Recipe) -> int:
-    """Fewest pairs whose rows can be shared out evenly over the devices."""
+    """The smallest number of pairs whose rows can be shared out evenly over the devices."""
     parts = _row_parts(recipe)
     return parts // math.gcd(parts, 2)
 
@@ -44,7 +44,7 @@ def other_pairs(config: ConfigDict, recipe: Recipe) -> int:
 
 
 def sizes(config: ConfigDict, recipe: Recipe, name: str = "sample") -> counts.Sizes:
-    """Lengths of a step, or of a batch of the "evaluation"."""
+    """Sizes of a step, or of a batch of the "evaluation"."""
     pairs, group = _pairs(config, name), recipe.thoughts.sampler.group_size if recipe.thoughts.samples else 1
     if name == "evaluation":
         group = max(recipe.votes)
@@ -69,9 +69,9 @@ def share(config: ConfigDict, recipe: Recipe, name: str = "sample") -> counts.Sh
 
 
 def memory(config: ConfigDict, recipe: Recipe, programs: dict[str, Program]) -> dict[str, dict[str, int]]:
-    """Bytes on each device while each program runs, by term. What is not counted from shapes is left to temporaries.
+    """Bytes on each device while each program runs, by term. "temporaries" has all that is not counted from shapes.
 
-    Parameters, optimizer and a starting model that is kept are there all the time: a run evaluates between its steps.
+    Parameters, optimizer and a kept starting model are in memory all the time: a run evaluates between its steps.
     """
     state = abstract_state(recipe)
     parameters, optimizer = shard_bytes(state.params), shard_bytes(state.opt_state)
@@ -98,13 +98,13 @@ def largest(
 ) -> dict[str, int | None]:
     """Largest sizes that fit, in pairs, with memory taken as affine in rows.
 
-    For a micro-batch two updates were compiled. A second sampler would take as long to compile as all the rest, so for
-    "batch_pairs" and "evaluation_pairs", the pairs at once of both samplers, no more than parameters, code and weights
-    laid out for decoding counts as fixed: at least that many pairs where the plan's own fit, at most that many where
-    they do not.
+    Two compiled updates give the largest micro-batch. A second sampler would take as long to compile as all the rest.
+    So "batch_pairs" and "evaluation_pairs", the pairs sampled at a time, come from a single program each: only
+    parameters, code and weights laid out for decoding count as fixed. The result is "at least" that many pairs where
+    the plan's number fits, and "at most" that many where it does not.
     """
     room = {name: chip.memory - total[name] + programs[name].used for name in total}
-    found = {}
+    fitting = {}
     for name, key in (("sample", "batch_pairs"), ("evaluation", "evaluation_pairs")):
         if name not in programs:
             continue
@@ -113,16 +113,16 @@ def largest(
         if _decodes(recipe, name):
             fixed += round(counts.decode_weights(recipe.judge.model.config, share(config, recipe, name)))
             pairs = at_once(config, pairs)
-        found[key] = largest_size([(0, fixed), (pairs, program.used)], room[name], unit(recipe))
+        fitting[key] = largest_size([(0, fixed), (pairs, program.used)], room[name], unit(recipe))
     pairs = config.data.batch_size, other_pairs(config, recipe)
     points = [(n // recipe.micro_batches, programs[name].used) for n, name in zip(pairs, ("update", "other"))]
-    return found | {"micro_batch_pairs": largest_size(points, room["update"], unit(recipe))}
+    return fitting | {"micro_batch_pairs": largest_size(points, room["update"], unit(recipe))}
 
 
 def largest_size(points: list[tuple[int, int]], room: int, unit: int) -> int | None:
-    """The largest size, a multiple of `unit`, whose program needs at most `room` bytes; None where size costs nothing.
+    """The largest multiple of `unit` whose program needs at most `room` bytes, on the line through two (size, bytes).
 
-    From two (size, bytes), on the line through them.
+    None where a larger size costs nothing.
     """
     (size, used), (other, others) = points
     slope = (used - others) / (size - other)
@@ -136,7 +136,7 @@ def _pairs(config: ConfigDict, name: str) -> int:
 
 
 def _decodes(recipe: Recipe, name: str) -> bool:
-    """Whether a program writes thoughts; a judge without thoughts is evaluated by teacher forcing."""
+    """Whether a program writes thoughts. The evaluation of a judge without thoughts is teacher forcing."""
     return name == "sample" or (name == "evaluation" and recipe.thoughts.source != "none")
 
 

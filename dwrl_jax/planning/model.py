@@ -1,4 +1,4 @@
-"""The model that a plan is for, from a config alone: no weights are read and nothing is downloaded."""
+"""The model of a plan, from a config alone. No weights are read and nothing is downloaded."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from dwrl_jax.planning import chips
 from dwrl_jax.training import assemble as build
 from dwrl_jax.training import sources
 
-QUESTION = 24  # tokens of the second question where no tokenizer is at hand: about those of our default questions
+QUESTION = 24  # tokens of the second question where no tokenizer is at hand; our default questions have about as many
 
 
 def model_of(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[str]]:
-    """The model's shape; the ids of the second question, both answers and padding; and what had to be assumed."""
+    """The model's shape, the ids of the second question, the answers and padding, and a list of assumptions."""
     kind = build.judge_kind(config)
     hf_config, tokenizer, assumed = _architecture(config)
     if outputs := build.value_outputs(config):
         hf_config = with_value_head(hf_config, 0, outputs)
     numerics = {name: config.model[name] for name in NUMERICS}
     if numerics["attention"] == "auto" and topology.partition(":")[0] in chips.TPUS:
-        numerics["attention"] = "splash"  # what "auto" is where a TPU is attached
+        numerics["attention"] = "splash"  # "auto" means this where a TPU is attached
     shape = model_config(hf_config, **numerics)
     if tokenizer is None:
         answers = tuple(range(1, 1 + len(config.dialogue.scores))) if kind == "score" else (1, 2)
@@ -34,15 +34,15 @@ def model_of(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, lis
 
 
 def _architecture(config: ConfigDict):
-    """config.json, the tokenizer where it is on this machine, and what had to be assumed."""
+    """config.json, the tokenizer where it is on this machine, and a list of assumptions."""
     if config.model.path:
         folder = Path(config.model.path).expanduser()
         local = folder.is_dir()
         hf_config = read_config(folder) if local else published(config.model.path)
         tokenizer = Path(config.model.tokenizer or folder).expanduser()
-        found = (tokenizer / "tokenizer.json").is_file()
+        at_hand = (tokenizer / "tokenizer.json").is_file()
         assumed = [] if local else [f"{config.model.path} has the shape published for it (models/families/presets.py)"]
-        return hf_config, build.load_tokenizer(config, folder) if found else None, assumed
+        return hf_config, build.load_tokenizer(config, folder) if at_hand else None, assumed
     if config.base is not None:
         return _architecture(config.base)
     tokenizer = build.load_tokenizer(config, Path())

@@ -1,4 +1,4 @@
-"""The plan of a run: its own programs, compiled for devices that need not be there, against a chip's published figures.
+"""The plan of a run: its programs, compiled for devices that need not be there, beside a chip's published figures.
 
 No weights are read and nothing is downloaded.
 """
@@ -21,7 +21,7 @@ from dwrl_jax.training.programs import Recipe
 def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
     """The plan of a run, as --json writes it. Bytes are those of one device.
 
-    `say` hears of progress. UserError for a config or a topology that cannot be.
+    `say` takes lines about progress. UserError for an impossible config or topology.
     """
     check(config)
     if topology != "gpu":
@@ -60,17 +60,17 @@ def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
 
 
 def _compile_all(recipe: Recipe, config: ConfigDict, say) -> dict[str, Program]:
-    """All programs, as many at a time as there are processors: a compiler uses one."""
+    """All programs. Each compiler uses one processor, so as many compile at a time as there are processors."""
     length = config.data.buckets[-1]
 
-    def one(name, pairs):
+    def compile_named(name, pairs):
         program = compile_program(recipe, name, length, pairs)
         fate = "" if program.traffic else ": the compiler found no room"
         say(f"compiled {name} of {pairs} pairs in {program.seconds:.0f} s{fate}")
         return program
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {name: pool.submit(one, *what) for name, what in memory.wanted(config, recipe).items()}
+        jobs = {name: pool.submit(compile_named, *what) for name, what in memory.wanted(config, recipe).items()}
         return {name: job.result() for name, job in jobs.items()}
 
 

@@ -13,7 +13,7 @@ TITLES = {"sample": "sampling", "evaluation": "evaluation", "update": "update"}
 
 
 def table(plan: dict) -> str:
-    """The plan for the person at the keyboard; `plan` as make_plan returns it."""
+    """The plan as a page for a terminal; `plan` is the result of make_plan."""
     chip, mesh = plan["chip"], " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     lines = [
         f"{plan['devices']} x {chip['name']} ({plan['topology']}), mesh {mesh}",
@@ -72,12 +72,13 @@ def _collectives(plan: dict) -> list[str]:
 
 
 def _evaluation(plan: dict) -> list[str]:
-    found = plan["evaluation"]
-    if found is None:
+    evaluation = plan["evaluation"]
+    if evaluation is None:
         return ["no evaluation"]
     alike = "" if "evaluation" in plan["programs"] else ", by the program that samples in training"
     return [
-        f"evaluation of {found['pairs']} pairs, {found['pairs_at_once']} at a time, with {found['votes']} votes{alike}"
+        f"evaluation of {evaluation['pairs']} pairs, {evaluation['pairs_at_once']} at a time, with "
+        f"{evaluation['votes']} votes{alike}"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The work of a step: FLOPs, bytes of memory and bytes sent, and the time that none of them lets a run beat."""
+"""The work of a step: FLOPs, bytes of memory and bytes sent, and the shortest time that they allow."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from dwrl_jax.training.programs import Recipe, abstract_state
 
 
 def phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs: dict[str, Program]) -> dict[str, dict]:
-    """FLOPs, bytes of memory and bytes sent by each device in each part of a step, and which of them bounds it."""
+    """FLOPs, bytes of memory and bytes sent by each device in each part of a step, and which of them is its bound."""
     shape, updates = recipe.judge.model.config, len(recipe.phases)
     sizes, share = memory.sizes(config, recipe), memory.share(config, recipe)
     updated = dataclasses.replace(sizes, group=sizes.group + recipe.thoughts.empty_thought)
@@ -38,14 +38,14 @@ def phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs: dict[
 
 
 def _bound(chip: chips.Chip, flops: float, memory: float, sent: float | None) -> dict:
-    """A roofline: the longest of three times that would each be enough if the others took none."""
-    found = {"flops": flops, "memory_bytes": memory, "sent_bytes": sent}
+    """A roofline: compute, memory and links each need a time, and the longest of the three is the bound."""
+    amounts = {"flops": flops, "memory_bytes": memory, "sent_bytes": sent}
     if chip.flops is None:
-        return found | {"seconds": None, "bound": None}
+        return amounts | {"seconds": None, "bound": None}
     times = {
         "compute": flops / chip.flops,
         "memory": memory / chip.memory_speed,
         "links": (sent or 0) / chip.link_speed,
     }
     bound = max(times, key=times.get)
-    return found | {"times": times, "seconds": times[bound], "bound": bound}
+    return amounts | {"times": times, "seconds": times[bound], "bound": bound}
