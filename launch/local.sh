@@ -3,10 +3,10 @@
 #
 #   launch/local.sh --processes=2 --devices=2 -- --config=configs/tiny.py --workdir=runs/tiny
 #
-# What it is for: to try a multi-host run without hosts. Process 0 writes to the terminal, the others to a folder that is
-# named when something fails. SIGTERM and Ctrl-C reach every process. When one fails, the others have --grace seconds to
-# end by themselves, are then asked to stop, and as long after that killed. The exit code is that of the first failure.
-# PYTHON names the interpreter.
+# It tries a multi-host run without hosts. Process 0 writes to the terminal, the others to a folder; the script names the
+# folder when something fails. SIGTERM and Ctrl-C reach every process. When a process fails, the others have --grace
+# seconds to end by themselves. Then they are asked to stop, and after --grace more seconds they are killed. The exit code
+# is that of the first failure. PYTHON names the interpreter.
 set -euo pipefail
 
 usage="usage: launch/local.sh --processes=N --devices=M [--grace=SECONDS] -- ARGS OF dwrl_jax.train"
@@ -107,17 +107,17 @@ while true; do
             running=$((running + 1))
             continue
         fi
-        found=0
-        wait "${pids[i]}" || found=$?
+        status=0
+        wait "${pids[i]}" || status=$?
         ended[i]=yes
-        if ((found != 0 && code == 0)); then
-            code=$found
+        if ((status != 0 && code == 0)); then
+            code=$status
             deadline=$((SECONDS + grace))
-            if [[ $found != "$asked" ]]; then
+            if [[ $status != "$asked" ]]; then
                 where="; the others' output: $logs"
                 ((i == 0)) || where="; its output: $logs/process_$i.log"
                 ((processes > 1)) || where=""
-                echo "local.sh: process $i of $processes ended with exit code $found$where" >&3
+                echo "local.sh: process $i of $processes ended with exit code $status$where" >&3
             fi
         fi
     done

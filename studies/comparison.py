@@ -2,8 +2,8 @@
 
 python studies/comparison.py [--keep=runs/suite] [--docs=docs]
 
-writes the table of README.md, those of docs/comparison.md and docs/comparison.png. With --keep the rows are first
-taken from a workdir that `python -m dwrl_jax.reproduce --suite=tiny` has filled.
+It writes the table of README.md, the tables of docs/comparison.md and docs/comparison.png. With --keep it first takes
+the rows from a workdir that `python -m dwrl_jax.reproduce --suite=tiny` has filled.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def whole(runs: Runs) -> str:
 
 
 def write(page: Path, generated: str) -> None:
-    """Put the generated part between the marks of a page, which is there."""
+    """Put the generated part between the marks of a page. UserError where the page does not exist."""
     if not page.exists():
         raise UserError(f"{page}: no such page; give --docs the folder beside README.md")
     files.write_text(page, splice(page.read_text(encoding="utf-8"), generated))

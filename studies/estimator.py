@@ -1,11 +1,12 @@
-"""Bias and variance of DWRL's gradient estimate, beside the exact gradient; a page and a picture go to docs/.
+"""Bias and variance of DWRL's gradient estimate, beside the exact gradient. A page and a picture go to docs/.
 
 python studies/estimator.py [--draws=20000] [--output=docs]
 
-A small random judge has few enough thoughts to enumerate them all, so that the exact gradient of -log P(y+ > y-) is
-known. Both it and every estimate are sums over thoughts o of a number times grad log pi(o), the thought term, or grad
-log pi(a | o), the score term: the numbers follow from the losses of dwrl_jax.objectives by automatic differentiation,
-and norms of gradients from the inner products of those vectors, which are made once. So many groups can be drawn.
+A small random judge has so few thoughts that all can be enumerated: the exact gradient of -log P(y+ > y-) is known.
+The exact gradient and every estimate are sums over thoughts o of a number times a vector. The vector is grad log pi(o)
+in the thought term and grad log pi(a | o) in the score term. The numbers follow from the losses of dwrl_jax.objectives
+by automatic differentiation. Norms of gradients follow from the inner products of the vectors, which are made once, so
+that many groups can be drawn.
 """
 
 import argparse
@@ -54,11 +55,11 @@ class Pairs(NamedTuple):
     products: Float[Array, "2 BSM BSM"]  # inner products of their gradients by the parameters
 
 
-def standardised_loss(found: Logps, thoughts: ThoughtBatch):
-    """Eq. 15 with (w_i - mean w) / std w, over n, in the place of w_i: the group scaling of GRPO (ours)."""
-    w_mis = dwrl.misalignment_weight(dwrl.log_preference_score(found.answer))[:, None, None]
-    weight = group_advantage(dwrl.thought_weight(found.answer)) / found.answer.shape[-1]
-    return policy_loss(found, thoughts, jnp.asarray(dwrl.SIGN)[:, None] * w_mis * weight, dwrl.Hyper())
+def standardised_loss(logps: Logps, thoughts: ThoughtBatch):
+    """Eq. 15 with (w_i - mean w) / (n std w) in the place of w_i: the group scaling of GRPO (ours)."""
+    w_mis = dwrl.misalignment_weight(dwrl.log_preference_score(logps.answer))[:, None, None]
+    weight = group_advantage(dwrl.thought_weight(logps.answer)) / logps.answer.shape[-1]
+    return policy_loss(logps, thoughts, jnp.asarray(dwrl.SIGN)[:, None] * w_mis * weight, dwrl.Hyper())
 
 
 THOUGHT, SCORE = 0, 1
@@ -73,7 +74,7 @@ ESTIMATORS = {
 
 
 def make_judge(seed: int) -> tuple[Judge, dict]:
-    """A small judge with weights so large that thoughts and scores differ; a high temperature keeps thoughts apart."""
+    """A small judge. Large weights make thoughts and scores differ; a high temperature keeps thoughts apart."""
     shape = model_config(shrink(PRESETS["qwen2.5-3b"], VOCAB))
     params = jax.tree.map(lambda leaf: 3.25 * leaf, hf.random_params(shape, seed))
     judge = Judge(
@@ -83,7 +84,7 @@ def make_judge(seed: int) -> tuple[Judge, dict]:
 
 
 def thought_space(end: int = END) -> tuple[Int[np.ndarray, "M T"], Int[np.ndarray, " M"]]:
-    """Every thought of at most MAX_THOUGHT tokens, and its length: ended, or cut off at the limit."""
+    """Every thought of at most MAX_THOUGHT tokens, ended or cut off at the limit, and its length."""
     others = [token for token in range(VOCAB) if token != end]
     thoughts = [
         (*words, end) for length in range(MAX_THOUGHT) for words in itertools.product(others, repeat=length)
@@ -93,19 +94,19 @@ def thought_space(end: int = END) -> tuple[Int[np.ndarray, "M T"], Int[np.ndarra
 
 
 def random_prefixes(count: int, seed: int) -> Int[np.ndarray, "B S L"]:
-    """Random prefixes that neither end nor answer anything."""
+    """Random prefixes without end tokens and answers."""
     return np.random.default_rng(seed).integers(ASK, VOCAB, (count, 2, PREFIX))
 
 
 def tables_of(judge: Judge, params, prefix: Int[Array, "B S L"], thought, length) -> Float[Array, "2 B S M"]:
-    """log pi(o) and log s of thoughts [M T] of some length [M] about every response."""
+    """log pi(o) and log s of thoughts [M T] with lengths [M] about every response."""
     sides, count = prefix.shape[:2], len(prefix)
     batch = PreferenceBatch(
         prefix, jnp.full(sides, PREFIX), jnp.full(sides, GOOD), jnp.ones(count, bool), jnp.arange(count)
     )
     thought, length = (jnp.broadcast_to(x, (*sides, *x.shape)) for x in (thought, length))
-    found = logps(judge, params, batch, ThoughtBatch(thought, length, jnp.zeros(thought.shape)))
-    return jnp.stack([found.thought.sum(-1), found.answer])
+    forced = logps(judge, params, batch, ThoughtBatch(thought, length, jnp.zeros(thought.shape)))
+    return jnp.stack([forced.thought.sum(-1), forced.answer])
 
 
 def exact_log_scores(tables: Float[Array, "2 B S M"]) -> Float[Array, "B S"]:
@@ -114,20 +115,20 @@ def exact_log_scores(tables: Float[Array, "2 B S M"]) -> Float[Array, "B S"]:
 
 
 def score_spread(tables: Float[Array, "2 B S M"]) -> Float[Array, "B S"]:
-    """Var s / p^2 over thoughts: zero where all score alike, large where few thoughts make the whole score."""
+    """Var s / p^2 over thoughts: zero where all scores are equal, large where few thoughts make the whole score."""
     log_pi, log_s = tables
     return jnp.exp(jax.nn.logsumexp(log_pi + 2 * log_s, -1) - 2 * exact_log_scores(tables)) - 1
 
 
 def choose(tables: Float[Array, "2 B S M"], wanted: dict[str, tuple[float, float]]) -> dict[str, int]:
-    """The pair that is closest to each wanted probability and spread of both sides, in log-odds and logarithms."""
+    """The pair that is closest to each wanted probability (in log-odds) and spread of both sides (in logarithms)."""
     log_p = np.asarray(exact_log_scores(tables), np.float64)
     margin, spread = log_p[:, 0] - log_p[:, 1], np.log(np.maximum(score_spread(tables), 1e-6))
-    found = {}
+    closest = {}
     for name, (probability, size) in wanted.items():
         off = np.abs(margin - np.log(probability / (1 - probability)))
-        found[name] = int(np.argmin(2 * off + np.abs(spread - np.log(size)).sum(1)))
-    return found
+        closest[name] = int(np.argmin(2 * off + np.abs(spread - np.log(size)).sum(1)))
+    return closest
 
 
 def enumerate_pairs(judge: Judge, params, prefix: Int[Array, "B S L"]) -> Pairs:
@@ -141,26 +142,26 @@ def enumerate_pairs(judge: Judge, params, prefix: Int[Array, "B S L"]) -> Pairs:
         alone, only, size = prefix[pair, side][None, None], jnp.asarray(thought)[o][None], jnp.asarray(length)[o][None]
         return jax.jacrev(lambda x: tables_of(judge, restore(x), alone, only, size).ravel())(flat)
 
-    found = jax.jit(lambda: jax.lax.map(gradients, tuple(places), batch_size=57))()
-    found = np.asarray(found, np.float64).transpose(1, 0, 2)
+    vectors = jax.jit(lambda: jax.lax.map(gradients, tuple(places), batch_size=57))()
+    vectors = np.asarray(vectors, np.float64).transpose(1, 0, 2)
     tables = jax.jit(functools.partial(tables_of, judge))(params, prefix, thought, length)
-    return Pairs(tables, jnp.asarray(found @ found.transpose(0, 2, 1), jnp.float32))
+    return Pairs(tables, jnp.asarray(vectors @ vectors.transpose(0, 2, 1), jnp.float32))
 
 
 def exact_numbers(tables: Float[Array, "2 B S M"]) -> Float[Array, "2 B S M"]:
-    """d(sum of -log P(y+ > y-)) / d tables: what the exact gradient weighs each thought's two gradients with."""
+    """d(sum of -log P(y+ > y-)) / d tables: the weights of each thought's two gradients in the exact gradient."""
     return jax.grad(lambda tables: dwrl.pair_nll(exact_log_scores(tables)).sum())(tables)
 
 
 def group_numbers(loss, tables: Float[Array, "2 B S M"], groups: Int[Array, "B S G"]) -> Float[Array, "2 B S M"]:
-    """The same of one estimate, from a group of thoughts for every response. A thought counts as one token."""
+    """The same of an estimate, from a group of thoughts for every response. A thought counts as one token."""
 
     def total(tables):
         log_pi, log_s = jnp.take_along_axis(tables, groups[None], -1)
-        found = Logps(log_pi[..., None], log_s, jnp.ones_like(log_s), jnp.zeros_like(log_pi)[..., None])
+        drawn = Logps(log_pi[..., None], log_s, jnp.ones_like(log_s), jnp.zeros_like(log_pi)[..., None])
         ones = jnp.ones(groups.shape, jnp.int32)
-        sampled = ThoughtBatch(ones[..., None], ones, jax.lax.stop_gradient(found.thought))
-        return loss(found, sampled)[0].sum()
+        sampled = ThoughtBatch(ones[..., None], ones, jax.lax.stop_gradient(drawn.thought))
+        return loss(drawn, sampled)[0].sum()
 
     return jax.grad(total)(tables)
 
@@ -170,24 +171,24 @@ def draw_groups(key, log_pi: Float[Array, "B S M"], count: int, size: int) -> In
     below = jnp.cumsum(jnp.exp(log_pi), -1)
     drawn = jax.random.uniform(key, (count, *log_pi.shape[:2], size))
     find = jax.vmap(jax.vmap(jnp.searchsorted))  # over pairs and sides
-    found = jax.vmap(find, (None, 0))(below / below[..., -1:], drawn)
-    return jnp.minimum(found, log_pi.shape[-1] - 1)
+    groups = jax.vmap(find, (None, 0))(below / below[..., -1:], drawn)
+    return jnp.minimum(groups, log_pi.shape[-1] - 1)
 
 
 @functools.partial(jax.jit, static_argnames=("name", "size", "count"))
 def draw_estimates(pairs: Pairs, parts: Float[Array, "parts B"], key, *, name: str, size: int, count: int):
     """`count` estimates with groups of `size`, summed over the pairs of each part (1 if a pair belongs to it, else 0).
 
-    For each part the mean [parts BSM], the mean squared norm, and the mean cosine with the exact gradient: zero for an
-    estimate that is zero.
+    Returns for each part the mean [parts BSM], the mean squared norm, and the mean cosine with the exact gradient. The
+    cosine of a zero estimate is 0.
     """
     term, loss = ESTIMATORS[name]
     products, exact = pairs.products[term], exact_numbers(pairs.tables)[term]
     groups = draw_groups(key, pairs.tables[0], count, size)
-    found = jax.vmap(lambda group: group_numbers(loss, pairs.tables, group)[term])(groups)
+    numbers = jax.vmap(lambda group: group_numbers(loss, pairs.tables, group)[term])(groups)
 
     def moments(part):
-        mine, wanted = (found * part[:, None, None]).reshape(count, -1), (exact * part[:, None, None]).ravel()
+        mine, wanted = (numbers * part[:, None, None]).reshape(count, -1), (exact * part[:, None, None]).ravel()
         seen = mine @ products
         norm2 = (seen * mine).sum(1)
         length = jnp.sqrt(jnp.maximum(norm2, 0.0) * (wanted @ products @ wanted))
@@ -198,17 +199,17 @@ def draw_estimates(pairs: Pairs, parts: Float[Array, "parts B"], key, *, name: s
 
 
 def study(pairs: Pairs, parts: dict[str, list[int]], name: str, size: int, draws: int) -> list[dict]:
-    """What an estimator does for each part (indices of pairs), relative to |g|, the norm of the exact term.
+    """Measures of an estimator for each part (indices of pairs), relative to |g|, the norm of the exact term.
 
-    "bias" is |E g^ - g| / |g|, without what `draws` estimates have by chance, "chance"; "sd" the root of the trace of
-    the covariance; "signal_to_noise" |E g^| / sd; "cosine" that of one estimate with g, on average, and
-    "mean_cosine" that of E g^.
+    "bias" is |E g^ - g| / |g|. The share that `draws` estimates have by chance, "chance", is taken out of it. "sd" is
+    the root of the trace of the covariance, "signal_to_noise" |E g^| / sd. "cosine" is the mean cosine of an estimate
+    with g, "mean_cosine" the cosine of E g^ with g.
     """
     keys = jax.random.split(jax.random.key(size), math.ceil(draws / CHUNK))
     count = math.ceil(draws / len(keys))
     masks = jnp.asarray([np.isin(np.arange(pairs.tables.shape[1]), part) for part in parts.values()], jnp.float32)
     chunks = [draw_estimates(pairs, masks, key, name=name, size=size, count=count) for key in keys]
-    means, norms2, cosines = (np.mean(found, 0, dtype=np.float64) for found in zip(*jax.device_get(chunks)))
+    means, norms2, cosines = (np.mean(each, 0, dtype=np.float64) for each in zip(*jax.device_get(chunks)))
     term, _ = ESTIMATORS[name]
     products = np.asarray(pairs.products[term], np.float64)
     exact = np.asarray(exact_numbers(pairs.tables)[term], np.float64)
@@ -234,7 +235,7 @@ def study(pairs: Pairs, parts: dict[str, list[int]], name: str, size: int, draws
 
 
 def run(draws: int, sizes: tuple[int, ...] = SIZES, seed: int = 0) -> dict:
-    """The whole study: what the pairs are, and a row for each of them and all together, estimator and group size."""
+    """The whole study: the pairs, and a row for each estimator, group size and pair, and for all pairs together."""
     judge, params = make_judge(seed)
     candidates = random_prefixes(CANDIDATES, seed)
     tables = jax.jit(functools.partial(tables_of, judge))(params, candidates, *thought_space(judge.end))

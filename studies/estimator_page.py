@@ -18,7 +18,7 @@ HEADS |= {"mean_cosine": "cosine of the mean"}
 
 
 def figure(data: dict) -> Figure:
-    """Measures by parts, a panel for each; lines are estimators, against the group size."""
+    """A panel for each measure and part: a line for each estimator, against the group size."""
     parts = list(dict.fromkeys(row["pair"] for row in data["rows"]))
     picture = Figure(figsize=(3.3 * len(parts), 2.6 * len(MEASURES)), layout="constrained")
     grid = picture.subplots(len(MEASURES), len(parts), sharex=True, sharey="row", squeeze=False)
@@ -37,12 +37,12 @@ def title(data: dict, part: str) -> str:
     about = data["pairs"].get(part)
     if about is None:
         return part
-    spread = " and ".join(f"{one:.1f}" for one in about["spread"])
+    spread = " and ".join(f"{value:.1f}" for value in about["spread"])
     return f"{part}: P = {about['probability']:.2f},\nVar s / p² = {spread}"
 
 
 def draw_panel(axis, rows: list[dict], measure: str) -> None:
-    """A bias below what it may be by chance is not told from zero and left out."""
+    """A line for each estimator. A bias that may be chance is left out."""
     for index, name in enumerate(dict.fromkeys(row["estimator"] for row in rows)):
         shown = [row for row in rows if row["estimator"] == name and row[measure]]
         if measure == "bias":
@@ -65,7 +65,7 @@ def number(row: dict, measure: str) -> str:
 
 
 def report(data: dict, picture: str) -> str:
-    """The generated part of the page: where it comes from, the picture, the table of the last part."""
+    """The generated part of the page: command and machine, the picture, the table of the last part."""
     host, last = data["machine"], data["rows"][-1]["pair"]
     rows = [
         [row["estimator"], str(row["n"]), *(number(row, measure) for measure in HEADS)]

@@ -1,4 +1,4 @@
-"""The curves of a run's report: which pictures are drawn, and their drawing as inline SVG.
+"""The curves of a run's report: the choice of pictures, and their drawing as inline SVG.
 
 Every run has the pictures of `common`; an objective adds its own, `Objective.panels`.
 """
@@ -16,7 +16,7 @@ from dwrl_jax.objectives.parts.panels import LEARNING, OPTIMISATION, SPEED, SUBJ
 from dwrl_jax.workdir.records import Series
 
 MAX_POINTS = 300  # of a curve
-# Stand-ins that matplotlib accepts as colours; the page's CSS gives each a value for light and for dark mode.
+# Stand-ins that matplotlib accepts as colours. The page's CSS gives each of them a value for light and for dark mode.
 INK = {
     "#000001": "var(--axis)",
     "#000002": "var(--blue)",
@@ -26,11 +26,11 @@ INK = {
     "#000006": "var(--bad)",
 }
 AXIS, *COLORS, ALARM = INK
-NOT_DRAWN = ("sample/tokens",)  # the throughput says it
+NOT_DRAWN = ("sample/tokens",)  # the throughput shows it
 
 
 def common(series: Series) -> list[Panel]:
-    """The pictures that do not depend on the objective; losses and gradient norms by the phases in `series`."""
+    """The pictures that do not depend on the objective. `series` has the phases of losses and gradient norms."""
     train, held = "training pairs", "held out"
     accuracy = {"train/pair_accuracy": train, "eval/accuracy": held}
     speed = {"sample/tokens_per_second": "sampling", "train/tokens_per_second": "training"}
@@ -52,7 +52,7 @@ def common(series: Series) -> list[Panel]:
 
 
 def phases(series: Series, prefix: str) -> dict[str, str]:
-    """The metrics that begin with `prefix`, each labelled by the rest of its name, the phase."""
+    """The metrics whose names begin with `prefix`. The label of each is the rest of its name, the phase."""
     return {name: name.removeprefix(prefix).replace("_", " ") for name in series if name.startswith(prefix)}
 
 
@@ -63,7 +63,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points that keep the lowest and highest of every stretch: spikes stay."""
+    """At most MAX_POINTS points: the lowest and the highest of every stretch, so that spikes stay."""
     if len(values) <= MAX_POINTS:
         return steps, values
     stretches = np.array_split(np.arange(len(values)), MAX_POINTS // 2)
@@ -72,7 +72,7 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def draw(panel: Panel, series: Series, config: dict, name: str) -> dict | None:
-    """Draw a panel as inline SVG whose ids begin with `name`; None if no metric of it was logged."""
+    """Draw a panel as inline SVG whose ids begin with `name`. None if none of its metrics was logged."""
     figure = Figure(figsize=(4.2, 2.3), layout="constrained")
     axes, legend = figure.subplots(), []
     for metric, label in panel.series.items():
@@ -107,7 +107,7 @@ def draw(panel: Panel, series: Series, config: dict, name: str) -> dict | None:
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as one <svg> element: no metadata, colours from the page's CSS, ids unique by `name`."""
+    """The figure as an <svg> element: no metadata, colours from the page's CSS, ids unique by `name`."""
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -126,8 +126,10 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def curves(series: Series, panels: tuple[Panel, ...], config: dict) -> dict[str, list[dict]]:
-    """Subject -> drawn pictures of a run, those that every run has and `panels`, without those that have nothing to
-    show. `config` has its keys joined by dots."""
+    """{subject: drawn pictures} of a run: the common ones and `panels`, without those that have nothing to show.
+
+    `config` has its keys joined by dots.
+    """
     style = {"text.color": AXIS, "axes.labelcolor": AXIS, "axes.edgecolor": AXIS, "grid.color": AXIS}
     drawn = {subject: [] for subject in SUBJECTS}
     with matplotlib.rc_context(style | {"xtick.color": AXIS, "ytick.color": AXIS, "font.size": 9.5}):

@@ -1,6 +1,6 @@
 """A run in a notebook: figures and pages that a notebook displays.
 
-All functions read the workdir of a run that was evaluated, and raise UserError where one of its files is missing.
+All functions read the workdir of an evaluated run. They raise UserError where one of its files is missing.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ STYLES = {"base": {"color": "0.5"}, "trained": {"color": "C0"}}
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A page of HTML, shown in a frame of its own with a height in pixels: its style stays inside."""
+    """A page of HTML in a frame with a height in pixels: its style does not reach the notebook."""
 
     text: str
     height: int = 640
@@ -34,7 +34,7 @@ class Page:
 
 
 class Minds(NamedTuple):
-    """Pair ids, and the log-odds of the right order before and after training, the mean over groups of votes."""
+    """Pair ids, and the log-odds of the right order before and after training: means over groups of votes."""
 
     pairs: Int[np.ndarray, " N"]
     before: Float[np.ndarray, " N"]
@@ -42,7 +42,7 @@ class Minds(NamedTuple):
 
 
 def read_log_scores(workdir: Path, name: str) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "N S K"]]:
-    """Pair ids and log scores, in nats, of the "base" or the "trained" model on the held-out pairs."""
+    """Pair ids, and log scores in nats of the "base" or the "trained" model on the held-out pairs."""
     return records.read_scores(Path(workdir) / "eval" / f"{name}.jsonl")
 
 
@@ -52,7 +52,7 @@ def is_pairwise(workdir: Path) -> bool:
 
 
 def read_minds(workdir: Path) -> Minds:
-    """The log-odds of every held-out pair before and after training, with as many votes as there are."""
+    """The log-odds of every held-out pair before and after training, with the most votes."""
     results = records.read_results(Path(workdir))
     votes, pairwise = max(int(key[1:]) for key in results["trained"]), results["judge"] == "label"
     (pairs, before), (same, after) = (read_log_scores(workdir, name) for name in ("base", "trained"))
@@ -62,16 +62,13 @@ def read_minds(workdir: Path) -> Minds:
 
 
 def shown(workdir: Path) -> list[int]:
-    """Ids, ascending, of the pairs whose thoughts were written down before and after, log.thought_pairs of them."""
+    """Ids in ascending order of the `log.thought_pairs` pairs whose thoughts were written down before and after."""
     rows = _moments(workdir)
     return sorted(rows[min(rows)].keys() & rows[max(rows)].keys())
 
 
 def changed(workdir: Path) -> dict[str, list[int]]:
-    """Ids of the pairs that became "right" and that became "wrong", the largest change first.
-
-    Only the pairs of `shown`.
-    """
+    """Ids of the pairs of `shown` that became "right" and that became "wrong", the largest change first."""
     minds = read_minds(workdir)
     seen = np.isin(minds.pairs, shown(workdir))
     order = np.argsort(-np.abs(minds.after - minds.before), kind="stable")
@@ -82,7 +79,7 @@ def changed(workdir: Path) -> dict[str, list[int]]:
 
 
 def thoughts_page(workdir: Path, pairs: list[int]) -> Page:
-    """The thoughts about both responses of some pairs, before and after training, tinted by their weight w_i."""
+    """The thoughts about both responses of these pairs, before and after training. Their weight w_i tints them."""
     pairwise, rows = is_pairwise(workdir), _moments(workdir)
     first, last = rows[min(rows)], rows[max(rows)]
     for pair in pairs:
@@ -105,7 +102,7 @@ def thoughts_page(workdir: Path, pairs: list[int]) -> Page:
 
 
 def _moments(workdir: Path) -> dict[int, dict[int, dict]]:
-    """The first and the last logged step, each with its rows of thoughts by pair."""
+    """The rows of thoughts by pair, of the first and the last logged step."""
     rows = records.read_thoughts(Path(workdir))
     if len(rows) < 2:
         raise UserError(f"{workdir}/thoughts.jsonl: no thoughts of two moments; an objective without thoughts has none")
@@ -121,7 +118,7 @@ def report_page(workdir: Path) -> Page:
 
 
 def minds_figure(workdir: Path) -> Figure:
-    """Log-odds after training against those before: the judge changed its mind in two of the four quarters."""
+    """Log-odds after training against those before. In two of the four quarters the judge changed its mind."""
     minds = read_minds(workdir)
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
@@ -157,7 +154,7 @@ def quality_figure(workdir: Path) -> Figure:
 
 
 def weights_figure(workdir: Path) -> Figure:
-    """The two weights during training: w_mis, and how many thoughts count, 1 / sum of squared w_i."""
+    """The two weights during training: w_mis, and the effective number of thoughts, 1 / sum of squared w_i."""
     series = records.read_series(Path(workdir))
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     shown = {

@@ -1,8 +1,7 @@
-"""One self-contained page about a run: `python -m dwrl_jax.report --workdir=runs/x`.
+"""A self-contained page about a run: `python -m dwrl_jax.report --workdir=runs/x`.
 
-Reads results.json, metrics.jsonl and thoughts.jsonl of a workdir, the last two where they are there, and writes
-report.html beside them. The page loads nothing: style and pictures are inline. Shares are from 0 to 1 in the files and
-in % on the page.
+The page is made of results.json and, where they exist, metrics.jsonl and thoughts.jsonl of a workdir. report.html
+beside them loads nothing: style and pictures are inline. Shares are from 0 to 1 in the files and in % on the page.
 """
 
 from pathlib import Path
@@ -26,10 +25,10 @@ SHOWN_PAIRS = 4
 
 
 def moment(name: str, step: int, rows: dict, pairwise: bool) -> dict:
-    """A pair as judged at one step: thoughts by falling weight and the mean score, for both sides.
+    """The judgement of a pair at a step: thoughts by falling weight and the mean score, for both sides.
 
     The sides of a pairwise judge are the orders, and its score is the probability of the right label. A judge that
-    gives rewards has "reward" in its rows, which stands in the place of the log of a score.
+    gives rewards has "reward" in its rows, in the place of the log of a score.
     """
     sides = {side: [row for (s, _), row in rows.items() if s == side] for side in records.SIDES}
     log_score = {side: mean_log_score(thoughts) for side, thoughts in sides.items()}
@@ -38,7 +37,7 @@ def moment(name: str, step: int, rows: dict, pairwise: bool) -> dict:
     if pairwise:
         probability = sum(map(np.exp, log_score.values())) / 2
     else:
-        probability = 0.5 if np.isnan(difference) else expit(difference)  # nan: both without a bound, or both zero
+        probability = 0.5 if np.isnan(difference) else expit(difference)  # nan: both infinite, or both zero
     return {
         "name": name,
         "step": step,
@@ -50,14 +49,14 @@ def moment(name: str, step: int, rows: dict, pairwise: bool) -> dict:
 
 
 def mean_log_score(thoughts: list[dict]) -> float:
-    """Log of the mean score; a score may be Infinity in files from before rewards stood there as they are."""
+    """Log of the mean score. In older files, which have no "reward", a score may be Infinity."""
     with np.errstate(divide="ignore", over="ignore"):
         scores = [row["reward"] if "reward" in row else np.log(row["score"]) for row in thoughts]
         return float(logsumexp(scores) - np.log(len(scores))) if scores else -np.inf
 
 
 def examples(steps: dict[int, dict[int, dict]], pairwise: bool) -> list[dict]:
-    """Pairs to show, from clearly right to clearly wrong at the last step; before and after if logged."""
+    """Pairs to show, from clearly right to clearly wrong at the last step; with thoughts before training if logged."""
     if not steps:
         return []
     first, last = min(steps), max(steps)
@@ -77,7 +76,7 @@ def examples(steps: dict[int, dict[int, dict]], pairwise: bool) -> list[dict]:
 
 
 def interval_picture(results: dict) -> dict:
-    """Where (0 to 100, % of the width) intervals, references and ticks stand on one axis of accuracy."""
+    """Places of intervals, references and ticks on an axis of accuracy, in % of the width (0 to 100)."""
     votes = sorted({*results["base"], *results["trained"]}, key=lambda k: int(k[1:]))
     cells = [(k, m, results[m][k]) for k in votes for m in ("base", "trained") if k in results[m]]
     lines = {}
@@ -105,7 +104,7 @@ def interval_picture(results: dict) -> dict:
 
 
 def warnings(series: Series, results: dict, group_size: int | None) -> list[tuple[str, str]]:
-    """(what is wrong, what to do) from the mean over the last tenth of the run, at least ten steps."""
+    """(symptom, remedy) by the mean over the last tenth of the run, at least ten steps."""
     recent = {name: float(np.mean(v[-max(10, len(v) // 10) :])) for name, (_, v) in series.items()}
     mass, cut_off = recent.get("train/answer_mass", 1.0), recent.get("train/cut_off", 0.0)
     gap, effective = recent.get("train/logp_gap_mean", 0.0), recent.get("train/effective_thoughts", 0.0)
@@ -132,7 +131,7 @@ def warnings(series: Series, results: dict, group_size: int | None) -> list[tupl
 
 
 def headline(results: dict) -> str:
-    """The result in one sentence, at the most votes; claims a change only if the interval leaves zero out."""
+    """The result in a sentence, with the most votes. It claims a change only if the interval leaves zero out."""
     key = max(results["gain"], key=lambda k: int(k[1:]))
     before, after = (f"{100 * results[model][key]['accuracy']:.1f} %" for model in ("base", "trained"))
     (low, high), gain = results["gain"][key]["interval"], points(results["gain"][key]["accuracy"])
@@ -153,7 +152,7 @@ def points(share: float) -> str:
 
 
 def render(template: str, **values) -> str:
-    """One of the package's pages as text; what the model wrote is escaped."""
+    """A page of the package as text. The model's texts are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dwrl_jax.reporting", "templates"),
         autoescape=True,
@@ -167,9 +166,9 @@ def render(template: str, **values) -> str:
 
 
 def write_report(workdir: Path) -> Path:
-    """Write workdir/report.html from the files of the run, whole or not at all, and return its path.
+    """Write workdir/report.html from the files of the run, whole or not at all. Returns its path.
 
-    UserError names the file, and the line or key, of missing or malformed input.
+    UserError names the file, and the missing or malformed line or key.
     """
     workdir = Path(workdir)
     results, series, steps = records.read_results(workdir), records.read_series(workdir), records.read_thoughts(workdir)
@@ -198,6 +197,6 @@ def write_report(workdir: Path) -> Path:
 
 
 def panels_of(config: dict) -> tuple[Panel, ...]:
-    """The pictures of the run's objective; none where it is not known any more."""
+    """The pictures of the run's objective; none where there is no objective of that name."""
     name = config.get("objective.name")
     return objectives.load(name).panels if name in objectives.names() else ()

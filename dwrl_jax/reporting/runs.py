@@ -1,7 +1,7 @@
-"""The finished runs of a suite: what its table and its figures are made of.
+"""The finished runs of a suite, from which its table and its figures are made.
 
-They are read from the workdir of a suite, or from a small folder that keeps the same and no more: `results.jsonl` with
-the line of each run, and `scores.npz` with every vote on every held-out pair and five curves of the training.
+They are read from the workdir of a suite, or from a small folder that has just enough: `results.jsonl` with the line
+of each run, and `scores.npz` with every vote on every held-out pair and five curves of the training.
 """
 
 import dataclasses
@@ -26,8 +26,11 @@ CURVES = (
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """`row` is its line of results.jsonl, with `known`: what readers of the built-in world reach who are no models.
-    `log_scores` are those of the trained judge. `curves` are metrics by name, NaN at the steps that lack one."""
+    """A finished run.
+
+    `row` is its line of results.jsonl, and its `known` has the metrics of the reference readers of the built-in world.
+    `log_scores` are those of the trained judge. `curves` are metrics by step and name, NaN where a step lacks one.
+    """
 
     row: dict
     ids: Int[np.ndarray, " N"]
@@ -39,7 +42,7 @@ class FinishedRun:
 
 
 def read_rows(workdir: Path) -> list[dict]:
-    """The lines of a suite's results.jsonl, in the order in which its runs were finished; none before the first."""
+    """The lines of a suite's results.jsonl, the first finished run first. Empty without a file."""
     path = workdir / ROWS
     return list(files.read_lines(path, needs="workdir")) if path.exists() else []
 
@@ -59,7 +62,7 @@ def _read_run(folder: Path, row: dict) -> FinishedRun:
 
 
 def keep(folder: Path, runs: list[FinishedRun]) -> None:
-    """Write the small folder. Scores stay as they are: a judge gives them in float32."""
+    """Write the small folder. No digit of a score is lost: a judge gives them in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {}
     for run in runs:
@@ -73,7 +76,7 @@ def keep(folder: Path, runs: list[FinishedRun]) -> None:
 
 
 def read_kept(folder: Path) -> list[FinishedRun]:
-    """What `keep` wrote."""
+    """The runs of a folder that `keep` wrote."""
     rows = read_rows(folder)
     if not rows:
         raise UserError(f"{folder / ROWS}: no finished runs are kept here")

@@ -33,7 +33,7 @@ Runs = list[FinishedRun]
 
 
 def write(workdir: Path, runs: Runs, reference: str) -> None:
-    """workdir/table.md and, for each config, workdir/figures_CONFIG.png, of the runs that are finished."""
+    """Write workdir/table.md and, for each config, workdir/figures_CONFIG.png about the finished runs."""
     parts = []
     for config in dict.fromkeys(run.row["config"] for run in runs):
         part = [run for run in runs if run.row["config"] == config]
@@ -53,7 +53,7 @@ def methods_of(runs: Runs) -> list[str]:
 
 
 def mean(runs: Runs, name: str) -> float:
-    """The mean of a number of their rows."""
+    """The mean over runs of a number of their rows."""
     return float(np.mean([run.row[name] for run in runs]))
 
 
@@ -62,9 +62,9 @@ def markdown(titles: list[str], lines: list[list[str]]) -> str:
 
 
 def table(runs: Runs, reference: str, columns: tuple[str, ...] = tuple(COLUMNS)) -> str:
-    """Markdown, a line for each method and budget: means over seeds, and paired differences from the reference.
+    """Markdown with a line for each method and budget: means over seeds, and paired differences from the reference.
 
-    `columns` are names of COLUMNS. Where there is no "budget" among them, the lines are those of equal pairs.
+    `columns` are names of COLUMNS. Without "budget" among them, the lines are those of equal pairs.
     """
     base = select(runs, method=reference, budget="pairs")
     lines = []
@@ -99,7 +99,7 @@ def bold(cells: dict[str, str]) -> dict[str, str]:
 
 
 def differences(runs: Runs, base: Runs) -> dict[str, str]:
-    """Cells of the paired differences from the reference, with their intervals; none without a seed in common."""
+    """Cells of the paired differences from the reference, with their intervals. None without a common seed."""
     cells = {}
     for name, measure, unit, digits in (("accuracy", metrics.wins, 100, 1), ("nll", metrics.losses, 1, 3)):
         parts = paired(runs, base, measure)
@@ -111,7 +111,7 @@ def differences(runs: Runs, base: Runs) -> dict[str, str]:
 
 
 def world_lines(runs: Runs) -> list[dict[str, str]]:
-    """Cells of the readers of the built-in world who are no models: one without a thought, one who knows the truth."""
+    """Cells of the reference readers of the built-in world: the best no-thought reader and the noise ceiling."""
     lines = []
     for name, title in (("no_thought", "best no-thought reader"), ("ceiling", "noise ceiling")):
         known = [run.row["known"][name] for run in runs if run.row["known"][name]]
@@ -122,7 +122,7 @@ def world_lines(runs: Runs) -> list[dict[str, str]]:
 
 
 def votes_table(runs: Runs, votes: tuple[int, ...] = (1, 8, 32)) -> str:
-    """Markdown, a line for each method at equal pairs: means over seeds by the number of votes.
+    """Markdown with a line for each method at equal pairs: means over seeds by the number of votes.
 
     The calibration error is that with the most votes. Flips are the pairs about which a pairwise judge changes its
     mind when the two responses change place.
@@ -155,31 +155,31 @@ def votes_line(runs: Runs, votes: tuple[int, ...]) -> list[str]:
 
 
 def accuracy(rows: list[dict]) -> str:
-    """In %, the mean and the standard deviation over seeds."""
+    """The mean and the standard deviation over seeds, in %."""
     values = 100 * np.array([row["accuracy"] for row in rows])
     return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(rows) > 1 else "")
 
 
 def margins(run: FinishedRun, votes: int | None = None) -> Float[np.ndarray, "N R"]:
-    """Log-odds of the right order of each pair, with as many votes as its row counts where none are given."""
+    """Log-odds of the right order of each pair. The default of `votes` is the number in the run's row."""
     return metrics.margins(run.log_scores, votes or run.row["votes"], run.row["pairwise"])
 
 
 def paired(runs: Runs, base: Runs, measure: Callable) -> list[Float[np.ndarray, " N"]]:
-    """For each seed that both have, a measure of margins less that of the reference, on the same held-out pairs."""
+    """For each common seed, a measure of margins less that of the reference, on the same held-out pairs."""
     of_seed = {run.row["seed"]: run for run in base}
     seeds = [(run, of_seed[run.row["seed"]]) for run in runs if run.row["seed"] in of_seed]
     return [difference(run, other, measure) for run, other in seeds]
 
 
 def difference(run: FinishedRun, other: FinishedRun, measure: Callable) -> Float[np.ndarray, " N"]:
-    """By pair that both were asked about: the mean of a measure over groups of votes, less the other's."""
+    """By common pair: the mean of a measure over groups of votes, less the other run's."""
     _, mine, others = np.intersect1d(run.ids, other.ids, return_indices=True)
     return measure(margins(run)[mine]).mean(1) - measure(margins(other)[others]).mean(1)
 
 
 def two_level_interval(differences: list[Float[np.ndarray, " N"]]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean: seeds are drawn anew, and pairs within each."""
+    """95 % percentile bootstrap interval of the mean: seeds are drawn anew, and pairs within each seed."""
     rng = np.random.default_rng(0)
     # [seeds, resamples]: the mean of each seed's pairs, drawn anew
     drawn = np.stack([rng.choice(part, (RESAMPLES, len(part))).mean(1) for part in differences])
@@ -214,7 +214,7 @@ def figure(runs: Runs) -> Figure:
 
 
 def draw_against(axis: Axes, runs: Runs, name: str, style: dict) -> None:
-    """Accuracy of the curve's pairs against the sum of a budget so far; the base model is the first point."""
+    """Accuracy on the curve's pairs against the use of a budget so far. The base model is the first point."""
     curves = []
     for run in runs:
         row, right = run.row, run.curve("eval/accuracy")
@@ -236,7 +236,7 @@ def draw_votes(axis: Axes, runs: Runs, style: dict) -> None:
 
 
 def draw_calibration(axis: Axes, runs: Runs, style: dict) -> None:
-    """Share of right answers among those said with a probability, in ten bins of all seeds."""
+    """Share of right answers against the said probability, in ten bins of all seeds together."""
     if not runs:
         return
     points = calibration(np.concatenate([margins(run).ravel() for run in runs]))
@@ -255,13 +255,13 @@ def draw_curve(axis: Axes, runs: Runs, name: str, style: dict) -> None:
 
 
 def votes_curve(log_scores: Float[np.ndarray, "N S K"], pairwise: bool) -> tuple[list[int], list[float]]:
-    """Numbers of votes, powers of two up to K, and the accuracy with each."""
+    """Numbers of votes (powers of two up to K and 32), and the accuracy with each."""
     votes = [k for k in (1, 2, 4, 8, 16, 32) if k <= log_scores.shape[2]]
     return votes, [float(metrics.wins(metrics.margins(log_scores, k, pairwise)).mean()) for k in votes]
 
 
 def calibration(margin: Float[np.ndarray, " N"], least: int = 30) -> list[tuple[float, float]]:
-    """(mean probability said, share that is right) in ten bins of [0.5, 1], those that hold `least` margins."""
+    """(mean said probability, share that is right) of each of ten bins of [0.5, 1] with at least `least` margins."""
     said, right = expit(np.abs(margin)), metrics.wins(margin)
     bins = np.minimum(((said - 0.5) * 20).astype(int), 9)
     held = [bins == b for b in range(10) if (bins == b).sum() >= least]

@@ -4,7 +4,7 @@ READERS = {"no_thought": "best no-thought reader", "ceiling": "noise ceiling"}
 
 
 def table(results: dict) -> str:
-    """Accuracy, its interval, NLL and ties of both models with each number of votes, then the gains."""
+    """Lines with accuracy, interval, NLL and ties of both models with each number of votes, then the gains."""
     rows = [(f"{name}, k = {k[1:]}", cell) for name in ("base", "trained") for k, cell in results[name].items()]
     rows += [(title, results["reference"][name]) for name, title in READERS.items() if results["reference"].get(name)]
     return "\n".join(

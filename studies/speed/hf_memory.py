@@ -2,10 +2,10 @@
 
 python -m studies.speed.hf_memory [--processes=4] [--devices=2] [--layers=16] [--bound=MIB] [--folder=DIR]
 
-Makes a random checkpoint in bfloat16 (197 MB and 94 MB a layer), takes it out of the page cache and loads it as float32
-onto an "fsdp" mesh of forced CPU devices. On the CPU the parameters themselves lie in host memory, so the peak beyond
-them is what counts. --bound limits the memory of each process from the load on, its parameters included (RLIMIT_DATA):
-a process that needs more fails. Linux only.
+The study makes a random checkpoint in bfloat16 (197 MB and 94 MB a layer), takes it out of the page cache and loads it
+as float32 onto an "fsdp" mesh of forced CPU devices. On the CPU the parameters themselves lie in host memory, so the
+peak beyond them counts. --bound limits the memory of each process from the load on, its parameters included
+(RLIMIT_DATA): a process that needs more fails. Linux only.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def make(folder: Path, layers: int, width: int) -> None:
 
 
 def measure(folder: Path, bound: int | None) -> dict:
-    """The load of one process: megabytes of its parameters, of the peak beyond them and of what came from the disk."""
+    """The load of a process: megabytes of its parameters, of the peak beyond them and of the data from the disk."""
     hosts.start()
     config = model_config(read_config(folder))
     mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
@@ -79,7 +79,7 @@ def measure(folder: Path, bound: int | None) -> dict:
 
 
 def forget(folder: Path) -> int:
-    """Take the files out of the page cache; their size in bytes."""
+    """Take the files out of the page cache. Returns their size in bytes."""
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def child(folder: str, bound: int | None) -> None:
-    """The end of a process waits for the others; where one of them has failed, the parent ends all."""
+    """A process waits at its end for the others. Where one of them has failed, the parent ends all."""
     print(json.dumps({k: round(v, 1) for k, v in measure(Path(folder), bound).items()}), file=sys.stderr, flush=True)
 
 

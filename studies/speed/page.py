@@ -16,7 +16,7 @@ BAR = 0.15  # largest relative deviation from the line that counts as linear
 
 
 def positions(sizes: dict) -> int:
-    """Token positions that the model computes: in sampling, and as many in each phase of the update."""
+    """Token positions that the model computes in sampling. Each phase of the update computes as many."""
     question = 1
     return sizes["prompts"] * (sizes["plen"] + sizes["group"] * (1 + sizes["new"] + question))
 
@@ -30,7 +30,7 @@ def sweep(data: dict, name: str) -> list[dict]:
 def fit(x, y) -> tuple[float, float, float | None]:
     """Intercept and slope of the line that is closest to y in relative terms, and its largest relative deviation.
 
-    Two points lie on any line, so the deviation is None for fewer than three.
+    The deviation is None for fewer than three points, as a line goes through any two.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     intercept, slope = np.linalg.lstsq(np.stack([1 / y, x / y], 1), np.ones(len(y)))[0]
@@ -44,7 +44,7 @@ def fit_of(data: dict, name: str, work: str):
 
 
 def draw(data: dict, path: Path) -> None:
-    """Works by sweeps, a panel for each."""
+    """A panel for each work and sweep."""
     figure = Figure(figsize=(max(4.2 * len(data["sweeps"]), 6.3), 9), layout="constrained")
     title = (
         f"Seconds by positions computed\n{data['shape']}, {data['dtype']}; {device(data)}; jax {data['machine']['jax']}"
@@ -59,7 +59,7 @@ def draw(data: dict, path: Path) -> None:
 
 
 def draw_panel(axes, data: dict, name: str, work: str) -> None:
-    """Medians by positions, each with its swept value and the range of its repeats, and the fitted line."""
+    """Medians by positions, with swept values and the ranges of the repeats, and the fitted line."""
     rows = sweep(data, name)
     x = np.array([positions(row["sizes"]) for row in rows])
     seconds = np.array([row["seconds"][work] for row in rows])
@@ -86,7 +86,7 @@ def percent(share: float) -> str:
 
 
 def digits(x: float) -> str:
-    """Three significant digits, none of them in an exponent."""
+    """Three significant digits, without an exponent."""
     return f"{x:,.{max(2 - math.floor(math.log10(abs(x) or 1)), 0)}f}"
 
 

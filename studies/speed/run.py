@@ -1,8 +1,8 @@
-"""Times sampling, updates and whole steps of a random model on this machine; a table and a picture go to docs/.
+"""The times of sampling, updates and whole steps of a random model on this machine. A page and a picture go to docs/.
 
-Each measurement is one training step as the loop runs it: sample a group of thoughts for every response, then
-update with DWRL's two phases. Sizes are numbers of tokens, `prompts` counts responses (two per pair), `group` the
-thoughts per response. Within a sweep, time should be a straight line over the positions that are computed.
+Each measurement is a training step as the loop runs it: sample a group of thoughts for every response, then update
+with DWRL's two phases. Sizes are numbers of tokens; `prompts` counts responses (two per pair) and `group` the thoughts
+per response. Within a sweep, time should be a straight line over the computed positions.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def make_inputs(judge: Judge, sizes: dict, seed: int):
 
 
 def compile_programs(judge: Judge, optimizer, state: TrainState, sizes: dict):
-    """Sampler and update of these sizes, and the seconds that both took to trace and compile."""
+    """Sampler and update of these sizes, and the seconds for tracing and compiling both."""
     batch, key = make_inputs(judge, sizes, 0)
     options = SamplerOptions(group_size=sizes["group"], max_thought=sizes["new"])
     start = time.perf_counter()
@@ -90,7 +90,7 @@ def compile_programs(judge: Judge, optimizer, state: TrainState, sizes: dict):
 
 
 def timed_step(programs, state: TrainState, batch: PreferenceBatch, key):
-    """The next state and the seconds of every work; a step waits for its thoughts, as the training loop does."""
+    """The next state and the seconds of every work. A step waits for its thoughts, as the training loop does."""
     sampler, update = programs
     jax.block_until_ready((state, batch))
     start = time.perf_counter()
@@ -102,7 +102,7 @@ def timed_step(programs, state: TrainState, batch: PreferenceBatch, key):
 
 
 def measure(judge: Judge, all_sizes: list[dict], repeats: int) -> list[dict]:
-    """A row per sizes. Rounds go over all of them, so that a slow minute of the machine does not fall on one."""
+    """A row per sizes. Each round goes over all of them, so that a slow minute of the machine spreads over all."""
     optimizer = make_optimizer(OptimSettings(warmup=0, schedule="constant"), phases=2)
     params = hf.random_params(judge.model.config, 0)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
@@ -126,7 +126,7 @@ def measure(judge: Judge, all_sizes: list[dict], repeats: int) -> list[dict]:
 
 
 def machine() -> dict:
-    """What the figures hold for: the device, the host, the versions."""
+    """The device, the host and the versions behind the figures."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

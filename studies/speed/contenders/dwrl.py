@@ -1,4 +1,4 @@
-"""What the contenders of this project share: a checkpoint as a judge, the common tokens as batches, one update."""
+"""Parts that the contenders of this project share: a checkpoint as a judge, the common tokens as batches, an update."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
 class FullJudge(Judge):
-    """A judge whose thoughts are all full, as in this work nobody stops early: no model can draw its end token."""
+    """A judge whose thoughts all have full length, as this work needs: no model can draw its end token."""
 
     @property
     def end(self) -> int:
