@@ -8,10 +8,11 @@
 # ntasks-per-node must equal gpus-per-node, and no GPU may be bound to one task (no --gpus-per-task): JAX reads Slurm's
 # variables, finds the coordinator and gives the processes of a node one of its visible GPUs each.
 #
-# Two minutes (up to three, says Slurm) before the time limit, SIGTERM goes to the python processes, not to this script:
-# they save and end with 143, and the job is queued again under its number. So is a job that was preempted or lost a node,
-# by Slurm itself. Each time the same command goes on where the run was, and the log is continued. Bad input (exit code 2),
-# any other failure and `scancel` end the job. If saving takes longer than two minutes, write a larger --signal=TERM@SECONDS.
+# Two minutes (up to three, says Slurm) before the time limit, SIGTERM goes to the python processes, not to this script.
+# They save and end with 143, and this script queues the job again under its number. Slurm itself does so with a job that
+# was preempted or lost a node. Each time the same command goes on where the run was, and the log is continued. Bad input
+# (exit code 2), any other failure and `scancel` end the job. If saving takes longer than two minutes, write a larger
+# --signal=TERM@SECONDS.
 #SBATCH --job-name=dwrl_jax
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
