@@ -55,7 +55,7 @@ def read_metrics(workdir: Path) -> Iterator[dict]:
 
 
 def read_series(workdir: Path) -> Series:
-    """Each metric with its steps in order. Of two lines with one step the later counts. Empty without a file."""
+    """Each metric with its steps in order; the last line of a step counts. Empty without a file."""
     values: dict[str, dict[int, float]] = {}
     for row in read_metrics(workdir) if (workdir / METRICS).exists() else ():
         for name, value in row.items():
