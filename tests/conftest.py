@@ -12,6 +12,10 @@ from tests.launching import StandIns
 from tests.runs import base_model, fit
 from tests.small import VOCAB, lively
 
+# most of the tests' time is compiling, and much of that is LLVM's work on programs that run once
+FAST_COMPILING = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILING}".strip()
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):

@@ -32,7 +32,7 @@ class LoadedJudge:
     card: JudgeCard
     dialogue: Dialogue
     mesh: jax.sharding.Mesh
-    name: str
+    name: str  # where the weights come from
 
 
 def load(
@@ -64,9 +64,10 @@ def load(
     shape = model_config(hf_config, dtype=card.dtype)
     places = _make_mesh(mesh, shape)
     dialogue = make_dialogue(load_tokenizer(folder), dataclasses.replace(card.texts, kind=question_kind(card.kind)))
+    name = str(folder)
     if trained:
-        like = abstract_params(shape, places)
-        params = orbax_files.load_params(orbax_files.choose(workdir / CHECKPOINTS, checkpoint, BEST), like)
+        step = orbax_files.choose(workdir / CHECKPOINTS, checkpoint, BEST)
+        name, params = str(step), orbax_files.load_params(step, abstract_params(shape, places))
     else:
         params = _from_folder(folder, shape, places)
     return LoadedJudge(
@@ -76,7 +77,7 @@ def load(
         card=card,
         dialogue=dialogue,
         mesh=places,
-        name=str(model),
+        name=name if start is None else f"{name}, thoughts of {start}",
     )
 
 

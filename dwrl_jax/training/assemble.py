@@ -14,11 +14,10 @@ from ml_collections import ConfigDict
 from dwrl_jax import dialogue, objectives
 from dwrl_jax.core import files, hosts, sharding
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.core.names import CARD
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.generation.sampler import SamplerOptions
-from dwrl_jax.judge.card import JudgeCard, as_json
+from dwrl_jax.judge.card import JudgeCard
 from dwrl_jax.judge.judge import Judge, question_kind
 from dwrl_jax.judge.thoughts import ThoughtPlan
 from dwrl_jax.models import hf
@@ -171,17 +170,15 @@ def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.s
 
 
 @hosts.by_first
-def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer, card: JudgeCard | None = None) -> None:
+def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer) -> None:
     """Write the small files of the model to train into the workdir, so that an export needs nothing else.
 
-    `hf_config` is its config.json and `card` its judge.json; the other files are the starting model's.
+    `hf_config` is its config.json; the other files are the starting model's.
     """
     partial = files.partial_of(kept)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     files.write_json(partial / "config.json", hf_config)
-    if card is not None:
-        files.write_json(partial / CARD, as_json(card))
     if (folder / "generation_config.json").exists():
         shutil.copy(folder / "generation_config.json", partial)
     tokenizer.save_pretrained(partial)

@@ -9,9 +9,11 @@ from ml_collections import ConfigDict
 
 from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.names import ARCHITECTURE, CARD
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.evaluation.summary import summarise
+from dwrl_jax.judge import card
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.reporting.page import write_report
@@ -51,9 +53,10 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
     begun = hosts.of_first(is_begun(config, workdir))
     start = kept_start(config, workdir) if begun else new_start(config, workdir)
     run, held, notes = build(config, workdir, start)
+    kept = workdir / ARCHITECTURE
     if not begun:
-        card = judge_card(config, start.tokenizer)
-        keep_architecture(workdir / export.ARCHITECTURE, start.hf_config, start.folder(), start.tokenizer, card)
+        keep_architecture(kept, start.hf_config, start.folder(), start.tokenizer)
+    records.write_json(kept / CARD, card.as_json(judge_card(config, start.tokenizer)))
     records.write_json(workdir / "config.json", as_json(config))
     if run.thoughts.source == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
         print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
@@ -94,7 +97,7 @@ def new_start(config: ConfigDict, workdir: Path) -> Start:
 
 def kept_start(config: ConfigDict, workdir: Path) -> Start:
     """The starting model of a run that goes on: the workdir has all that it needs, apart from the parameters."""
-    kept = workdir / export.ARCHITECTURE
+    kept = workdir / ARCHITECTURE
     return Start(read_config(kept), tokenizers.load_tokenizer(kept), lambda: starting_folder(config, workdir))
 
 

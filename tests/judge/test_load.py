@@ -91,6 +91,7 @@ def test_smoke_three_kinds_of_folder_score_alike_without_a_trainer(workdir, tmp_
 def test_parity_parameters_are_those_that_orbax_reads(workdir):
     for which, step in (("last", 3), ("best", 2), ("2", 2)):
         loaded = load(workdir, checkpoint=which)
+        assert loaded.name.endswith(f"checkpoints/{step}")
         shape = loaded.judge.model.config
         expected = talkative(shape)["params"]
         scale = expected["norm"]["scale"] * step

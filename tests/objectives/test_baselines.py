@@ -275,7 +275,16 @@ POINTWISE = {name for name in objectives.names() if objectives.load(name).judges
 TRACED = {"bvpo", "oprm", "preference_embedding"}  # their programs are traced from the config, in tests of their own
 
 
-@pytest.mark.parametrize("name", sorted(POINTWISE - {"dwrl", "sft", *TRACED}))
+QUICK = {"bt", "bt_prefilled", "grpo_point"}  # one of each way in which thoughts come and scores are read
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in sorted(POINTWISE - {"dwrl", "sft", *TRACED})
+    ],
+)
 def test_every_baseline_has_a_smoke_run(base, name, tmp_path):
     results = fit(tmp_path, f"--config.model.path={base}", variant=f"{name},smoke")
     assert results["steps"] == 4 and results["config"]["objective"]["name"] == name

@@ -250,7 +250,13 @@ def test_exports_load_in_transformers(four_steps, tmp_path, capsys):
     assert run_command("export", *wrong) == 2 and "77" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["qwen3b", "qwen7b", "llama3b", "llama8b", "stories_hh"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen7b",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3b", "llama3b", "llama8b", "stories_hh")),
+    ],
+)
 def test_every_config_has_a_smoke_run(name, tmp_path):
     assert run_command("train", f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}") == 0
     assert json.loads((tmp_path / "results.json").read_text())["trained"]["k2"]["pairs"] == 16
