@@ -102,7 +102,7 @@ def dumps(path: Path, content: Any, **style) -> str:
         key, value = next(_not_finite(content), ("", None))
         if value is None:
             raise
-        raise UserError(f"{path}: {key} would be {value}, which is no JSON; only finite numbers are written") from None
+        raise UserError(f"{path}: {key} would be {value}, which is not JSON; only finite numbers are written") from None
 
 
 def _lines(path: Path, needs: str | None) -> Iterator[tuple[str, dict]]:

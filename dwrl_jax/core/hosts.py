@@ -39,7 +39,7 @@ def start() -> None:
             raise UserError(f"{given[0]} is set, {missing[0]} is not: a process needs all three to find the others")
         address, count, number = (os.environ[name] for name in (COORDINATOR, COUNT, NUMBER))
         if not count.isdigit() or not number.isdigit() or not int(number) < int(count):
-            raise UserError(f"{NUMBER}={number}, {COUNT}={count}: give a number below the count of processes")
+            raise UserError(f"{NUMBER}={number}, {COUNT}={count}: the number must be below the number of processes")
         jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate", **PATIENCE)
     elif _in_a_cluster():
         jax.distributed.initialize(**PATIENCE)
@@ -129,7 +129,7 @@ def attempt(write, *args, **kwargs) -> None:
     if failure is not None:
         raise failure
     if not succeeded:
-        raise UserError("the first process could not write, and says why; this one stops with it")
+        raise UserError("the first process could not write and reports the reason; this process stops too")
 
 
 def share(work, items: list) -> list:

@@ -96,8 +96,8 @@ def _inside(described: Setting, value) -> bool:
 class MeshSettings:
     """Number of devices along each axis. The product of the sizes is the number of all devices."""
 
-    data: int = setting(1, "copies of the model; -1 for the rest of the devices", resumable=True)
+    data: int = setting(1, "number of copies of the model; -1 for all remaining devices", resumable=True)
     fsdp: int = setting(
-        -1, "parts of weights and optimizer, each gathered where it is used; -1 likewise", resumable=True
+        -1, "number of parts of weights and optimizer; weights are gathered for use; -1 as above", resumable=True
     )
-    tensor: int = setting(1, "parts of heads, feed-forward and vocabulary; -1 likewise", resumable=True)
+    tensor: int = setting(1, "number of parts of heads, feed-forward and vocabulary; -1 as above", resumable=True)

@@ -39,7 +39,7 @@ class ThoughtBatch:
     """A group of G thoughts about every response."""
 
     thought: Int[Array, "B S G T"]
-    thought_len: Int[Array, "B S G"]  # counts the end token where there is one
+    thought_len: Int[Array, "B S G"]  # number of tokens, including the end token if there is one
     old_logp: Float[Array, "B S G T"]  # nats, under the policy that sampled; zero past thought_len
     ref_logp: Float[Array, "B S G T"] | None = None  # nats, under the starting model; only with a KL term
     verdict: Verdicts | None = None  # only where verdicts are drawn

@@ -76,7 +76,7 @@ def tokenise(pairs, dialogue, max_length, *, strict=False, together=False) -> tu
     drops = [count for _, chunk, _ in encoded for count in chunk]
     skipped = Skipped([row for _, _, chunk in encoded for row in chunk.rows])
     if not rows:
-        raise UserError(f"no pair is left, {skipped.summary()}: raise data.buckets ({max_length} tokens)?")
+        raise UserError(f"no pair is left, {skipped.summary()}; perhaps raise data.buckets ({max_length} tokens)")
     return Examples(rows), FitReport(len(rows), sum(d > 0 for d in drops), sum(drops), skipped)
 
 

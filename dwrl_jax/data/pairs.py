@@ -79,5 +79,5 @@ def drawn(total: int, count: int, seed: int) -> list[int]:
 
 def skip(skipped, where, reason, strict) -> None:
     if strict:
-        raise UserError(f"{where}: {reason}; mend the row, or leave it out by turning strict off")
+        raise UserError(f"{where}: {reason}; correct the row, or set strict to false to leave it out")
     skipped.rows.append((where, reason))

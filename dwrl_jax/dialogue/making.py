@@ -50,16 +50,16 @@ def make_dialogue(tokenizer, texts: Texts) -> Dialogue:
     asked = dataclasses.replace(dialogue, texts=_asked(texts))
     resolved, again = (_resolve(asked, *probe) for probe in _PROBES)
     if resolved != again:
-        raise unusable("what follows a thought depends on what came before it")
+        raise unusable("the text after a thought depends on the text before it")
     control = control_pattern(tokenizer, resolved["question_ids"])
     dialogue = dataclasses.replace(dialogue, **resolved, control=control, words=whole_words(tokenizer))
     if len(set(dialogue.answer_ids)) < len(texts.answers):
         key = key_of(texts, "answers")
-        raise UserError(f"{key}: {texts.answers} are the same token; choose some that differ")
+        raise UserError(f"{key}: {texts.answers} are the same token; choose answers that differ")
     words = written(texts)
     for name, text in words.items():
         if has_control_token(dialogue, text):
-            raise UserError(f"{key_of(texts, name)} contains a control token of the tokenizer: take it out")
+            raise UserError(f"{key_of(texts, name)} contains a control token of the tokenizer: remove it")
     for name, text in (words | {"answers": " ".join(texts.answers)}).items():
         word = unknown_word(dialogue, text)
         if word is not None:

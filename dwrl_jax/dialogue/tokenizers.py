@@ -109,7 +109,7 @@ def begin_ids(tokenizer, ids, end_id) -> tuple[int, ...]:
     # If a token is both begin and end token, only a begin token at the front differs from the ends of turns.
     printed = (ids[:2] if bos == end_id else ids).count(bos)
     if printed > 1 or (printed == 1 and ids[0] != bos):
-        raise unusable(f"begin token {tokenizer.bos_token!r} printed {printed} times; once, in front, is right")
+        raise unusable(f"begin token {tokenizer.bos_token!r} printed {printed} times; it must come once, at the front")
     added = tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
     return (bos,) if added and not printed else ()
 

@@ -67,7 +67,7 @@ class Sample(NamedTuple):
     """The drawn thoughts [P, G]. `logp` is in nats under the writer, and zero past `length`."""
 
     thought: Int[Array, "P G T"]
-    length: Int[Array, "P G"]  # counts the end token where there is one
+    length: Int[Array, "P G"]  # number of tokens, including the end token if there is one
     logp: Float[Array, "P G T"]
     ended: Bool[Array, "P G"]  # the thought has its end token
 

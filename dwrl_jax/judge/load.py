@@ -108,7 +108,7 @@ def _check(folder: Path, card: JudgeCard, outputs: int) -> None:
         has = f"a value head with {outputs} outputs" if outputs else "no value head"
         raise UserError(f"{folder}: a judge of kind {card.kind!r} cannot be made of a model with {has}")
     if card.kind == "reward" and outputs != 1:
-        raise UserError(f"{folder}: {outputs} outputs; a reward is one, and an embedding needs its {CARD}")
+        raise UserError(f"{folder}: {outputs} outputs; a reward has a single output, and an embedding needs its {CARD}")
     if card.kind == "embedding" and card.objective not in objectives.names():
         raise UserError(f"{folder}: {CARD} must name the objective that compares embeddings, not {card.objective!r}")
 

@@ -49,7 +49,7 @@ def read_row(row: dict | None, kind: str) -> Row:
     prompt = messages(row["prompt"], "user")
     given = [row["response"]] if single else row["responses"]
     if not isinstance(given, list) or not given:
-        raise Malformed("responses: not a list with something in it")
+        raise Malformed("responses: not a list, or an empty one")
     responses = tuple(_response(value) for value in given)
     check_roles([*prompt, {"role": "assistant", "content": responses[0]}])
     if kind in COMPARING and len(responses) < 2:

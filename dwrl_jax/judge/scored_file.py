@@ -75,7 +75,7 @@ def _begin(partial: Path, head: dict) -> int:
         if lines and lines[0] == json.loads(json.dumps(head)):
             files.write_lines(partial, lines)  # drops a half-written last line
             return len(lines) - 1
-        print(f"{partial} is of other rows, or of another judge: begun anew", flush=True)
+        print(f"{partial} has other rows or another judge's rows: starting anew", flush=True)
     files.write_lines(partial, [head])
     return 0
 

@@ -40,7 +40,7 @@ class Updates(Policy):
     """Hyper-parameters of the clipped surrogate, and of the way in which a step uses both equations."""
 
     updates: Literal["alternating", "joint"] = setting(
-        "alternating", 'Eq. 14 and Eq. 15 in two updates ("alternating", the paper\'s) or in one'
+        "alternating", 'Eq. 14 and Eq. 15 in two updates ("alternating", the paper\'s) or in a single one ("joint")'
     )
     baseline: Literal["none", "mean", "leave_one_out"] = setting("mean", BASELINE)
 

@@ -26,7 +26,7 @@ from dwrl_jax.objectives.parts.pairwise import pairwise_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Hyper(grpo_point.Hyper):
-    format_weight: float = setting(0.2, "reward of the format, where a right label earns 1", at_least=0)
+    format_weight: float = setting(0.2, "reward of the right format; a right label has the reward 1", at_least=0)
 
 
 def phases(hyper: Hyper):

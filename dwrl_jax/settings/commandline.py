@@ -128,7 +128,7 @@ def help_text(about: str, wanted: Mapping[str, Flag], keys: str = "") -> str:
 
 
 def _read(arguments, wanted: Mapping[str, Flag], text: Callable[[], str]) -> tuple[argparse.Namespace, list[str]]:
-    """The values of the flags, and the arguments that are none of them."""
+    """The values of the flags, and all other arguments."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(text())
@@ -175,7 +175,7 @@ def _load(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:
         overrides = [match[1] for text in rest if (match := OVERRIDE.match(text))]
         _refuse_keys(file, overrides)
         reason = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-        raise UserError(f"{reason[:300]} (--help says what each key may be)") from error
+        raise UserError(f"{reason[:300]} (--help lists the bounds of each key)") from error
 
 
 def _parse_absl(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:

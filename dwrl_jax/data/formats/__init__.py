@@ -45,7 +45,7 @@ def pairs_of(row: dict | None) -> list:
         raise Malformed("not json")
     owners = [name for name, kind in load().items() if kind.owns(row)]
     if len(owners) > 1:
-        raise UserError(f"a row with columns {', '.join(row)} is of two formats, {' and '.join(owners)}: mend `owns`")
+        raise UserError(f"a row with columns {', '.join(row)} is of two formats, {' and '.join(owners)}: change `owns`")
     if not owners:
         raise Malformed("unknown format")
     return list(load()[owners[0]].pairs(row))

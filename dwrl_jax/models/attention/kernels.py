@@ -30,7 +30,7 @@ class Tree(pallas.Mask):
     The order of the keys is: the `shared` keys of shared regions; then for each branch the `own` keys of the regions
     that the branch has for itself, and its `new` keys of new tokens. So after the shared keys each query sees a single
     run of keys, which ends with its own key. A query's id holds the number of the run's last key and, in the lower
-    `bits`, the length of the run less one. The kernel receives ids as data, so a run may be shorter than in this mask.
+    `bits`, the length of the run minus 1. The kernel receives ids as data, so a run may be shorter than in this mask.
     The mask alone decides which blocks are skipped.
 
     The kernel compares masks, reuses the results for an equal mask, and calls `mask_function` on blocks of ids.

@@ -44,9 +44,9 @@ def save_model(
     folder = Path(folder).resolve()
     numerics = {name: getattr(config, name) for name in NUMERICS}
     if model_config(hf_config, **numerics) != config:
-        raise UserError(f"{folder}: the config.json to write describes another model than the parameters")
+        raise UserError(f"{folder}: the new config.json does not describe the model of the parameters")
     if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype = {dtype!r} is not written, only float32 and bfloat16")
+        raise UserError(f"dtype = {dtype!r} is not supported; choose float32 or bfloat16")
     documents = _configs(config, hf_config, generation_config, dtype) | (documents or {})
     entries = list(hf_tensors(config, family_of(hf_config).tensor_name))
     shards, index = _plan_files(entries, np.dtype(dtype), max_shard_bytes)
