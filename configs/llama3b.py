@@ -2,12 +2,12 @@
 
 python -m dwrl_jax.train --config=configs/llama3b.py --workdir=runs/llama3b --config.model.path=FOLDER_OR_HUB_ID
 
-The paper's accuracy for DWRL here is 70.5 % (read off its chart); this config has not been run on the full
-model. `:smoke` runs the same architecture in small with random weights.
+The paper's accuracy of DWRL with this model is 70.5 %, read from its chart. This config has not been run on the full
+model. `:smoke` runs a small model of the same architecture with random weights.
 
 python -m dwrl_jax.plan --config=configs/llama3b.py --topology=v5e:4x4
-  16 x TPU v5e, fsdp 4 x tensor 4: 12.1 GiB per chip in sampling, of 32 pairs at a time, and 13.4 in an update, of 14.9;
-  a step needs at least 16 s. All 64 pairs sampled at once would not fit.
+  16 x TPU v5e with 14.9 GiB each, fsdp 4 x tensor 4: sampling takes 12.1 GiB per chip for 32 pairs at a time, and an
+  update 13.4 GiB. A step needs at least 16 s. Sampling all 64 pairs at once would not fit.
 """
 
 from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective

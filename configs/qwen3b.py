@@ -2,12 +2,13 @@
 
 python -m dwrl_jax.train --config=configs/qwen3b.py --workdir=runs/qwen3b --config.model.path=FOLDER_OR_HUB_ID
 
-The paper's accuracy for DWRL here is 68.5 % (read off its chart); this config has not been run on the full
-model. `:smoke` runs the same architecture in small with random weights.
+The paper's accuracy of DWRL with this model is 68.5 %, read from its chart. This config has not been run on the full
+model. `:smoke` runs a small model of the same architecture with random weights.
 
 python -m dwrl_jax.plan --config=configs/qwen3b.py --topology=v5e:4x4
-  16 x TPU v5e, fsdp 8 x tensor 2: 9.9 GiB per chip in sampling and 10.6 in an update, of 14.9; a step needs at least
-  14 s. Micro-batches of up to 20 pairs would fit (here they have 8), and batches of at least 128.
+  16 x TPU v5e with 14.9 GiB each, fsdp 8 x tensor 2: sampling takes 9.9 GiB per chip, and an update 10.6 GiB. A step
+  needs at least 14 s. Micro-batches of up to 20 pairs would fit (here they have 8 pairs), and so would batches of at
+  least 128 pairs.
 """
 
 from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective

@@ -2,14 +2,15 @@
 
 python -m dwrl_jax.train --config=configs/qwen7b.py --workdir=runs/qwen7b --config.model.path=FOLDER_OR_HUB_ID
 
-The paper's accuracy for DWRL here is 70.4 % (read off its chart); this config has not been run on the full
-model. `:smoke` runs the same architecture in small with random weights.
+The paper's accuracy of DWRL with this model is 70.4 %, read from its chart. This config has not been run on the full
+model. `:smoke` runs a small model of the same architecture with random weights.
 
 python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8
-  64 x TPU v5e, fsdp 16 x tensor 4: 8.6 GiB per chip in sampling and 7.4 in an update, of 14.9; a step needs at least
-  9 s. Micro-batches of up to 40 pairs would fit (here they have 8), and batches of at least 184.
-  With --topology=v5p:2x2x1 --config.optim.micro_batches=16: 4 x TPU v5p, tensor 4: 52.8 GiB per chip in sampling and
-  75.0 in an update, of 88.5.
+  64 x TPU v5e with 14.9 GiB each, fsdp 16 x tensor 4: sampling takes 8.6 GiB per chip, and an update 7.4 GiB. A step
+  needs at least 9 s. Micro-batches of up to 40 pairs would fit (here they have 8 pairs), and so would batches of at
+  least 184 pairs.
+  With --topology=v5p:2x2x1 --config.optim.micro_batches=16: 4 x TPU v5p with 88.5 GiB each, tensor 4: sampling takes
+  52.8 GiB per chip, and an update 75.0 GiB.
 """
 
 from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective

@@ -1,10 +1,10 @@
-"""stories260K, a pretrained Llama of 260,000 parameters, on real dialogues: minutes on two cores.
+"""stories260K, a pretrained Llama with 260,000 parameters, on real dialogues. It takes minutes on two cores.
 
 python -m dwrl_jax.train --config=configs/stories_hh.py --workdir=runs/stories --config.model.path=FOLDER \\
     --config.data.train=PAIRS.jsonl.gz --config.data.eval=HELD_OUT.jsonl.gz
 
-It knows only children's stories, so expect an accuracy near 50 %: this is the whole path of a real checkpoint and
-real pairs. Its 512 tokens have no "A" or "B" of one piece, hence the other answers.
+The model knows only children's stories, so expect an accuracy near 50 %. The config tests the whole path with a real
+checkpoint and real pairs. None of the model's 512 tokens is "A" or "B", so the answers are other letters.
 """
 
 from dwrl_jax.training.config import base_config, quick_trial, variants, with_objective

@@ -1,4 +1,4 @@
-"""The built-in world: everything is made from a seed, nothing is downloaded.
+"""The built-in world: everything is made from a seed, and nothing is downloaded.
 
 python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
 """
@@ -6,7 +6,7 @@ python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
 from dwrl_jax import objectives
 from dwrl_jax.training.config import base_config, variants, with_objective
 
-# the most accurate of 3e-5, 1e-4, 3e-4 and 1e-3 on a world of its own, where it is not 3e-4:
+# The most accurate learning rate of 3e-5, 1e-4, 3e-4 and 1e-3 on another world, for objectives where it is not 3e-4:
 # python -m dwrl_jax.reproduce --suite=tiny_rates --seeds=101 --workdir=runs/rates
 LEARNING_RATES = {
     "bt": 1e-4,
@@ -36,7 +36,7 @@ def get_config(objective="dwrl", smoke=False):
     config.eval.every = 50
     config.eval.curve_pairs = 200
     config.log.thoughts_every = 50
-    if objective == "irpm":  # a score that is never drawn earns nothing, and the base model answers in two words alone
+    if objective == "irpm":  # the base model answers only with its two words, and other scores would never be drawn
         config.dialogue.scores = config.dialogue.answers[::-1]
     if smoke:
         config.optim.steps = 4
@@ -49,7 +49,7 @@ def get_config(objective="dwrl", smoke=False):
 
 
 def base_model(pairwise):
-    """The model that a run starts from: written chains first, then thoughts of mixed quality."""
+    """Config of the model that a run starts from. It learns first clean chains, then thoughts of mixed quality."""
     config = with_objective(world_config(pairwise), "sft")
     config.world.pairwise_share = 0.5 if pairwise else 0.0
     config.model.preset = "llama3.2-3b"
@@ -72,10 +72,10 @@ def world_config(pairwise):
     config.dialogue.answers = ("yes", "no")
     config.dialogue.pair_question = "{conversation} A {first} B {second} judge"
     config.dialogue.turn = "{content}"
-    config.dialogue.label_question = config.dialogue.answer_question  # one judge for both kinds of dialogue
+    config.dialogue.label_question = config.dialogue.answer_question  # the same judge answers both kinds of dialogue
     config.dialogue.labels = config.dialogue.answers
     config.dialogue.score_question = config.dialogue.answer_question
-    config.dialogue.scores = ("off4", "off3", "off2", "off1", "off0")  # words that there are, the worst first
+    config.dialogue.scores = ("off4", "off3", "off2", "off1", "off0")  # known words, the worst first
     config.data.buckets = (20,)
     config.sampler.max_thought = 10 if pairwise else 8  # a comparison names both claims
     return config

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, types, the mesh, several processes."""
+"""The ground floor that every room stands on: errors, types, files, settings, the mesh, several processes."""

@@ -1,4 +1,4 @@
-"""The one error type that is meant for the person at the keyboard, and its way to the shell."""
+"""The error type that is meant for the person at the keyboard, and the exit codes of the commands."""
 
 import functools
 import sys
@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A run was asked to stop, by `signal`; its state is saved."""
+    """The signal `signal` asked a run to stop. The run's state is saved."""
 
     def __init__(self, message: str, signal: int):
         super().__init__(message)
@@ -17,7 +17,7 @@ class Stopped(Exception):
 
 
 def exit_cleanly(main):
-    """Let an entry point end a `UserError` as one line on stderr and exit code 2, `Stopped` as 128 + signal."""
+    """Make an entry point end with one line on stderr: exit code 2 for `UserError`, 128 + signal for `Stopped`."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):

@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all, and files with one JSON object on each line.
+"""Files that are either complete or absent, and files with one JSON object on each line.
 
-A number that is not finite is no JSON: writers refuse it, readers accept it from files that others wrote.
+A number that is not finite is not JSON. Writers refuse it; readers accept it from files that others wrote.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ from typing import IO, Any
 
 from dwrl_jax.core.errors import UserError
 
-ENCODING = {"encoding": "utf-8", "errors": "replace"}  # half of a surrogate pair must not cost the file
+ENCODING = {"encoding": "utf-8", "errors": "replace"}  # half of a surrogate pair must not make the write fail
 
 
 def partial_of(path: Path) -> Path:
-    """The name beside `path` under which this process writes what will take its place."""
+    """A hidden name beside `path`. This process writes the new file under it and renames it at the end."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 @contextlib.contextmanager
 def whole(path: Path, binary: bool = False) -> Iterator[IO]:
-    """A file to write text or bytes to; it takes the place of `path` at the end of the block, unless that fails."""
+    """Open a file for text or bytes. It replaces `path` at the end of the block, but not if the block raises."""
     partial = partial_of(path)
     try:
         with open(partial, "wb") if binary else open(partial, "w", **ENCODING) as file:
@@ -43,12 +43,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict, **style) -> None:
-    """Write a whole file of JSON; `style` are options of json.dumps, an indent of 2 without them."""
+    """Write a whole file of JSON. `style` is passed to json.dumps; the default is an indent of 2."""
     write_text(path, dumps(path, content, **style or {"indent": 2}) + "\n")
 
 
 def read_json(path: Path) -> dict:
-    """The object in a file of JSON; UserError where there is none."""
+    """The object in a JSON file. UserError if the file cannot be read or holds no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -67,9 +67,9 @@ def write_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 def append_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Add lines in one write, since another process may append to the same file.
+    """Append lines in a single write, because another process may append to the same file.
 
-    A half-written last line, of a process that was killed, is dropped first.
+    A killed process can leave a half-written last line; that line is dropped first.
     """
     text = "".join(dumps(path, row) + "\n" for row in rows)
     with open(path, "a+b") as file:
@@ -81,32 +81,32 @@ def append_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 def read_lines(path: Path, needs: str | None = None) -> Iterator[dict]:
-    """Yield the objects of a file with one on each line; a half-written last line is dropped.
+    """Yield the objects of a file that has one object on each line. A half-written last line is dropped.
 
-    UserError where the file is absent, or a line is not an object with the key `needs`: it names file and line.
+    UserError if the file is absent, or if a line is not an object with the key `needs`; the error names file and line.
     """
     yield from (row for _, row in _lines(path, needs))
 
 
 def keep_lines(path: Path, keep: Callable[[dict], bool], needs: str | None = None) -> None:
-    """Drop the lines whose object `keep` says no to; the others stay as they are, to the letter."""
+    """Drop the lines for whose object `keep` returns False. The other lines stay exactly as they are."""
     with whole(path) as file:
         file.writelines(text for text, row in _lines(path, needs) if keep(row))
 
 
 def dumps(path: Path, content: Any, **style) -> str:
-    """JSON text that `path` will hold; UserError that names the key of a number that is not finite."""
+    """The JSON text of `content`, to be written to `path`. UserError names the key of a number that is not finite."""
     try:
         return json.dumps(content, ensure_ascii=False, allow_nan=False, **style)
     except ValueError:
         key, value = next(_not_finite(content), ("", None))
         if value is None:
             raise
-        raise UserError(f"{path}: {key} would be {value}, which is no JSON; only finite numbers are written") from None
+        raise UserError(f"{path}: {key} would be {value}, which is not JSON; only finite numbers are written") from None
 
 
 def _lines(path: Path, needs: str | None) -> Iterator[tuple[str, dict]]:
-    """Lines as they stand, and what they say."""
+    """Pairs of a line's text and its object."""
     if not path.exists():
         raise UserError(f"{path} does not exist")
     with open(path, **ENCODING) as file:
@@ -127,7 +127,7 @@ def _lines(path: Path, needs: str | None) -> Iterator[tuple[str, dict]]:
 
 
 def _end_last_line(file: IO[bytes]) -> None:
-    """End a last line that has no end: with a newline where it is a whole object, else by dropping it."""
+    """Repair a last line without a newline: add the newline if the line is whole JSON, else drop the line."""
     file.seek(0)
     content = file.read()
     start = content.rfind(b"\n") + 1
@@ -139,7 +139,7 @@ def _end_last_line(file: IO[bytes]) -> None:
 
 
 def _not_finite(content: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Keys, joined by dots, and values of the numbers that are not finite."""
+    """The numbers that are not finite, each with its keys joined by dots."""
     if isinstance(content, float) and not math.isfinite(content):
         yield key, content
     elif isinstance(content, dict | list | tuple):

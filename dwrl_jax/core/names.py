@@ -1,6 +1,6 @@
-"""Names of files in a workdir that more than one room reads."""
+"""Names in a workdir that several rooms read."""
 
-ARCHITECTURE = "architecture"  # folder: config.json, tokenizer and judge.json of the model that is trained
-CARD = "judge.json"  # all that makes a judge of the weights; it travels with an export
-CHECKPOINTS = "checkpoints"  # folder: a folder for each step that was saved
-BEST = "accuracy"  # the metric of held-out pairs by which a checkpoint is the best
+ARCHITECTURE = "architecture"  # folder with the config.json, tokenizer and judge.json of the trained model
+CARD = "judge.json"  # describes how the weights are used as a judge; an export contains it too
+CHECKPOINTS = "checkpoints"  # folder with one folder for each saved step
+BEST = "accuracy"  # the metric of held-out pairs that decides which checkpoint is the best

@@ -2,7 +2,7 @@
 
     batch_size: int = setting(16, "pairs per step", at_least=1)
 
-Such a dataclass stands in the room that reads the section. A type `Literal["a", "b"]` gives the choices of a key.
+The dataclass is in the room that reads the section. A type `Literal["a", "b"]` lists the choices of a key.
 """
 
 import dataclasses
@@ -13,10 +13,11 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One key. The bounds of a tuple hold for each of its values; `count` and `fewest` bound how many it has.
+    """A key of a section. If the value is a tuple, the bounds hold for each of its items.
 
-    `rule(value)` says what is wrong beyond that, or None. `resumable`: the key may change in a run that goes on,
-    because it changes no result by more than rounding.
+    `count` is the exact number of items of a tuple, `fewest` the smallest allowed number. `rule(value)` returns a
+    message about any other fault, or None. `resumable` means that the key may change when a run goes on, because it
+    changes results by no more than rounding.
     """
 
     default: Any
@@ -38,18 +39,18 @@ def setting(default, meaning: str, **bounds) -> Any:
 
 
 def keys(section: type) -> dict[str, Setting]:
-    """{key: Setting} of a section, in its order. A plain field has no bound beyond its type."""
+    """{key: Setting} of a section, in the order of its fields. A plain field has no bound beyond its type."""
     types, described = typing.get_type_hints(section), {}
     for field in dataclasses.fields(section):
         kind = types[field.name]
         choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-        found = field.metadata.get("setting", Setting(field.default, ""))
-        described[field.name] = dataclasses.replace(found, default=field.default, choices=choices)
+        known = field.metadata.get("setting", Setting(field.default, ""))
+        described[field.name] = dataclasses.replace(known, default=field.default, choices=choices)
     return described
 
 
 def bound(described: Setting) -> str:
-    """The bound in words, "" where there is none."""
+    """The bound in words, or "" if there is none."""
     if described.choices:
         return "one of " + ", ".join(map(str, described.choices))
     low = [f"at least {described.at_least:g}"] if described.at_least is not None else []
@@ -68,13 +69,13 @@ def bound(described: Setting) -> str:
 
 
 def problem(described: Setting, value) -> str | None:
-    """What is wrong with a value, None where it can be meant."""
+    """A message that says why a value is not allowed, or None if it is allowed."""
     if described.choices:
         return None if value in described.choices else f"choose one of {', '.join(map(str, described.choices))}"
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if described.count not in (None, len(values)) or len(values) < (described.fewest or 0):
         return f"give {bound(described)}"
-    if not all(_inside(described, one) for one in values):
+    if not all(_inside(described, item) for item in values):
         words = bound(described)
         if described.at_least == 0 and words == "at least 0":
             return "must not be negative"
@@ -93,10 +94,10 @@ def _inside(described: Setting, value) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """Devices along each axis. The sizes together make up all devices."""
+    """Number of devices along each axis. The product of the sizes is the number of all devices."""
 
-    data: int = setting(1, "copies of the model; -1 for the rest of the devices", resumable=True)
+    data: int = setting(1, "number of copies of the model; -1 for all remaining devices", resumable=True)
     fsdp: int = setting(
-        -1, "parts of weights and optimizer, each gathered where it is used; -1 likewise", resumable=True
+        -1, "number of parts of weights and optimizer; weights are gathered for use; -1 as above", resumable=True
     )
-    tensor: int = setting(1, "parts of heads, feed-forward and vocabulary; -1 likewise", resumable=True)
+    tensor: int = setting(1, "number of parts of heads, feed-forward and vocabulary; -1 as above", resumable=True)

@@ -1,8 +1,8 @@
-"""Where every array lies on the machines: mesh axes, and what each logical axis of a parameter becomes on them.
+"""The place of every array on the machines: mesh axes, and the mesh axis of each logical axis of a parameter.
 
-Mesh axes: "data" copies the model, "fsdp" shares out its weights and optimizer (each is gathered where it is
-used), "tensor" splits heads, feed-forward and vocabulary. Rows of a batch are spread over data and fsdp.
-Training and decoding have a table each: decoding from fsdp-sharded weights would gather them at every token.
+The mesh axis "data" copies the model. "fsdp" splits the weights and the optimizer; a weight is gathered where it is
+used. "tensor" splits heads, feed-forward and vocabulary. Rows of a batch are split over data and fsdp. Training and
+decoding have different tables, because decoding with weights split over fsdp would gather them at every token.
 """
 
 import math
@@ -17,7 +17,7 @@ from dwrl_jax.core.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes of a batch's rows
 TENSOR = "tensor"
-BATCH_ROWS = "the axis of a batch's rows"  # in errors
+BATCH_ROWS = "the axis of a batch's rows"  # its name in errors
 
 _SPLIT = {"vocab": TENSOR, "heads": TENSOR, "kv_heads": TENSOR, "mlp": TENSOR}
 _SPLIT |= {"head_dim": None, "layers": None, "value": None}
@@ -26,7 +26,10 @@ DECODE = _SPLIT | {"embed": None}
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
-    """A mesh of all devices; one size may be -1, "the rest". UserError where the sizes do not make up the devices."""
+    """A mesh of all devices. One size may be -1: it takes the devices that are left.
+
+    UserError if the product of the sizes is not the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
     given = [sizes[axis] for axis in AXES]
     said = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, given))
@@ -41,9 +44,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh
 
 
 def shardings(mesh: Mesh, boxed, rules: Mapping[str, str | None] = TRAIN):
-    """NamedSharding of every leaf of a tree whose arrays or shapes carry logical axis names; others lie whole.
+    """NamedSharding of every leaf of `boxed`. A leaf without logical axis names is whole on every device.
 
-    UserError where a dimension does not divide, naming axis, size and divisor.
+    UserError if a dimension cannot be split evenly; it names axis, size and divisor.
     """
 
     def place(leaf):
@@ -58,33 +61,34 @@ def shardings(mesh: Mesh, boxed, rules: Mapping[str, str | None] = TRAIN):
 
 
 def like_parameters(mesh: Mesh, tree, boxed):
-    """NamedSharding of every leaf: that of the parameter whose path its own ends with, if they have one shape.
+    """NamedSharding of every leaf of `tree`, such as an optimizer's state.
 
-    So an optimizer's moments lie as their parameters do, and everything else whole.
+    A leaf belongs to a parameter if the leaf's path ends with the parameter's path and both have the same shape. It
+    is then split like the parameter. Every other leaf is whole on every device.
     """
     places = dict(jax.tree_util.tree_leaves_with_path(shardings(mesh, boxed)))
     shapes = {path: box.shape for path, box in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(boxed))}
 
     def place(path, leaf):
         ends = (path[start:] for start in range(len(path)))
-        found = next((end for end in ends if end in places), None)
-        return places[found] if found and shapes[found] == leaf.shape else whole(mesh)
+        parameter = next((end for end in ends if end in places), None)
+        return places[parameter] if parameter and shapes[parameter] == leaf.shape else whole(mesh)
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def lay_out(tree, boxed, rules: Mapping[str, str | None]):
-    """A tree of arrays laid out by `rules`, in a function that is being traced; `boxed` has their axis names."""
+    """Arrays of a tree, split over the mesh by `rules`, inside a traced function. `boxed` has their axis names."""
     return jax.tree.map(lambda box, x: constrain(x, *(rules[name] for name in box.names)), boxed, tree, is_leaf=_is_box)
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """The sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_divides(mesh: Mesh, axis: str | tuple[str, ...] | None, size: int, what: str) -> None:
-    """UserError where `size` cannot be split evenly over a mesh axis, or several."""
+    """UserError if `size` cannot be split evenly over the mesh axis or axes. `what` names the dimension."""
     axes = _as_tuple(axis)
     divisor = math.prod(mesh.shape[name] for name in axes)
     if size % divisor:
@@ -93,15 +97,15 @@ def check_divides(mesh: Mesh, axis: str | tuple[str, ...] | None, size: int, wha
 
 
 def axis_size(*axes: str) -> int:
-    """Devices along axes of the mesh that is set, in a function that is being traced; 1 without one."""
+    """Number of devices along axes of the current mesh, inside a traced function; 1 without a mesh."""
     shape = jax.sharding.get_abstract_mesh().shape
     return math.prod(shape.get(axis, 1) for axis in axes)
 
 
 def rows_parts(rows: int) -> int:
-    """Parts of `rows` rows that lie on different devices of the mesh that is set; 1 without one.
+    """Number of parts into which the current mesh splits `rows` rows; 1 without a mesh.
 
-    UserError where the rows cannot be shared out evenly.
+    UserError if the rows cannot be split evenly.
     """
     mesh = _set_mesh()
     if mesh is None:
@@ -111,9 +115,9 @@ def rows_parts(rows: int) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """`x` spread over mesh axes by dimension, None for whole; unchanged without a mesh.
+    """`x` with each dimension split over its mesh axis in `axes`; None keeps a dimension whole. Without a mesh, `x`.
 
-    UserError where an axis does not divide its dimension: a copy on every device would cost what the mesh is for.
+    UserError if an axis does not divide its dimension. A silent copy on every device would waste the mesh's memory.
     """
     mesh = _set_mesh()
     if mesh is None:
@@ -125,19 +129,19 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
 
 
 def by_rows(function, rows: Sequence[bool]):
-    """`function` of each device's own rows: of arguments where `rows` says so and of all results; else whole.
+    """`function`, run by each device on its own rows. Without a mesh, `function` itself.
 
-    What it computes is not spread over data and fsdp by the compiler; gradients of whole arguments are added up
-    once, behind it. "tensor" is left to the compiler. Unchanged without a mesh. UserError where the rows cannot be
-    shared out evenly.
+    An argument is split by rows where `rows` is True, and is whole otherwise. All results are split by rows. The
+    compiler does not split the function's work over data and fsdp, and gradients of whole arguments are summed over
+    devices once, after it. The compiler still splits over "tensor". UserError if the rows cannot be split evenly.
     """
     if _set_mesh() is None:
         return function
 
     def on_each(*arguments):
-        # marked as each device's own in front of all loops, or these would add up gradients at every turn
-        own = (x if mine else jax.lax.pcast(x, ROWS, to="varying") for x, mine in zip(arguments, rows))
-        return function(*own)
+        # marked as varying before all loops; otherwise every turn of a loop would sum gradients over devices
+        varying = (x if mine else jax.lax.pcast(x, ROWS, to="varying") for x, mine in zip(arguments, rows))
+        return function(*varying)
 
     specs = tuple(PartitionSpec(ROWS) if mine else PartitionSpec() for mine in rows)
     spread = jax.shard_map(on_each, in_specs=specs, out_specs=PartitionSpec(ROWS), axis_names={*ROWS})
@@ -152,7 +156,7 @@ def by_rows(function, rows: Sequence[bool]):
 
 
 def _set_mesh():
-    """The mesh that is set, None where there is none or only one device."""
+    """The current mesh, or None if there is none or it has a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 

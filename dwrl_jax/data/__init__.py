@@ -1,1 +1,1 @@
-"""Pairs out of files and out of the built-in world, their tokens, and the batches of a run."""
+"""Pairs from files and from the built-in world, their tokens, and the batches of a run."""

@@ -1,7 +1,7 @@
-"""Examples to batches, on the host.
+"""Make batches from examples, on the host.
 
-A batch is a pure function of (seed, step): nothing is remembered between calls, so a restart needs no data
-position, and every host can make any batch.
+A batch is a pure function of (seed, step). No state is kept between calls, so a restart needs no data position, and
+every host can make any batch.
 """
 
 import functools
@@ -19,19 +19,19 @@ from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
 
 @dataclass(frozen=True)
 class Batches:
-    """`batches(step)` is the batch of that step: a pure function of the source, the seed and the step."""
+    """`batches(step)` is the batch of a step: a pure function of the source, the seed and the step."""
 
     source: Any
     batch_size: int
     buckets: tuple[int, ...]
     max_thought: int | None
     pad_id: int
-    steps_per_epoch: int | None  # None where the source has no end
-    order: Callable[[int], np.ndarray] | None  # epoch -> Int[steps, B] indices, -1 where there is none
-    margins: bool = False  # batches have the margins of their pairs
+    steps_per_epoch: int | None  # None if the source has no end
+    order: Callable[[int], np.ndarray] | None  # epoch -> Int[steps, B] indices, -1 for an empty row
+    margins: bool = False  # whether batches have the margins of their pairs
 
     def __call__(self, step) -> tuple[PreferenceBatch, ThoughtBatch | None]:
-        """Numpy arrays; a ThoughtBatch where the examples have written thoughts."""
+        """The batch as NumPy arrays, and a ThoughtBatch if the examples have written thoughts."""
         size = self.batch_size
         if self.order is None:
             return assemble(self.source.examples(step * size, (step + 1) * size), self)
@@ -43,12 +43,12 @@ class Batches:
 def make_batches(
     source, *, batch_size, buckets, pad_id, seed=0, shuffle=True, window=16, max_thought=None, margins=False
 ) -> Batches:
-    """Batches of a source: Examples, or anything else with `examples(start, stop)`.
+    """Batches of a source. A source is Examples, or any other object with `examples(start, stop)`.
 
-    A finite source is permuted anew in every epoch. The pairs of `window` batches at a time are sorted by length and
-    cut into batches, and these are shuffled: this saves padding. Without `shuffle` all pairs are sorted by length, for
-    evaluation. A source without a length is read in its order. L is the smallest of `buckets` that holds the batch.
-    UserError when sizes do not fit, and with `margins` when a pair has none.
+    A source with a length is permuted anew in every epoch. To save padding, the pairs of `window` batches at a time are
+    sorted by length and cut into batches, and then these batches are shuffled. Without `shuffle`, as in an evaluation,
+    all pairs are sorted by length. A source without a length is read in its own order. L is the smallest of `buckets`,
+    in tokens, that holds the batch. UserError if sizes do not fit, or if `margins` is True and a pair has no margin.
     """
     buckets = tuple(buckets)
     if not buckets or buckets[0] < 1 or any(a >= b for a, b in zip(buckets, buckets[1:])):
@@ -67,7 +67,7 @@ def make_batches(
 
 
 def _epoch_order(lengths, batch_size, seed, window, epoch) -> np.ndarray:
-    """Int[steps, B]: every index once, -1 at the end of the last batch where it is not full."""
+    """Int[steps, B]: every index once, and -1 in the empty rows at the end of the last batch."""
     if window is None:
         perm = np.argsort(lengths, kind="stable")
     else:
@@ -105,7 +105,10 @@ def _check_examples(examples, buckets, max_thought, margins) -> None:
 
 
 def assemble(examples, layout) -> tuple[PreferenceBatch, ThoughtBatch | None]:
-    """Pad 1 to B examples to a batch of `layout`, a Batches; rows past them repeat the first, not `valid`."""
+    """Pad 1 to B examples to a batch with the sizes of `layout`, a Batches.
+
+    The rows after the examples repeat the first example, and their `valid` is False. UserError if sizes do not fit.
+    """
     _check_examples(examples, layout.buckets, layout.max_thought, layout.margins)
     rows = examples + examples[:1] * (layout.batch_size - len(examples))
     longest = max(len(ids) for row in rows for ids in row.prefix)
@@ -127,7 +130,7 @@ def assemble(examples, layout) -> tuple[PreferenceBatch, ThoughtBatch | None]:
 
 
 def _pad(rows, length, pad_id) -> tuple[np.ndarray, np.ndarray]:
-    """Int[B S length] and Int[B S] of B pairs of id lists."""
+    """B pairs of id lists as Int[B S length], padded at the right, and their lengths as Int[B S]."""
     padded = np.full((len(rows), 2, length), pad_id, np.int32)
     lengths = np.array([[len(ids) for ids in row] for row in rows], np.int32)
     for b, row in enumerate(rows):
@@ -137,14 +140,14 @@ def _pad(rows, length, pad_id) -> tuple[np.ndarray, np.ndarray]:
 
 
 def padding_share(batch) -> float:
-    """Share of the prefix positions of a PreferenceBatch that hold no token of a valid pair."""
+    """The share, from 0 to 1, of the prefix positions of a PreferenceBatch without a token of a valid pair."""
     return 1.0 - float(batch.prefix_len[batch.valid].sum()) / batch.prefix.size
 
 
 def prefetch(batches, start, stop, depth=2):
-    """Yield `batches(step)` for start <= step < stop, made up to `depth` (at least 1) ahead by one thread.
+    """Yield `batches(step)` for start <= step < stop. A thread makes up to `depth` (at least 1) batches ahead.
 
-    An exception in the thread is raised here; the thread ends when the generator is closed.
+    An exception in the thread is raised here. The thread ends when the generator is closed.
     """
     ready, closed = queue.Queue(maxsize=depth), threading.Event()
 

@@ -1,4 +1,4 @@
-"""The files and data sets that rows come from: JSON lines, Parquet, and everything that `datasets` can load."""
+"""Files and data sets that contain rows: JSON lines, Parquet, and everything that `datasets` can load."""
 
 import contextlib
 import gzip
@@ -13,21 +13,22 @@ from dwrl_jax.core.errors import UserError
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file or data set, to be counted and to be read. UserError when they cannot be read."""
+    """The rows of a file or data set: their number, and the rows themselves. UserError if they cannot be read."""
 
     name: str
     split: str
     count: Callable[[], int]
-    read: Callable[[Collection[int] | None], Iterator]  # indices -> (line number, row) of these rows, None for all
+    read: Callable[[Collection[int] | None], Iterator]  # indices (None: all) -> (line number, row) of each
 
     def __len__(self) -> int:
         with _readable(self.name, self.split):
             return self.count()
 
     def rows(self, indices: Collection[int] | None = None) -> Iterator[tuple[str, dict | None]]:
-        """("file:line", row) of every row or of those with these indices, in their order.
+        """("file:line", row) of all rows or of the rows with these indices, in the order of the file.
 
-        Lines are counted from 1, rows from 0 without blank lines. A line that is not a JSON object comes as None.
+        Lines are counted from 1. Indices count rows from 0 and skip blank lines. If a line is not a JSON object, its
+        row is None.
         """
         with _readable(self.name, self.split):
             for number, row in self.read(None if indices is None else frozenset(indices)):
@@ -46,7 +47,7 @@ def open_table(name: str, split: str) -> Table:
 
 
 def identity(name: str) -> list:
-    """Name, size and time of change of all files behind a name; a name that is no path stands for itself."""
+    """The name, and path, size and time of change of all its files. A name that is not a path has no files."""
     path = Path(name)
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
     return [name, *([str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files if file.is_file())]
@@ -56,7 +57,7 @@ def identity(name: str) -> list:
 def _readable(name, split) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # three libraries and the network: no common parent
+    except Exception as error:  # three libraries and the network have no common base class
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
             f"{name} (split {split!r}) cannot be read: give a .jsonl, .jsonl.gz or .parquet file, "
@@ -90,7 +91,7 @@ def _json_object(line) -> dict | None:
 
 
 def _open_parquet(name):
-    import pyarrow.parquet  # slow to import, as is `datasets`: paid for by those who read such files
+    import pyarrow.parquet  # slow to import, like `datasets`; only readers of such files need it
 
     return pyarrow.parquet.ParquetFile(name)
 

@@ -1,4 +1,4 @@
-"""Pairs to tokens, on the host: examples with both prefixes, the target answers and the written thoughts."""
+"""Tokenise pairs, on the host: an example has both prefixes, the target answers and the written thoughts."""
 
 from dataclasses import dataclass, replace
 
@@ -17,23 +17,23 @@ from dwrl_jax.dialogue import (
     unknown_word,
 )
 
-_CHUNK = 512  # pairs that are rendered and tokenised by one call
+_CHUNK = 512  # number of pairs that a single call renders and tokenises
 
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised pair; sides in the order (chosen, rejected); of kind "label" the one that is shown first."""
+    """A tokenised pair. Its sides are (chosen, rejected); for kind "label" this is the response that is shown first."""
 
     pair_id: int
     prefix: tuple[np.ndarray, np.ndarray]  # int32 ids up to the place where the thought begins
     answer: tuple[int, int]  # target tokens of the second turn
-    thoughts: tuple[list[int], list[int]] | None = None  # written thoughts, through the end token
+    thoughts: tuple[list[int], list[int]] | None = None  # written thoughts with their end token
     pair: Pair | None = None
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A finite source of examples. One without an end has the method `examples` and no length."""
+    """A finite source of examples. A source without an end has the same method `examples`, but no length."""
 
     rows: tuple[Example, ...]
 
@@ -46,12 +46,12 @@ class Examples:
 
 @dataclass(frozen=True)
 class FitReport:
-    """How many pairs tokenising kept, shortened and left out."""
+    """The number of pairs that tokenising kept, shortened and left out."""
 
     kept: int
-    shortened: int  # of those kept
-    turns_dropped: int  # from the shortened ones together
-    skipped: Skipped  # control tokens, and too long even in the shortest form
+    shortened: int  # number of kept pairs that lost turns
+    turns_dropped: int  # number of turns that these pairs lost together
+    skipped: Skipped  # pairs with control tokens, and pairs that are too long even in the shortest form
 
     def summary(self) -> str:
         lost = f"{self.shortened} of them without their oldest turns, {self.turns_dropped} in all"
@@ -59,12 +59,12 @@ class FitReport:
 
 
 def tokenise(pairs, dialogue, max_length, *, strict=False, together=False) -> tuple[Examples, FitReport]:
-    """Examples with prefixes of at most `max_length` tokens; `pair_id` is the index in `pairs`.
+    """Examples with prefixes of at most `max_length` tokens, and a report. `pair_id` is the index in `pairs`.
 
-    The target is the right answer of the dialogue's `sides`, or the pair's verdict where it has them. A pair that does
-    not fit is left out; with `strict` it is a UserError. No pair left, or a word that the tokenizer does not know, is
-    always a UserError. With `together` all processes call this with the same pairs, each tokenises its share, and all
-    get all.
+    The targets are the pair's verdicts, or else the right answers of the dialogue's `sides`. A pair that does not fit
+    is left out; with `strict` it is a UserError. It is always a UserError if no pair is left or if the tokenizer does
+    not know a word. With `together` all processes must call this with the same pairs. Each process then tokenises a
+    share, and all processes get all examples.
     """
     chunks = [range(start, min(start + _CHUNK, len(pairs))) for start in range(0, len(pairs), _CHUNK)]
 
@@ -76,12 +76,12 @@ def tokenise(pairs, dialogue, max_length, *, strict=False, together=False) -> tu
     drops = [count for _, chunk, _ in encoded for count in chunk]
     skipped = Skipped([row for _, _, chunk in encoded for row in chunk.rows])
     if not rows:
-        raise UserError(f"no pair is left, {skipped.summary()}: raise data.buckets ({max_length} tokens)?")
+        raise UserError(f"no pair is left, {skipped.summary()}; perhaps raise data.buckets ({max_length} tokens)")
     return Examples(rows), FitReport(len(rows), sum(d > 0 for d in drops), sum(drops), skipped)
 
 
 def _encode(pairs, ids, dialogue, max_length, strict) -> tuple[list[Example], list[int], Skipped]:
-    """Examples of the pairs with these ids, without their texts; the number of turns each lost; the rows left out."""
+    """The examples of the pairs with these ids, without texts; the number of turns that each lost; the skipped rows."""
     rows, drops, skipped, clean = [], [], Skipped(), []
     for pair_id in ids:
         if any(has_control_token(dialogue, text) for text in _contents(pairs[pair_id])):

@@ -1,4 +1,4 @@
-"""Preference pairs of a file or data set; a malformed row is left out, counted and listed."""
+"""Preference pairs of a file or data set. A malformed row is left out, counted and listed."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from dwrl_jax.data import containers, formats
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison: `chosen` and `rejected` are the assistant's answers to the conversation `prompt`."""
+    """A comparison: `chosen` and `rejected` are the assistant's answers to the conversation `prompt`."""
 
     prompt: tuple[dict[str, str], ...]  # {"role", "content"}: [system,] user, assistant, ..., user
     chosen: str
@@ -21,12 +21,12 @@ class Pair:
     source: str = ""
     where: str = ""  # "file:line", counted from 1
     thoughts: tuple[str, str] | None = None  # written thoughts about (chosen, rejected)
-    verdicts: tuple[int, int] | None = None  # right answers about (chosen, rejected): 0 good, 1 bad
+    verdicts: tuple[int, int] | None = None  # right answers about (chosen, rejected): 0 is good, 1 is bad
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Rows that were left out, as (where, reason), and how many were not drawn."""
+    """Rows that were left out, as (where, reason), and the number of rows that were not drawn."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     undrawn: int = 0
@@ -44,10 +44,10 @@ class Skipped:
 def read_pairs(name, *, split="train", strict=False, count=0, seed=0) -> tuple[list[Pair], Skipped]:
     """Pairs of a .jsonl, .jsonl.gz or .parquet file, or of a `datasets` name or folder (its `split`).
 
-    The files in `formats/` say which rows they read. With `count`, at most so many rows are drawn before any is read;
-    the draw follows from the seed and the number of rows, and a drawn row that is malformed is not replaced. A
-    malformed row is left out and listed; with `strict` it is a UserError. A file that cannot be read, and one without
-    a usable row, are always a UserError.
+    The files in `formats/` describe the possible rows. With `count`, at most `count` rows are drawn at random before
+    any row is read. The draw depends only on the seed and the number of rows, and a malformed row in it is not
+    replaced. A malformed row is left out and listed; with `strict` it is a UserError. It is always a UserError if the
+    file cannot be read or has no usable row.
     """
     table = containers.open_table(str(name), split)
     total = len(table) if count else 0
@@ -63,18 +63,21 @@ def read_pairs(name, *, split="train", strict=False, count=0, seed=0) -> tuple[l
             pairs += [replace(pair, where=where, source=pair.source or default) for pair in read]
     if not pairs:
         raise UserError(f"{name}: no usable row, {skipped.summary()}; give columns {formats.columns()}")
-    if count and len(pairs) > count:  # rows of several pairs
+    if count and len(pairs) > count:  # a row can have several pairs
         skipped = replace(skipped, undrawn=skipped.undrawn + len(pairs) - count)
         pairs = [pairs[index] for index in drawn(len(pairs), count, seed)]
     return pairs, skipped
 
 
 def drawn(total: int, count: int, seed: int) -> list[int]:
-    """At most `count` of `total` indices, in their order: files are often sorted, so the first ones would not do."""
+    """At most `count` random indices below `total`, in ascending order.
+
+    They are random because files are often sorted, so their first rows are not a fair sample.
+    """
     return sorted(np.random.default_rng(seed).permutation(total)[:count].tolist())
 
 
 def skip(skipped, where, reason, strict) -> None:
     if strict:
-        raise UserError(f"{where}: {reason}; mend the row, or leave it out by turning strict off")
+        raise UserError(f"{where}: {reason}; correct the row, or set strict to false to leave it out")
     skipped.rows.append((where, reason))

@@ -16,25 +16,25 @@ class DataSettings:
     train_split: str = setting("train", "split of data.train, if that is a `datasets` name")
     eval_split: str = setting("test", "split of data.eval, if that is a `datasets` name")
     pairs: int = setting(
-        0, "training pairs drawn from a file or data set, always the same for a seed; 0 for all", at_least=0
+        0, "training pairs drawn from a file or data set, the same for the same seed; 0 for all", at_least=0
     )
-    strict: bool = setting(False, "a malformed row is an error; else it is left out and counted", resumable=True)
+    strict: bool = setting(False, "a malformed row is an error; if false, it is left out and counted", resumable=True)
     buckets: tuple = setting(
         (256, 512, 1024),
-        "lengths in tokens to which prefixes are padded, a program each; the last is the limit",
+        "lengths in tokens to which prefixes are padded, each with its own program; the last is the limit",
         fewest=1,
         at_least=1,
         rule=_ascending,
     )
     batch_size: int = setting(16, "pairs per step", at_least=1)
-    window: int = setting(16, "batches among which pairs are grouped by length; 1 for no grouping", at_least=1)
+    window: int = setting(16, "number of batches whose pairs are grouped by length; 1 for no grouping", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldSettings:
     """The built-in world, where data.train or data.eval is "world"."""
 
-    seed: int = setting(0, "the world is made from it")
+    seed: int = setting(0, "seed from which the world is made")
     clean_share: float = setting(
         0.67,
         "share of the demonstrations with clean chains, which come first; the others have thoughts of mixed quality",

@@ -1,4 +1,4 @@
-"""Examples in a file, so that a run that goes on neither reads its pairs again nor renders them."""
+"""Examples in a file. A run that goes on then neither reads nor renders its pairs again."""
 
 import dataclasses
 import hashlib
@@ -13,11 +13,11 @@ from dwrl_jax.core import files
 from dwrl_jax.data.examples import Example, Examples
 from dwrl_jax.data.pairs import Pair
 
-FORM = 1  # to be raised when the same pairs and texts give other tokens, or this file another layout
+FORM = 1  # raise it when the same pairs and texts give other tokens, or when the layout of the file changes
 
 
 def key_of(*parts: Any) -> str:
-    """A hash of all that the tokens follow from."""
+    """A hash of everything that determines the tokens."""
     return hashlib.sha256(json.dumps([FORM, *parts]).encode()).hexdigest()
 
 
@@ -37,14 +37,14 @@ def write(path: Path, key: str, examples: Examples, note: str) -> None:
             answer=np.array([row.answer for row in rows], np.int32),
             prefix=prefix,
             prefix_len=prefix_len,
-            thought=thought,  # a written thought has its end token, so length 0 is none
+            thought=thought,  # length 0 means no thought, because a written thought has an end token
             thought_len=thought_len,
             pairs=np.frombuffer("\n".join(map(json.dumps, pairs)).encode(), np.uint8),
         )
 
 
 def read(path: Path, key: str | None = None) -> tuple[Examples, str] | None:
-    """Examples and note as `write` left them; None where there are none, or those of another key."""
+    """The examples and the note that `write` wrote. None if the file cannot be read or has another key."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             if key is not None and str(kept["key"]) != key:
@@ -63,7 +63,7 @@ def read(path: Path, key: str | None = None) -> tuple[Examples, str] | None:
 
 
 def _flat(rows) -> tuple[np.ndarray, np.ndarray]:
-    """All ids of N pairs of id lists in a row, and their lengths [N 2]."""
+    """All ids of N pairs of id lists, one after another, and the lengths of the lists [N 2]."""
     lengths = np.array([[len(ids) for ids in row] for row in rows], np.int32)
     return np.concatenate([np.asarray(ids, np.int32) for row in rows for ids in row]), lengths
 

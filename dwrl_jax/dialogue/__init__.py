@@ -1,4 +1,4 @@
-"""What is asked of the judge: questions, answer tokens, text to ids. No other room knows a chat format."""
+"""Everything that the judge reads: questions, answer tokens, texts as ids. No other room knows a chat format."""
 
 from dwrl_jax.dialogue.dialogue import (
     Dialogue,

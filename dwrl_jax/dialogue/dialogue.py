@@ -1,9 +1,9 @@
-"""A dialogue in tokens: prefixes, thoughts and whole conversations, every id from the tokenizer's own chat template.
+"""A dialogue in tokens: prefixes, thoughts and whole conversations, all from the tokenizer's own chat template.
 
-A text comes from `apply_chat_template(tokenize=False)`, its ids from `tokenizer(text, add_special_tokens=False)`. A
-conversation is cut into a prefix (up to the place where the thought begins), the thought (through its end token) and
-`question_ids` (from that same end token through the prompt for the answer). Put together they are, token for token,
-the template's rendering of the whole.
+`apply_chat_template(tokenize=False)` makes a text, and `tokenizer(text, add_special_tokens=False)` makes its ids. A
+conversation is cut into three parts: a prefix, up to the place where the thought begins; the thought, with its end
+token; and `question_ids`, from the same end token to the place where the answer begins. Joined with that end token
+only once, the parts equal the template's rendering of the whole conversation, token for token.
 """
 
 import dataclasses
@@ -20,22 +20,22 @@ from dwrl_jax.dialogue.tokenizers import one_line
 
 @dataclass(frozen=True)
 class Dialogue:
-    """The two questions and their tokens; made by `making.make_dialogue`.
+    """The two questions and their tokens. `making.make_dialogue` makes a dialogue.
 
-    `answer_ids` has the token of each of `texts.answers` in its place. `question_ids[0]` is `end_id`, the token that
-    closes a thought: append `question_ids[1:]` after a thought that has its end.
+    `answer_ids` has the token of each of `texts.answers`, in the same order. `question_ids[0]` is `end_id`, the token
+    that closes a thought. So after a thought with its end token append `question_ids[1:]`.
     """
 
     tokenizer: Any
     texts: Texts
     template: str
-    begin_ids: tuple[int, ...] = ()  # a begin token that the tokenizer adds but the template does not print
+    begin_ids: tuple[int, ...] = ()  # the begin token, if the tokenizer adds it and the template does not
     question_ids: tuple[int, ...] = ()
     end_id: int = -1
     answer_ids: tuple[int, ...] = (-1, -1)
     pad_id: int = -1
     control: re.Pattern = re.compile("(?!)")
-    words: frozenset[str] | None = None  # all words of a tokenizer that reads any other word as "unknown"
+    words: frozenset[str] | None = None  # all words that a tokenizer of whole words knows
 
     @property
     def kind(self) -> str:
@@ -43,12 +43,12 @@ class Dialogue:
 
 
 def prefix_ids(dialogue, messages, response) -> list[int]:
-    """Ids of the conversation up to the place where the thought begins; of kind "bare" through the response."""
+    """Ids of the conversation up to the place where the thought begins. For kind "bare" they end with the response."""
     return prefix_ids_batch(dialogue, [(messages, response)])[0]
 
 
 def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
-    """`prefix_ids` of many (messages, response), by one call of the tokenizer. UserError for an unknown word."""
+    """`prefix_ids` of many (messages, response), in a single call of the tokenizer. UserError for an unknown word."""
     if not rows:
         return []
     for messages, response in rows:
@@ -60,21 +60,21 @@ def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
 
 
 def render(dialogue, messages, response, thought, answer) -> list[int]:
-    """Ids of the whole conversation, answer turn included, by the template in one go."""
+    """Ids of the whole conversation including the answer, from a single rendering by the template."""
     asked = before_thought(dialogue.texts, messages, response) + after_prefix(dialogue.texts, thought)
     return encode(dialogue, as_text(dialogue, [asked + [message("assistant", answer)]], prompt=False))[0]
 
 
 def encode_thought(dialogue, text) -> list[int]:
-    """Ids of a written thought as they stand in a conversation, through the end token."""
+    """Ids of a written thought in a conversation, including its end token."""
     return encode_thoughts(dialogue, [text])[0]
 
 
 def encode_thoughts(dialogue, texts) -> list[list[int]]:
-    """`encode_thought` of many, by one call of the tokenizer.
+    """`encode_thought` of many texts, in a single call of the tokenizer.
 
-    UserError when a thought has a control token or an unknown word, or begins with blanks that melt into the prompt
-    before it.
+    UserError if a thought has a control token or an unknown word, or if the tokenizer merges its leading blanks with
+    the prompt before it.
     """
     if not texts:
         return []
@@ -91,7 +91,7 @@ def encode_thoughts(dialogue, texts) -> list[list[int]]:
 
 
 def fingerprint(dialogue) -> str:
-    """A hash of the texts, the template and the tokenizer: all that the ids of a conversation follow from."""
+    """A hash of the texts, the template and the tokenizer, which together determine the ids of a conversation."""
     backend = getattr(dialogue.tokenizer, "backend_tokenizer", None)
     tokenizer = dialogue.tokenizer.get_vocab() if backend is None else backend.to_str()
     parts = [dataclasses.asdict(dialogue.texts), dialogue.template, dialogue.begin_ids, tokenizer]
@@ -99,12 +99,12 @@ def fingerprint(dialogue) -> str:
 
 
 def has_control_token(dialogue, text) -> bool:
-    """Whether `text` would become one of the tokens that give a conversation its structure."""
+    """Whether `text` contains a control token, that is, a token that marks the structure of a conversation."""
     return dialogue.control.search(text) is not None
 
 
 def unknown_word(dialogue, text) -> str | None:
-    """The first word of `text` that a tokenizer of whole words does not have."""
+    """The first word of `text` that a tokenizer of whole words does not know; None if there is none."""
     if dialogue.words is None:
         return None
     return next((word for word in text.split() if word not in dialogue.words), None)
@@ -118,10 +118,10 @@ def no_such_word(where, word) -> UserError:
 
 
 def fit_prefixes(dialogue, messages, responses, max_length) -> tuple[list[int], list[int], int] | None:
-    """Prefix ids of (chosen, rejected) in at most `max_length` tokens, and the number of turns dropped for it.
+    """Prefix ids of (chosen, rejected) with at most `max_length` tokens, and the number of dropped turns.
 
-    Too long a conversation loses its oldest exchanges (a user and an assistant turn), the same for both
-    sides; a system message, the last user turn and the response stay. None when even that is too long.
+    A conversation that is too long loses its oldest exchanges, each a user turn and an assistant turn. Both sides lose
+    the same exchanges. A system message, the last user turn and the response stay. None if that is still too long.
     """
     keep = 1 if messages[0]["role"] == "system" else 0
     for dropped in range(0, len(messages) - keep, 2):
@@ -133,7 +133,7 @@ def fit_prefixes(dialogue, messages, responses, max_length) -> tuple[list[int], 
 
 
 def as_text(dialogue, conversations, prompt) -> list[str]:
-    """Rendered conversations; with `prompt`, up to the place where the assistant speaks next."""
+    """The texts of conversations. With `prompt`, each ends where the assistant's next turn begins."""
     try:
         return dialogue.tokenizer.apply_chat_template(
             conversations,
@@ -142,13 +142,13 @@ def as_text(dialogue, conversations, prompt) -> list[str]:
             tokenize=False,
             date_string=dialogue.texts.date,
         )
-    except Exception as error:  # a template is a program from elsewhere: it may raise anything
+    except Exception as error:  # a template is a program from somebody else and may raise anything
         raise UserError(f"the chat template refuses a conversation: {one_line(error)}") from error
 
 
 def encode(dialogue, texts) -> list[list[int]]:
-    """Ids of rendered conversations, with a begin token that only the tokenizer adds."""
-    # verbose=False: lengths are judged by data.buckets, not by the tokenizer's model_max_length
+    """Ids of rendered conversations, after the begin token if only the tokenizer adds it."""
+    # verbose=False: data.buckets limits the lengths, not the tokenizer's model_max_length
     batch = dialogue.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
     begin = list(dialogue.begin_ids)
     return [begin + ids for ids in batch["input_ids"]] if begin else batch["input_ids"]

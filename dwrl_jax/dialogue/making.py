@@ -1,4 +1,4 @@
-"""From texts and a tokenizer to a dialogue: questions and answers as tokens, and the checks of the chat template."""
+"""Make a dialogue from texts and a tokenizer: questions and answers as tokens, and checks of the chat template."""
 
 import dataclasses
 import json
@@ -34,10 +34,10 @@ _PROBES = (  # (messages, response, thought)
 def make_dialogue(tokenizer, texts: Texts) -> Dialogue:
     """The dialogue of these texts in the tokens of a tokenizer.
 
-    UserError when the text before a turn changes with the turn, when a thought is not closed by exactly one
-    end token, when an answer is not one token in its place, when there is more than one begin token, when a
-    text that is to be filled in lacks a field or has an unknown one, or when a text has a control token or a word that
-    a tokenizer of whole words does not know.
+    UserError in each of these cases: the text before a turn changes with the turn; a thought is not closed by exactly
+    one end token; an answer is not a single token in its place; there are several begin tokens; a text with fields
+    lacks a field or has an unknown field; a text has a control token, or a word that a tokenizer of whole words does
+    not know.
     """
     check_fields(texts)
     dialogue = Dialogue(
@@ -46,20 +46,20 @@ def make_dialogue(tokenizer, texts: Texts) -> Dialogue:
         template=_template(tokenizer, texts.date),
         pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
-    # a bare dialogue has no thought between its tokens; those of its questions are the verdict's
+    # a bare dialogue asks nothing; its question and answer tokens are those of the kind "verdict"
     asked = dataclasses.replace(dialogue, texts=_asked(texts))
     resolved, again = (_resolve(asked, *probe) for probe in _PROBES)
     if resolved != again:
-        raise unusable("what follows a thought depends on what came before it")
+        raise unusable("the text after a thought depends on the text before it")
     control = control_pattern(tokenizer, resolved["question_ids"])
     dialogue = dataclasses.replace(dialogue, **resolved, control=control, words=whole_words(tokenizer))
     if len(set(dialogue.answer_ids)) < len(texts.answers):
         key = key_of(texts, "answers")
-        raise UserError(f"{key}: {texts.answers} are the same token; choose some that differ")
+        raise UserError(f"{key}: {texts.answers} are the same token; choose answers that differ")
     words = written(texts)
     for name, text in words.items():
         if has_control_token(dialogue, text):
-            raise UserError(f"{key_of(texts, name)} contains a control token of the tokenizer: take it out")
+            raise UserError(f"{key_of(texts, name)} contains a control token of the tokenizer: remove it")
     for name, text in (words | {"answers": " ".join(texts.answers)}).items():
         word = unknown_word(dialogue, text)
         if word is not None:
@@ -72,20 +72,20 @@ def _asked(texts) -> Texts:
 
 
 def _template(tokenizer, date) -> str:
-    """The tokenizer's chat template, with `date` for today."""
+    """The tokenizer's chat template, with `date` in the place of today's date."""
     try:
         template = with_template(tokenizer).get_chat_template()
     except ValueError as error:
         raise unusable(one_line(error)) from error
     if "strftime_now" in template:
-        # apply_chat_template turns a function among its arguments into a string, so a macro freezes the clock
+        # apply_chat_template turns a function argument into a string, so a macro in the template sets the date
         frozen = f"{{% macro strftime_now(format) %}}{{{{ {json.dumps(date)} }}}}{{% endmacro %}}\n"
         template = frozen + template
     return template
 
 
 def _resolve(dialogue, messages, response, thought) -> dict:
-    """The token fields of a Dialogue, read off one probe conversation."""
+    """The token fields of a Dialogue, taken from a probe conversation."""
     texts = dialogue.texts
     judged = before_thought(texts, messages, sides(dialogue, response, response)[0][0])
     asked = judged + after_prefix(texts, thought)
@@ -118,7 +118,7 @@ def _resolve(dialogue, messages, response, thought) -> dict:
 
 
 def _answer_id(dialogue, answer, asked_ids, full_ids, end_id) -> int:
-    """The one token that is new in `full_ids` before the turn ends."""
+    """The single token in `full_ids` that follows `asked_ids` and comes before the end of the turn."""
     pairs = enumerate(zip(asked_ids, full_ids))
     start = next((i for i, (old, new) in pairs if old != new), len(asked_ids))
     new = full_ids[start:]

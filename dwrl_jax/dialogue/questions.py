@@ -1,4 +1,4 @@
-"""The four kinds of question as plain texts, and the turns of a conversation that asks them.
+"""The four kinds of question as plain texts, and the turns of the conversations that ask them.
 
     verdict, score   user: x   assistant: y   user: judge_question   ->  assistant: thought, closed by one end token
                                               user: answer_question  ->  assistant: answer, one token
@@ -6,8 +6,8 @@
                                               user: answer_question  ->  assistant: answer, one token
     bare             user: x   assistant: y
 
-A verdict says whether one response is good, a score how good it is, a label which of two responses is better. A bare
-dialogue ends with the response: a value head reads it there.
+A verdict says whether a response is good. A score says how good it is. A label says which of two responses is better.
+A bare dialogue ends with the response, and a value head reads it there.
 """
 
 import string
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dwrl_jax.core.errors import UserError
 
-# kind -> the config's keys, in the section `dialogue`, of the first question, the second question and the answers
+# kind -> keys of the first question, the second question and the answers in the config's section `dialogue`
 KEYS = {
     "verdict": ("judge_question", "answer_question", "answers"),
     "label": ("pair_question", "label_question", "labels"),
@@ -27,34 +27,34 @@ SHOWN = {"conversation", "first", "second"}  # the fields of a label's first que
 
 @dataclass(frozen=True)
 class Texts:
-    """All texts of a dialogue. With a tokenizer they make it: `make_dialogue(tokenizer, texts)`.
+    """All texts of a dialogue. `make_dialogue(tokenizer, texts)` makes the dialogue.
 
     `Texts(**json.loads(json.dumps(dataclasses.asdict(texts))))` equals `texts`. UserError for an unknown kind.
     """
 
-    judge_question: str  # asks for the thought; of kind "label" it has the fields {conversation}, {first}, {second}
+    judge_question: str  # asks for the thought; kind "label": with the fields {conversation}, {first}, {second}
     answer_question: str  # asks for the answer
-    answers: tuple[str, ...]  # (good, bad); labels (first, second is better); scores, the lowest first
-    system: str | None = None  # put first where a conversation has no system message of its own
+    answers: tuple[str, ...]  # (good, bad); labels: (first is better, second is better); scores: lowest first
+    system: str | None = None  # system message for conversations without one
     date: str = "26 Jul 2024"  # for templates that print today's date
-    turn: str | None = None  # kind "label": how a turn of the shown conversation is written: {role}, {content}
+    turn: str | None = None  # kind "label": format of a turn in the shown conversation, with {role} and {content}
     kind: str = "verdict"
 
     def __post_init__(self):
-        object.__setattr__(self, "answers", tuple(self.answers))  # JSON has lists alone
+        object.__setattr__(self, "answers", tuple(self.answers))  # JSON has only lists
         object.__setattr__(self, "system", self.system or None)
         if self.kind not in KEYS:
             raise UserError(f"kind of question {self.kind!r}: choose one of {', '.join(KEYS)}")
 
 
 def key_of(texts: Texts, name: str) -> str:
-    """The config's key of one of the texts."""
+    """The key of the text `name` in the config."""
     names = dict(zip(KEYS["verdict"], KEYS[texts.kind]))
     return f"dialogue.{names.get(name, name)}"
 
 
 def check_fields(texts: Texts) -> None:
-    """UserError where a text that is to be filled in lacks a field or has an unknown one."""
+    """UserError if a text with fields lacks a field or has an unknown field."""
     if texts.kind != "label":
         return
     for name, known, needed in (("turn", {"role", "content"}, {"content"}), ("judge_question", SHOWN, SHOWN)):
@@ -70,7 +70,7 @@ def check_fields(texts: Texts) -> None:
 
 
 def written(texts: Texts) -> dict[str, str]:
-    """name of a text -> its words that stand in every conversation, without the fields that are filled in."""
+    """{name of a text: its words without the fields}. These words appear in every conversation."""
     words = {name: getattr(texts, name) or "" for name in ("judge_question", "answer_question", "system")}
     if texts.kind == "label":
         for name in ("judge_question", "turn"):
@@ -79,9 +79,10 @@ def written(texts: Texts) -> dict[str, str]:
 
 
 def sides(dialogue, chosen, rejected) -> tuple[tuple, tuple[int, int]]:
-    """The judged responses on the two sides of a pair, and the index in `answers` of the right answer to each.
+    """The judged response or responses on each side of a pair, and for each side the index of its target answer.
 
-    The two responses, each to be called good; of kind "label" the two orders, (chosen, rejected) first.
+    For kind "label" the sides are the two orders, first (chosen, rejected), and the target is the label of the chosen
+    response. For other kinds the sides are the two responses, and the target is answer 0, "good", on both.
     """
     if dialogue.kind != "label":
         return (chosen, rejected), (0, 0)
@@ -93,7 +94,7 @@ def message(role, content) -> dict[str, str]:
 
 
 def before_thought(texts: Texts, messages, response) -> list[dict[str, str]]:
-    """The conversation through the first question; through the response where the kind is "bare"."""
+    """The conversation up to and including the first question. For kind "bare" it ends with the response."""
     system, said = _opened(texts, messages)
     if texts.kind == "bare":
         return [*system, *said, message("assistant", response)]
@@ -111,7 +112,10 @@ def after_prefix(texts: Texts, thought) -> list[dict[str, str]]:
 
 
 def _opened(texts, messages):
-    """The system message, the conversation's or else the one of the texts, and the turns behind it."""
+    """The system message, as a list with at most one turn, and the other turns.
+
+    The conversation's own system message goes before that of the texts.
+    """
     if messages[0]["role"] == "system":
         return messages[:1], messages[1:]
     return [] if texts.system is None else [message("system", texts.system)], messages

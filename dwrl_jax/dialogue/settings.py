@@ -7,22 +7,22 @@ from dwrl_jax.core.settings import setting
 
 @dataclasses.dataclass(frozen=True)
 class DialogueSettings:
-    system: str = setting("", "system message; empty for none beside the conversation's")
+    system: str = setting("", "system message for conversations without one; empty for none")
     judge_question: str = setting("Judge the response.", "asks for the thought")
     answer_question: str = setting("Is this a good response? A: Yes, B: No", "asks for the answer")
-    answers: tuple = setting(("A", "B"), "good, bad: one token each in their place", count=2)
+    answers: tuple = setting(("A", "B"), "the answers for good and bad, each a single token in its place", count=2)
     pair_question: str = setting(
         "Here is a conversation.\n\n{conversation}\n\nResponse A:\n{first}\n\nResponse B:\n{second}\n\n"
         "Compare the two responses to the last message.",
         "pairwise: shows the conversation and both responses, and asks for the thought",
     )
-    turn: str = setting("{role}: {content}", "pairwise: one turn of that conversation; a blank line follows each")
+    turn: str = setting("{role}: {content}", "pairwise: form of a turn in the conversation; blank lines separate turns")
     label_question: str = setting("Which response is better, A or B?", "pairwise: asks for the label")
     labels: tuple = setting(
-        ("A", "B"), "pairwise: the first or the second is better: one token each in their place", count=2
+        ("A", "B"), "pairwise: labels for a better first or second response, each a token in its place", count=2
     )
     score_question: str = setting("How good is the response, from 1 to 9?", "ordinal: asks for the score")
     scores: tuple = setting(
-        tuple("123456789"), "ordinal: the scores, the lowest first: one token each in their place", fewest=2
+        tuple("123456789"), "ordinal: the scores, the lowest first, each a single token in its place", fewest=2
     )
-    date: str = setting("26 Jul 2024", "for templates that print today's date: evaluation sees that of training")
+    date: str = setting("26 Jul 2024", "today's date for templates that print it; the same in training and evaluation")

@@ -10,9 +10,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from dwrl_jax.core.errors import UserError
 
-GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that are what tokenizer.json holds
-# For tokenizers without a chat template, such as those of base models. The blank line stands in front of a
-# turn and not behind it, so that nothing follows the eos token of the last one.
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that do exactly what tokenizer.json says
+# The template for tokenizers without one, such as those of base models. The blank line is before a turn and not after
+# it, so that nothing follows the eos token of the last turn.
 FALLBACK_TEMPLATE = (
     "{%- if bos_token is defined and bos_token %}{{- bos_token }}{%- endif %}"
     "{%- for message in messages %}"
@@ -27,14 +27,14 @@ NEW_PAD = "<|pad|>"
 
 
 def load_tokenizer(path) -> Any:
-    """The tokenizer in a local folder or of a hub id, with a chat template; UserError when there is none."""
-    # slow to import, and not needed by those who bring a tokenizer
+    """The tokenizer in a local folder or of a hub id, with a chat template. UserError if it cannot be loaded."""
+    # slow to import, and not needed by callers who have a tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         kind = PreTrainedTokenizerFast if _is_generic(path) else AutoTokenizer
         tokenizer = kind.from_pretrained(str(path))
-    except Exception as error:  # transformers raises many types here, some without a common parent
+    except Exception as error:  # transformers raises many types without a common base class
         raise UserError(
             f"tokenizer {str(path)!r} cannot be loaded: give a folder with tokenizer.json or a hub id "
             f"({one_line(error)})"
@@ -43,9 +43,9 @@ def load_tokenizer(path) -> Any:
 
 
 def _is_generic(path) -> bool:
-    """Whether a local folder says that its tokenizer is what tokenizer.json holds, and no model's own class.
+    """Whether a local folder says that its tokenizer is generic: tokenizer.json defines it, and no class of a model.
 
-    AutoTokenizer puts a class of the model's family in its place, which reads words in that family's way.
+    AutoTokenizer would replace it by the class of the model's family, which splits words in another way.
     """
     try:
         config = json.loads((Path(path) / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -55,9 +55,9 @@ def _is_generic(path) -> bool:
 
 
 def with_template(tokenizer) -> Any:
-    """The same tokenizer; one without a chat template gets FALLBACK_TEMPLATE, so that an export carries it.
+    """The same tokenizer. If it has no chat template, it gets FALLBACK_TEMPLATE, and an export then contains this.
 
-    UserError when it has no eos token.
+    UserError if it has no eos token.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no eos token: set eos_token in its config")
@@ -67,12 +67,12 @@ def with_template(tokenizer) -> Any:
 
 
 def set_pad_token(tokenizer, vocab_size: int) -> int | None:
-    """The id of a pad token that stands in no conversation; the tokenizer gets it where its pad token does.
+    """The id of a pad token that occurs in no conversation. If the pad token occurs in one, the tokenizer gets another.
 
-    transformers reads a reward at the last token that is not the pad token: an end token that also pads is passed
-    over. The choice falls on the tokenizer's pad token, a special token that is reserved, the unknown token, or a new
-    token where a model of `vocab_size` embeddings has room for it, in this order. None where there is none of these:
-    such a model takes one text at a time in transformers.
+    transformers reads a reward at the last token that is not the pad token, so it would skip an end token that is also
+    the pad token. The choice is, in this order: the tokenizer's pad token; a reserved special token; the unknown token;
+    a new token, if a model with `vocab_size` embeddings has room for it. None if none of these is possible: in
+    transformers such a model then accepts only a single text at a time.
     """
     taken = {*_conversation(with_template(tokenizer)), tokenizer.bos_token_id, tokenizer.eos_token_id, None}
     if tokenizer.pad_token_id not in taken:
@@ -90,29 +90,32 @@ def set_pad_token(tokenizer, vocab_size: int) -> int | None:
 
 
 def _conversation(tokenizer) -> list[int]:
-    """Ids of a conversation of four turns; their text has a rare character, which many tokenizers do not know."""
+    """Ids of a conversation of four turns. Their text has a rare character that many tokenizers do not know."""
     turns = [{"role": role, "content": "a \U0001f9ff"} for role in ("user", "assistant")] * 2
     try:
         return tokenizer.apply_chat_template(turns, return_dict=False)
-    except Exception as error:  # Jinja, and templates themselves, raise many types
+    except Exception as error:  # Jinja and the templates raise many types
         raise unusable(one_line(error)) from error
 
 
 def begin_ids(tokenizer, ids, end_id) -> tuple[int, ...]:
-    """The begin token to put in front of a rendered conversation, so that there is exactly one."""
+    """The begin token to add before a rendered conversation so that it has exactly one; () if none is to be added.
+
+    UserError if the template prints it several times or not at the front.
+    """
     bos = tokenizer.bos_token_id
     if bos is None:
         return ()
-    # Where one token is both begin and end, only the front can be told from the turns' ends.
+    # If a token is both begin and end token, only a begin token at the front differs from the ends of turns.
     printed = (ids[:2] if bos == end_id else ids).count(bos)
     if printed > 1 or (printed == 1 and ids[0] != bos):
-        raise unusable(f"begin token {tokenizer.bos_token!r} printed {printed} times; once, in front, is right")
+        raise unusable(f"begin token {tokenizer.bos_token!r} printed {printed} times; it must come once, at the front")
     added = tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
     return (bos,) if added and not printed else ()
 
 
 def control_pattern(tokenizer, ids) -> re.Pattern:
-    """Matches the special tokens, and those other added tokens that the template marks turns with."""
+    """A pattern for all special tokens and for the other added tokens with which the template marks turns."""
     added = tokenizer.added_tokens_decoder
     control = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
     control |= {added[i].content for i in ids if i in added and added[i].content.strip()}
@@ -121,7 +124,7 @@ def control_pattern(tokenizer, ids) -> re.Pattern:
 
 
 def whole_words(tokenizer) -> frozenset[str] | None:
-    """The vocabulary of a tokenizer that makes one token of every word between blanks; None for any other."""
+    """The vocabulary of a tokenizer for which every word between blanks is a token; None for any other tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.model, WordLevel):
         return None

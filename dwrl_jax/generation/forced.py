@@ -1,12 +1,12 @@
-"""Teacher forcing: one pass over shared prefixes gives the log-probability of every token of written thoughts.
+"""Teacher forcing: a single pass over shared prefixes gives the log-probability of every token of written thoughts.
 
-The last prefix token opens each branch, so that hidden state t of a branch predicts thought token t and the
-prefix pass needs no head. A branch reads
+The last prefix token is the first token of each branch. So hidden state t of a branch predicts thought token t, and
+the prefix needs no lm-head. The tokens of a branch are
 
-    last prefix token, thought without its end, END, the rest of the following turn
+    last prefix token, thought without its end token, END, the rest of the following turn
 
-where END, the first token of what follows, is sampled by a thought that ended itself and written by us behind one
-that hit the length limit; only in the first case does it count in the thought's density.
+END is the first of the tokens that follow the thought. If the thought has its end token, END was sampled and counts in
+the thought's density. If the thought reached the length limit, we add END, and it does not count.
 """
 
 from typing import NamedTuple
@@ -21,8 +21,10 @@ from dwrl_jax.models.transformer import Prefix, output_table
 
 
 class Forced(NamedTuple):
-    """Log-probabilities and entropies in nats, float32, zero past a thought's length; `last` is the hidden state of
-    the last token that follows each thought."""
+    """Log-probabilities and entropies in nats, float32, zero past a thought's length.
+
+    `last` is the hidden state at the last of the tokens that follow each thought.
+    """
 
     logp: Float[Array, "P G T"]
     entropy: Float[Array, "P G T"]
@@ -30,7 +32,7 @@ class Forced(NamedTuple):
 
 
 def branch_size(max_thought: int, following: int) -> int:
-    """Tokens of a branch at most: the opening one, the thought, and `following` tokens behind it."""
+    """The largest number of tokens in a branch: the first token, the thought, and `following` tokens after it."""
     return 1 + max_thought + following
 
 
@@ -44,10 +46,10 @@ def teacher_forced(
     following: tuple[int, ...],
     packing: Packing | None = None,
 ) -> Forced:
-    """Thoughts and the tokens that follow each of them, in one pass; `following` begins with the end token.
+    """Log-probabilities of thoughts, in a single pass. `following` are the tokens after each, first the end token.
 
-    A prefix runs through the model once for its whole group; the gradient flows back through it and equals that of
-    G independent sequences, also where branches are packed into fewer lanes.
+    A prefix runs through the model once for its whole group. The gradient flows back through the prefix and equals
+    that of G independent sequences, also if `packing` puts the branches into fewer lanes.
     """
     rows, G, T = thought.shape
     content = content_length(writer.end, thought, thought_len)
@@ -60,7 +62,7 @@ def teacher_forced(
         tokens, positions = (_pick(x, jnp.maximum(source, 0)) for x in (tokens, positions))
     hidden, _ = writer.model.apply(params, tokens, positions, prefix=Prefix(prefix, prefix_len - 1), segments=segments)
 
-    # the hidden state of a token is for the one after it, and what follows a thought is masked
+    # the hidden state of a token predicts the next token; results after the end of a thought are masked below
     heard, targets = (hidden[:, :, :T], thought) if packing is None else (hidden, jnp.roll(tokens, -1, -1))
     logp, entropy = token_logps(
         heard, output_table(params), targets[..., None], temperature=writer.temperature, chunk=writer.chunk
@@ -76,19 +78,19 @@ def teacher_forced(
 
 
 def _branches(writer, thought, content, last, prefix_len, following) -> tuple[Int[Array, "P G K"], Int[Array, "P G K"]]:
-    """Tokens of the branches, with what follows right behind each thought's content, and their positions."""
+    """The tokens of the branches and their positions. `following` comes directly after each thought's content."""
     rows, G, T = thought.shape
     following = jnp.asarray(following)
     index = jnp.arange(branch_size(T, len(following)))
     opened = jnp.concatenate([jnp.broadcast_to(last[:, None, None], (rows, G, 1)), thought], -1)
     body = jnp.pad(opened, ((0, 0), (0, 0), (0, len(following))))
-    behind = index - (content[..., None] + 1)  # place in what follows, negative before it
+    behind = index - (content[..., None] + 1)  # index into `following`, negative before it
     tail = jnp.where(behind < len(following), following[jnp.clip(behind, 0, len(following) - 1)], writer.pad)
     tokens = jnp.where(behind < 0, body, tail)
     return tokens, jnp.broadcast_to((prefix_len - 1)[:, None, None] + index, tokens.shape)
 
 
 def _pick(x: Array, index: Int[Array, "P *rest"]) -> Array:  # noqa: F821
-    """Entries of [P, ...] by their index in what follows P."""
+    """Entries of `x` [P, ...], by their index into its flattened other axes."""
     flat = x.reshape(x.shape[0], -1)
     return jnp.take_along_axis(flat, index.reshape(x.shape[0], -1), 1).reshape(index.shape)

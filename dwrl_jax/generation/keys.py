@@ -1,7 +1,7 @@
-"""Sampling keys: a thought depends on its key alone, never on what else is in the batch or on the machines.
+"""Sampling keys. A thought depends only on its key, and never on the rest of the batch or on the machines.
 
-A training run folds in (seed, stream, step, pair, side, sample), a request its content and the vote; the position in
-the thought is folded in where a token is drawn.
+The key of a training run is made from (seed, stream, step, pair, side, sample) by `fold_in`. The key of a request is
+made from (seed, content, vote). The position in the thought is folded in when a token is drawn.
 """
 
 import hashlib
@@ -15,33 +15,33 @@ TRAINING, HELD_OUT = 0, 1  # streams
 
 
 def sampling_key(seed: int, stream: int, step: int) -> Array:
-    """The key of a step of a stream."""
+    """The key of a step in a stream, which is TRAINING or HELD_OUT."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
 def pair_keys(key: Array, pair_id: Int[Array, " B"], sides: int, group_size: int) -> Array:
-    """One key per thought [B * sides, group_size], from (pair, side, sample); `key` carries seed, stream and step."""
+    """A key for each thought [B * sides, group_size], from (pair, side, sample). `key` is that of `sampling_key`."""
 
-    def one(pair, side, sample):
+    def thought_key(pair, side, sample):
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, pair), side), sample)
 
-    over_samples = jax.vmap(one, (None, None, 0))
+    over_samples = jax.vmap(thought_key, (None, None, 0))
     over_sides = jax.vmap(over_samples, (None, 0, None))
     over_pairs = jax.vmap(over_sides, (0, None, None))
     return over_pairs(pair_id, jnp.arange(sides), jnp.arange(group_size)).reshape(-1, group_size)
 
 
 def content_seed(prefix: Int[np.ndarray, " L"]) -> UInt32[np.ndarray, "2"]:
-    """64 bits of the SHA-256 of a prefix's token ids: the seed of a request's thoughts."""
+    """The seed of a request's thoughts: 64 bits of the SHA-256 of its prefix's token ids."""
     digest = hashlib.sha256(np.ascontiguousarray(prefix, "<i4").tobytes()).digest()
     return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
 
 
 def content_keys(seed: int, content: UInt32[Array, "P 2"], votes: int) -> Array:
-    """One key per thought [P, votes], from (seed, content of the prefix, vote)."""
+    """A key for each thought [P, votes], from (seed, `content_seed` of the prefix, vote)."""
 
-    def one(words, vote):
+    def thought_key(words, vote):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), words[0]), words[1])
         return jax.random.fold_in(key, vote)
 
-    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(content, jnp.arange(votes))
+    return jax.vmap(jax.vmap(thought_key, (None, 0)), (0, None))(content, jnp.arange(votes))

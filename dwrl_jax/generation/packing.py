@@ -1,8 +1,8 @@
-"""Several short thoughts in one lane: an update then computes what was written, not what could have been.
+"""Put several short thoughts into a lane, so that an update computes fewer padding tokens.
 
-A group's G branches, each its opening token, its thought and the question, are laid into fewer lanes of the same
-length. Lanes are decided on the host, from lengths alone; their number is one of a short list, since every
-number is a program of its own.
+A branch is its first token, its thought and the question. The G branches of a group are put into fewer lanes of the
+same length. The host decides this from the lengths alone. The number of lanes has only a few possible values, because
+each value needs a program of its own.
 """
 
 import flax.struct
@@ -12,16 +12,17 @@ from jaxtyping import Array, Int
 
 @flax.struct.dataclass
 class Packing:
-    """Where the tokens of a group's branches stand, U = G * T of them laid out branch by branch."""
+    """The places of the tokens of a group's branches. U = G * T is the axis of all tokens, branch by branch."""
 
-    source: Int[Array, "B S lanes T"]  # index into U of the token at this place, -1 where there is none
+    source: Int[Array, "B S lanes T"]  # index into U of the token at this place, -1 if the place is empty
     place: Int[Array, "B S G"]  # index into lanes * T of the branch's first token
 
 
 def pack(lengths: Int[np.ndarray, "B S G"], size: int) -> Packing | None:
-    """Branches of these lengths in a half or a quarter as many lanes of `size` tokens; None where they do not fit.
+    """Put branches of these lengths into G / 4 or G / 2 lanes of `size` tokens; None if they do not fit.
 
-    Longest first, each into the first lane with room (first-fit decreasing); all groups get equally many lanes.
+    The longest branch comes first, and each goes into the first lane with room (first-fit decreasing). All groups get
+    the same number of lanes.
     """
     group = lengths.shape[-1]
     starts = [_starts(row, size) for row in lengths.reshape(-1, group)]
@@ -37,7 +38,7 @@ def pack(lengths: Int[np.ndarray, "B S G"], size: int) -> Packing | None:
 
 
 def _starts(lengths: Int[np.ndarray, " G"], size: int) -> Int[np.ndarray, " G"]:
-    """The first place of each branch, counted over all lanes."""
+    """The place of each branch's first token, counted over all lanes."""
     used, places = [], np.zeros(len(lengths), np.int32)
     for branch in np.argsort(-lengths, kind="stable"):
         fitting = (lane for lane, tokens in enumerate(used) if tokens + lengths[branch] <= size)

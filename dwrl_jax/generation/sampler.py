@@ -1,4 +1,4 @@
-"""Sampling of thoughts: one jitted program; a prefix is computed once, its keys and values read where they lie."""
+"""Sampling of thoughts, in a single jitted program. A prefix is computed once for all thoughts and is never copied."""
 
 import dataclasses
 import functools
@@ -14,14 +14,15 @@ from dwrl_jax.generation.writer import Writer, content_length, last_token
 from dwrl_jax.models.attention import Region
 from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack
 
-GROWTHS, SMALLEST = 4, 32  # how the thoughts' region grows: each chunk is one more loop to compile
+GROWTHS, SMALLEST = 4, 32  # largest number and least size of chunks; each chunk is one more loop to compile
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerOptions:
-    """Lengths in tokens. `top_k = 0` and `top_p = 1` leave the density whole, which is what the trainer differentiates.
+    """Options of the sampler; lengths are in tokens.
 
-    `batch_size` pairs are sampled at a time, all of a batch where it is 0.
+    With `top_k = 0` and `top_p = 1` the sampled density is not truncated and equals the one that the trainer
+    differentiates. `batch_size` pairs are sampled at a time; 0 means all pairs of a batch.
     """
 
     group_size: int
@@ -32,19 +33,19 @@ class SamplerOptions:
 
 
 class SamplingState(NamedTuple):
-    """The loop's carry. Row = one response (P of them), branch = one thought of its group (G)."""
+    """The state of the loop. Each of P rows is a response, and each of its G branches is a thought of its group."""
 
     position: Int[Array, ""]  # index of the thought token that is sampled next
-    token: Int[Array, "P G"]  # the token that is fed next: it stands just before `position`
+    token: Int[Array, "P G"]  # the input token of the next step, directly before `position`
     done: Bool[Array, "P G"]  # the thought has its end token
     thought: Int[Array, "P G T"]
     logp: Float[Array, "P G T"]
-    k: tuple[Float[Array, "P G K H C"], ...]  # by layer: keys of the tokens that were fed in this chunk
-    v: tuple[Float[Array, "P G K C H"], ...]
+    k: tuple[Float[Array, "P G K H C"], ...]  # for each layer the keys of this chunk's C input tokens
+    v: tuple[Float[Array, "P G K C H"], ...]  # and their values
 
 
 class Group(NamedTuple):
-    """What a thought is drawn from, beside the parameters."""
+    """Everything except the parameters that determines the thoughts: prefixes and keys."""
 
     prefix: Region
     prefix_len: Int[Array, " P"]
@@ -52,9 +53,9 @@ class Group(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of rows and their thoughts, and what a further turn needs beside them."""
+    """Keys and values of rows and their thoughts, and everything else that a further turn needs."""
 
-    writer: Writer  # its decoder has every layer apart, as `params` do
+    writer: Writer  # its decoder is not scanned; `params` are unstacked too
     params: dict
     prefix: Region
     prefix_len: Int[Array, " P"]
@@ -63,10 +64,10 @@ class Cache(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Thoughts [P, G] as they were drawn; `logp` in nats under the writer, zero past `length`."""
+    """The drawn thoughts [P, G]. `logp` is in nats under the writer, and zero past `length`."""
 
     thought: Int[Array, "P G T"]
-    length: Int[Array, "P G"]  # counts the end token where there is one
+    length: Int[Array, "P G"]  # number of tokens, including the end token if there is one
     logp: Float[Array, "P G T"]
     ended: Bool[Array, "P G"]  # the thought has its end token
 
@@ -79,10 +80,10 @@ def write(
     prefix_len: Int[Array, " P"],
     keys: Array,
 ) -> tuple[Sample, Cache]:
-    """Thoughts for each row, one for each of its `keys` [P, G], in one pass over the prefix.
+    """A thought for each of the `keys` [P, G], with a single pass over the prefix of each row.
 
-    Log-probabilities are those of the untruncated density at the writer's temperature, so they equal the
-    teacher-forced ones whatever top_k and top_p are.
+    Log-probabilities are those of the density at the writer's temperature without truncation. So they equal the
+    teacher-forced log-probabilities for every top_k and top_p.
     """
     rows, G, T = *keys.shape, options.max_thought
     last = last_token(prefix, prefix_len)
@@ -102,10 +103,10 @@ def write(
 
 
 def follow(cache: Cache, following: tuple[int, ...]) -> Float[Array, "P G D"]:
-    """The hidden state of the last of the tokens that follow each thought; `following` begins with the end token.
+    """The hidden state at the last token of `following`, after each thought. `following` begins with the end token.
 
-    The last content token of a thought is fed again in front of them: where a thought was cut off, its keys and
-    values were never computed.
+    The last content token of each thought is an input again, before `following`. If a thought was cut off, the keys
+    and values of this token have not been computed yet.
     """
     length = cache.written.length
     final = jnp.take_along_axis(cache.opened, length[..., None], -1)
@@ -118,29 +119,29 @@ def follow(cache: Cache, following: tuple[int, ...]) -> Float[Array, "P G D"]:
 
 
 def _prefix_region(writer, params, prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Region:
-    """Keys and values of all prefix tokens but the last of each row, by layer."""
+    """For each layer, the keys and values of all prefix tokens of each row except the last."""
     positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)
     _, k_v = writer.model.apply(params, prefix[:, None], positions[:, None])
     return Region(*(tuple(map(_spread, x)) for x in k_v), prefix_len[:, None] - 1)
 
 
 def _spread(x: Float[Array, "P G K _ _"]) -> Float[Array, "P G K _ _"]:
-    """Keys or values over the mesh."""
+    """Keys or values, split over the mesh."""
     return sharding.constrain(x, sharding.ROWS, None, sharding.TENSOR, None, None)
 
 
 def chunks(max_thought: int) -> list[int]:
-    """Sizes of the parts in which the thoughts' region grows: at most GROWTHS, hardly below SMALLEST tokens."""
+    """The sizes, in tokens, of the chunks of a thought: at most GROWTHS chunks of at least about SMALLEST tokens."""
     count = min(max(max_thought // SMALLEST, 1), GROWTHS)
     ends = [max_thought * i // count for i in range(count + 1)]
     return [end - start for start, end in zip(ends, ends[1:])]
 
 
 def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, Region]:
-    """Feed a token, draw the next, until every thought has ended or is full; the state and what was written.
+    """Draw a token at each step until every thought has ended or is full. Returns the state and the written region.
 
-    There is a loop for each chunk: it fills the chunk and reads in front of it only what is written already.
-    Once no more than one thought per row is left, on every device, these few go on alone.
+    Each chunk has a loop of its own, which fills the chunk and reads only the chunks before it. If on every device the
+    unfinished thoughts are no more than the rows, `_finish` completes them without the others.
     """
     rows, G, T = *group.keys.shape, options.max_thought
     parts = sharding.rows_parts(rows)
@@ -180,11 +181,11 @@ def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, 
 
 
 def _step(writer, options, params, group: Group, start: int, written: tuple[Region, ...], state) -> SamplingState:
-    """One more token of every thought. The state's keys and values begin at thought token `start`."""
+    """Draw one more token of every thought. The state's keys and values begin at thought token `start`."""
     t = state.position
-    own = Region(state.k, state.v, jnp.full((len(group.prefix_len), 1), t - start))
+    chunk = Region(state.k, state.v, jnp.full((len(group.prefix_len), 1), t - start))
     positions = jnp.broadcast_to((group.prefix_len - 1 + t)[:, None, None], (*state.token.shape, 1))
-    hidden, (k, v) = writer.model.apply(params, state.token[..., None], positions, (group.prefix, *written, own))
+    hidden, (k, v) = writer.model.apply(params, state.token[..., None], positions, (group.prefix, *written, chunk))
     scaled = logits(hidden[:, :, 0], output_table(params)) / writer.temperature
     token, logp = draw(group.keys, t, scaled, truncate(scaled, options.top_k, options.top_p))
     token, logp = jnp.where(state.done, writer.pad, token), jnp.where(state.done, 0.0, logp)
@@ -201,19 +202,19 @@ def _step(writer, options, params, group: Group, start: int, written: tuple[Regi
 
 
 def _finish(writer, options, params, group: Group, state: SamplingState) -> SamplingState:
-    """The last thoughts, at most one per row on average, each as a row of its own with a copy of its prefix.
+    """Complete the last thoughts, each in a row of its own with a copy of its prefix.
 
-    As many prefixes as there are already are enough for all of them, and a step costs a G-th. A thought stays
-    among the rows of its device.
+    There are no more such thoughts than rows, so no more prefixes are needed than before, and a step costs 1 / G as
+    much. A thought stays on its device.
     """
     rows, G = group.keys.shape
     parts = sharding.rows_parts(rows)
-    order = jnp.argsort(state.done.reshape(parts, -1), stable=True)[:, : rows // parts]  # those still writing first
+    order = jnp.argsort(state.done.reshape(parts, -1), stable=True)[:, : rows // parts]  # unfinished thoughts first
 
     def pick(x, index):
-        """Entries of each part of a leading axis."""
-        found = jax.vmap(lambda x, i: x[i])(x.reshape(parts, -1, *x.shape[1:]), index)
-        return found.reshape(rows, *x.shape[1:])
+        """The entries of each device's part of the leading axis, by their index in the part."""
+        picked = jax.vmap(lambda x, i: x[i])(x.reshape(parts, -1, *x.shape[1:]), index)
+        return picked.reshape(rows, *x.shape[1:])
 
     def take(x):
         return pick(x.reshape(-1, 1, *x.shape[2:]), order)

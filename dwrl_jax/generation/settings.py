@@ -9,14 +9,14 @@ from dwrl_jax.core.settings import setting
 class SamplerSettings:
     group_size: int = setting(8, "thoughts per response in training, the paper's n", at_least=1)
     max_thought: int = setting(512, "longest thought, in tokens", at_least=1)
-    temperature: float = setting(1.0, "part of the density that is sampled and differentiated", above=0)
+    temperature: float = setting(1.0, "temperature of the density that is sampled and differentiated", above=0)
     top_k: int = setting(
-        0, "0: off. Truncation samples another density than the one that is differentiated", at_least=0
+        0, "0: off. With truncation the sampled density differs from the one that is differentiated", at_least=0
     )
-    top_p: float = setting(1.0, "1: off. The same holds for it", above=0, at_most=1)
+    top_p: float = setting(1.0, "1: off. It is a truncation too, with the same effect as top_k", above=0, at_most=1)
     batch_size: int = setting(
         0,
-        "pairs sampled at a time, 0 for all: fewer need less memory, thoughts are the same",
+        "pairs sampled at a time; 0 for all. A smaller number needs less memory and gives the same thoughts",
         at_least=0,
         resumable=True,
     )

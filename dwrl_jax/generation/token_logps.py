@@ -18,10 +18,11 @@ def token_logps(
     temperature: float = 1.0,
     chunk: int = 1024,
 ) -> tuple[Float[Array, "*rows A"], Float[Array, "*rows"]]:
-    """log softmax(hidden table^T / temperature) at A targets per row, and the entropy of each row; float32 nats.
+    """log softmax(hidden table^T / temperature) at A targets per row, and the entropy of each row; float32, in nats.
 
-    Each device takes `chunk` of its rows at a time, and again in the backward pass, so memory is `chunk * V` in
-    both. Between devices the table is gathered once, and so is its gradient added up, not at every chunk.
+    Each device computes `chunk` of its rows at a time, and computes them again in the backward pass. So both passes
+    need memory for `chunk * V` numbers. The table is gathered once and not for every chunk, and its gradient is summed
+    over devices once.
     """
     rows = targets.shape[:-1]
     flat = hidden.reshape(-1, hidden.shape[-1]), table, targets.reshape(-1, targets.shape[-1])

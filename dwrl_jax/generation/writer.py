@@ -1,4 +1,4 @@
-"""The model that writes thoughts, and what every pass over its texts needs to know of it."""
+"""The model that writes thoughts, with the settings that every pass over its thoughts needs."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ from dwrl_jax.models.transformer import Decoder
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """A decoder that writes thoughts, each closed by the token `end`; `pad` fills what is not written.
+    """A decoder that writes thoughts. The token `end` closes a thought, and `pad` fills the places after it.
 
-    `temperature` belongs to the thoughts' density. `chunk` tokens meet the lm-head at once.
+    `temperature` is that of the thoughts' density. The lm-head is applied to `chunk` tokens at a time.
     """
 
     model: Decoder
@@ -23,11 +23,11 @@ class Writer:
 
 
 def last_token(prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Int[Array, " P"]:
-    """The last token of each prefix: it opens every branch."""
+    """The last token of each prefix, which is the first token of every branch."""
     return jnp.take_along_axis(prefix, prefix_len[:, None] - 1, 1)[:, 0]
 
 
 def content_length(end: int, thought: Int[Array, "*rows T"], thought_len: Int[Array, "*rows"]) -> Int[Array, "*rows"]:
-    """Thought tokens without the end token: `thought_len` less one where the thought ended itself."""
+    """The number of thought tokens without the end token: `thought_len` - 1 if there is an end token."""
     final = jnp.take_along_axis(thought, thought_len[..., None] - 1, -1)[..., 0]
     return thought_len - (final == end)

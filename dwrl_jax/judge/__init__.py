@@ -1,4 +1,4 @@
-"""Everything that scores: load a judge, ask it, count its votes. No trainer is needed.
+"""Everything that scores: load a judge, ask it, and count its votes. No trainer is needed.
 
 from dwrl_jax.judge import load, score
 

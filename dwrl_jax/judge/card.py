@@ -1,4 +1,4 @@
-"""judge.json: what makes a judge of a model's weights. It stands in a run's workdir and travels with an export."""
+"""judge.json: it describes how a model's weights are used as a judge. A run's workdir and an export contain it."""
 
 import dataclasses
 from pathlib import Path
@@ -13,12 +13,12 @@ DEFAULT_TEXTS = Texts("Judge the response.", "Is this a good response? A: Yes, B
 
 @dataclasses.dataclass(frozen=True)
 class JudgeCard:
-    """The defaults make a prompted judge of a language model as it comes.
+    """The description of a judge. The defaults use an untrained language model as a judge by a prompt alone.
 
-    `kind` is one of `objectives.KINDS`; `texts` are those of its dialogue. `thoughts` says whose thoughts it reads
-    before it answers: "policy", its own; "start", those of the model that its training started from; "none".
-    Lengths are in tokens: `max_thought`, and the prefix lengths `buckets` that programs are compiled for.
-    `objective` and `hyper` say what it was trained with, where that reads scores in a way of its own.
+    `kind` is one of `objectives.KINDS`, and `texts` are the texts of the judge's dialogue. `thoughts` says which
+    thoughts the judge reads before it answers: "policy" means its own, "start" those of the model that its training
+    started from, and "none" no thoughts. Lengths are in tokens: `max_thought`, and the prefix lengths `buckets`, for
+    which programs are compiled. `objective` and `hyper` are set if the judge's objective reads scores in its own way.
     """
 
     kind: str = "verdict"

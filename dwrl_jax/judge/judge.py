@@ -1,4 +1,4 @@
-"""The judge: a language model that is asked about a response, and the ways in which its score is read."""
+"""The judge: a language model that is asked about a response, and the ways to read its score."""
 
 import dataclasses
 import functools
@@ -20,18 +20,18 @@ from dwrl_jax.objectives import VALUE_KINDS
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """A decoder, the fixed tokens of the dialogue, and the way a score is read.
+    """A decoder, the fixed tokens of the dialogue, and the way to read a score.
 
-    `kind` is one of `objectives.KINDS`. `question` runs from the end token that closes a thought to the place of the
-    answer. `answers` are the tokens for good and bad, for the first and the second response, or for K scores, the
-    lowest first. The log score of a response is
+    `kind` is one of `objectives.KINDS`. `question` are the tokens from the end token of a thought to the place of the
+    answer. `answers` are the tokens for good and bad, or for the first and the second response, or for K scores, the
+    lowest first. The log score of a response is for each kind
 
     "verdict", "label"  log pi(answer), over the full vocabulary (`readout` "vocab") or over both answers ("choices");
-    "score"             log of the mean score, the K scores lying evenly between 0 and 1 (ours);
+    "score"             the log of the mean score, with K scores spread evenly between 0 and 1 (ours);
     "reward"            the value head's output at the last token of the prefix, without a second turn.
 
-    `value_scores` reads the scores of a pair instead, where an objective has a reading of its own: from a value
-    head's outputs or from the log-probabilities of the scores. `temperature` belongs to the thoughts' density.
+    If an objective reads scores in its own way, `value_scores` computes the scores of a pair from a value head's
+    outputs or from the log-probabilities of the scores. `temperature` is that of the thoughts' density.
     """
 
     model: Decoder
@@ -58,12 +58,12 @@ class Judge:
 
 
 def question_kind(kind: str) -> str:
-    """The kind of question of the dialogue in which a kind of judge is asked; a value head is asked nothing."""
+    """The kind of question for a kind of judge. It is "bare" for a value head, which is asked nothing."""
     return "bare" if kind in VALUE_KINDS else kind
 
 
 def mean_score(log_probability: Float[Array, "*rows K"]) -> Float[Array, "*rows"]:
-    """log sum_k p(k) u_k of a distribution over K scores, the lowest first, with u_k = (k + 1/2) / K (ours).
+    """log sum_k p(k) u_k with u_k = (k + 1/2) / K (ours), from log p(k) of K scores, the lowest first.
 
     `log_probability` need not be normalised over the scores.
     """
@@ -75,10 +75,10 @@ def mean_score(log_probability: Float[Array, "*rows K"]) -> Float[Array, "*rows"
 def answer_logps(
     judge: Judge, params, hidden: Float[Array, "*rows D"], answer: Int[Array, "*rows"], verdict=None
 ) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"], Float[Array, "*rows"] | None]:
-    """Log score of the target answer by the judge's reading, the probability mass on all answers, and the
-    log-probability of a drawn verdict where there is one.
+    """The log score of the target answer in the judge's read-out, the total probability of all answers, and the
+    log-probability of a drawn verdict, if there is one. Log-probabilities are in nats.
 
-    A judge with `value_scores` takes rows [2 B, ...], both sides of each pair behind each other.
+    For a judge with `value_scores` the rows are [2 B, ...], with the two sides of each pair next to each other.
     """
     targets = [answer, *(jnp.full_like(answer, a) for a in judge.answers)]
     targets = jnp.stack(targets if verdict is None else [*targets, verdict], -1)
@@ -96,12 +96,12 @@ def answer_logps(
 
 
 def branch_length(judge: Judge, max_thought: int) -> int:
-    """Tokens of a branch at most: the opening one, the thought, the question. A value head needs no branch."""
+    """The largest number of tokens in a branch: first token, thought, question. A value head needs no branch: 0."""
     return 0 if judge.has_value_head else branch_size(max_thought, len(judge.question))
 
 
 def value_outputs(judge: Judge, params, prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Float[Array, "P K"]:
-    """Value head . hidden state at the last token of each prefix; float32."""
+    """value_head . h(last token of the prefix), in float32."""
     tokens = prefix[:, None]
     positions = jnp.broadcast_to(jnp.arange(prefix.shape[-1]), tokens.shape)
     hidden, _ = judge.model.apply(params, tokens, positions)
@@ -110,7 +110,7 @@ def value_outputs(judge: Judge, params, prefix: Int[Array, "P L"], prefix_len: I
 
 
 def rewards(judge: Judge, params, batch: PreferenceBatch) -> Float[Array, "B S"]:
-    """Scores of both sides by a value head."""
+    """The scores of both sides from a value head."""
     rows = batch.prefix.reshape(-1, batch.prefix.shape[-1]), batch.prefix_len.reshape(-1)
     values = value_outputs(judge, params, *rows).reshape(*batch.answer.shape, -1)
     return values[..., 0] if judge.value_scores is None else judge.value_scores(values)
@@ -119,9 +119,10 @@ def rewards(judge: Judge, params, batch: PreferenceBatch) -> Float[Array, "B S"]
 def logps(
     judge: Judge, params, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None
 ) -> Logps:
-    """Log-probabilities of thoughts and answers, log pi(o | x, y) by token and log pi(a | x, y, o), in one pass.
+    """log pi(o | x, y) of each thought token and log pi(a | x, y, o) of each answer, in nats, in a single pass.
 
-    Scores of a value head stand where log scores stand, for P(y+ > y-) = sigmoid(r+ - r-) as it is of log p.
+    The scores of a value head take the place of log scores, because P(y+ > y-) = sigmoid(r+ - r-) has the same form as
+    sigmoid(log p+ - log p-).
     """
     B, S, G, T = thoughts.thought.shape
     if judge.has_value_head:

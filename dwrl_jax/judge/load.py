@@ -1,4 +1,4 @@
-"""From a folder to a judge that can score: a run's workdir, an export, or any Hugging Face folder or hub id."""
+"""Load a judge that can score, from a run's workdir, an export, or any Hugging Face folder or hub id."""
 
 import dataclasses
 import functools
@@ -24,7 +24,10 @@ from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
 
 @dataclasses.dataclass(frozen=True)
 class LoadedJudge:
-    """A judge with its weights. `start` are those of the model that its training started from, where it is asked."""
+    """A judge with its weights. `start` are the weights of the model that its training started from, or None.
+
+    A judge needs `start` only if it reads that model's thoughts.
+    """
 
     judge: Judge
     params: Any
@@ -43,12 +46,13 @@ def load(
     start: str | Path | None = None,
     mesh: Mapping[str, int] | None = None,
 ) -> LoadedJudge:
-    """The judge in a folder or under a hub id.
+    """The judge in a folder or of a hub id.
 
-    `checkpoint` of a workdir is "last", "best" or a step. `card` takes the place of the folder's judge.json; without
-    either a language model is asked as `JudgeCard()` says, and a reward model gives its reward. `start` is the
-    starting model's folder, for a judge that reads thoughts of it. `mesh` has the sizes of `sharding.AXES`; without
-    it weights are spread over all devices. UserError for whatever cannot be a judge.
+    `checkpoint` chooses a checkpoint of a workdir: "last", "best" or a step. `card` replaces the folder's judge.json.
+    Without a card and a judge.json, a language model is asked as `JudgeCard()` says, and a reward model gives its
+    reward. `start` is the folder of the starting model, for a judge that reads the starting model's thoughts. `mesh`
+    gives the sizes of `sharding.AXES`; without it the weights are split over all devices. UserError if the model
+    cannot be a judge.
     """
     workdir = Path(model).expanduser()
     trained = (workdir / ARCHITECTURE).is_dir()
@@ -82,7 +86,7 @@ def load(
 
 
 def make_judge(card: JudgeCard, shape: ModelConfig, dialogue: Dialogue) -> Judge:
-    """`value_scores` compares a response with another one: only an embedding has no reading without it."""
+    """The judge of a card. Only an embedding needs `value_scores`: its score compares a response with another."""
     value_scores = None
     if card.kind == "embedding":
         objective = objectives.load(card.objective)
@@ -105,7 +109,7 @@ def _check(folder: Path, card: JudgeCard, outputs: int) -> None:
         has = f"a value head with {outputs} outputs" if outputs else "no value head"
         raise UserError(f"{folder}: a judge of kind {card.kind!r} cannot be made of a model with {has}")
     if card.kind == "reward" and outputs != 1:
-        raise UserError(f"{folder}: {outputs} outputs; a reward is one, and an embedding needs its {CARD}")
+        raise UserError(f"{folder}: {outputs} outputs; a reward has a single output, and an embedding needs its {CARD}")
     if card.kind == "embedding" and card.objective not in objectives.names():
         raise UserError(f"{folder}: {CARD} must name the objective that compares embeddings, not {card.objective!r}")
 

@@ -1,4 +1,4 @@
-"""Rows to score, and the questions that they become: one for each response, or for each order of two responses."""
+"""Rows to score, and their questions: a question for each response, or for each ordered pair of responses."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from dwrl_jax.data.formats.parts.conversation import check_roles, messages
 from dwrl_jax.dialogue import Dialogue, has_control_token, prefix_ids_batch, unknown_word
 from dwrl_jax.judge.card import JudgeCard
 
-COMPARING = ("label", "embedding")  # judges that score a response by comparing it with the others of its row
+COMPARING = ("label", "embedding")  # these judges compare a response with the other responses of its row
 
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation and the responses to it; `single` where the row had one response instead of a list."""
+    """A conversation and the responses to it. `single` is True if the row had a single response and no list."""
 
     prompt: tuple[dict[str, str], ...]
     responses: tuple[str, ...]
@@ -25,16 +25,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a row: about `responses` (one, or the first and the second of two), as prefix tokens."""
+    """A question about a row, as prefix tokens. `responses` are the indices of its response or of its two responses."""
 
     responses: tuple[int, ...]
     prefix: Int[np.ndarray, " L"]
 
 
 def read_row(row: dict | None, kind: str) -> Row:
-    """The row's `prompt` (a string or messages) and its `response` or `responses`; a preference pair has two.
+    """The row's `prompt` (a string or messages) and its `response` or `responses`. A preference pair has two responses.
 
-    Raises Malformed for whatever a judge of this kind cannot score.
+    Raises Malformed if a judge of this kind cannot score the row.
     """
     if row is None:
         raise Malformed("not json")
@@ -49,7 +49,7 @@ def read_row(row: dict | None, kind: str) -> Row:
     prompt = messages(row["prompt"], "user")
     given = [row["response"]] if single else row["responses"]
     if not isinstance(given, list) or not given:
-        raise Malformed("responses: not a list with something in it")
+        raise Malformed("responses: not a list, or an empty one")
     responses = tuple(_response(value) for value in given)
     check_roles([*prompt, {"role": "assistant", "content": responses[0]}])
     if kind in COMPARING and len(responses) < 2:
@@ -67,7 +67,7 @@ def _response(value) -> str:
 
 
 def questions_of(row: Row, kind: str, dialogue: Dialogue) -> list[Question]:
-    """The questions about a row, every ordered pair of its responses for a pairwise judge. Raises Malformed."""
+    """The questions about a row. A pairwise judge is asked about every ordered pair of responses. Raises Malformed."""
     texts = [*(turn["content"] for turn in row.prompt), *row.responses]
     if any(has_control_token(dialogue, text) for text in texts):
         raise Malformed("control token in text")
@@ -86,8 +86,11 @@ def questions_of(row: Row, kind: str, dialogue: Dialogue) -> list[Question]:
 
 
 def bucket_of(length: int, card: JudgeCard, limit: int) -> int:
-    """The padded length of a prefix: the card's smallest bucket that holds it, else its largest one doubled as often
-    as needed, up to `limit`. It depends on the row alone. Raises Malformed for a longer prefix."""
+    """The padded length of a prefix, in tokens. It depends only on the row.
+
+    It is the card's smallest bucket that holds the prefix. If none does, the largest bucket is doubled as often as
+    needed, up to `limit`. Raises Malformed for a prefix longer than `limit`.
+    """
     if length > limit:
         raise Malformed(f"too long: {length} tokens, at most {limit}")
     size = next((bucket for bucket in card.buckets if bucket >= length), card.buckets[-1])

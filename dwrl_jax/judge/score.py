@@ -1,7 +1,7 @@
 """Scores of rows: any number of responses to a conversation, by any kind of judge.
 
-A row's scores depend on the judge, the row, the votes and the seed alone: its keys come from its own tokens, and its
-padded length from its own length. Neither its neighbours nor the order of rows matter.
+A row's scores depend only on the judge, the row, the votes and the seed. The keys come from the row's own tokens, and
+the padded length from its own length. The other rows and the order of rows have no influence.
 """
 
 import functools
@@ -25,13 +25,13 @@ from dwrl_jax.judge.judge import answer_logps, branch_length, value_outputs
 from dwrl_jax.judge.load import LoadedJudge
 from dwrl_jax.judge.rows import Question, bucket_of, questions_of, read_row
 
-WINDOW = 32  # batches of rows that are sorted by length together
+WINDOW = 32  # number of batches of rows whose questions are sorted by length together
 ADDED = ("score", "log_odds", "votes", "thoughts", "rank", "error")  # the columns of a scored row
 
 
 @dataclass
 class Answer:
-    """What the judge said about a question: a log score for each vote, or a value head's outputs; its thoughts."""
+    """The judge's answer to a question: a log score for each vote, or a value head's outputs, and its thoughts."""
 
     values: Float[np.ndarray, " K"]
     thoughts: list[str] = field(default_factory=list)
@@ -40,15 +40,20 @@ class Answer:
 def score(
     loaded: LoadedJudge, rows: Iterable[dict | None], votes: int = 8, *, seed: int = 0, batch_size: int = 16
 ) -> Iterator[dict]:
-    """The rows in their order, each with all its columns and those of `ADDED`.
+    """The rows in their order, each with its own columns and the columns `ADDED`.
 
-    A row has `prompt` and `response` or `responses`, or is a preference pair. `score` is the mean over `votes` of the
-    probability of the good answer, the mean score, the reward, or the mean probability to win against the row's other
-    responses; `log_odds` is its log p - log(1 - p), for a reward the reward itself. `votes` has the score of each
-    vote and `thoughts` their texts, in the order of asking; `rank` is 1 for the best. They are lists where the row has
-    `responses`. A row that cannot be scored has None instead, and the reason in `error`. A column of the row that
-    already has one of these names is kept as input_NAME. A judge without thoughts has one vote.
-    `batch_size` questions are asked at a time.
+    A row has `prompt` and `response` or `responses`, or it is a preference pair. The columns that are added:
+    `score`     by kind of judge: the mean over votes of the probability of the good answer or of the mean score; the
+                reward; or the mean probability to win against the row's other responses;
+    `log_odds`  log p - log(1 - p) of the score p, in nats; for a reward the reward itself;
+    `votes`     the score of each vote, in the order of asking;
+    `thoughts`  the texts of the votes' thoughts, in the same order;
+    `rank`      1 for the best response;
+    `error`     only in a row that cannot be scored: the reason. The other columns are then None.
+
+    If the row has `responses`, the columns are lists over them. If the row already has a column of such a name, that
+    column is kept as input_NAME. A judge without thoughts has a single vote. `batch_size` questions are asked at a
+    time. UserError if `votes` is below 1 or if the mesh does not divide `batch_size`.
     """
     if votes < 1:
         raise UserError(f"votes={votes}: must be at least 1")
@@ -88,13 +93,13 @@ def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | None], b
 
 
 def longest_prefix(loaded: LoadedJudge) -> int:
-    """Tokens of the longest prefix that leaves room for a thought and its question."""
+    """The largest number of prefix tokens that leaves room for a thought and its question."""
     room = max(branch_length(loaded.judge, loaded.card.max_thought) - 1, 0)
     return loaded.judge.model.config.max_position - room
 
 
 def _asker(loaded: LoadedJudge, votes: int, seed: int) -> Callable[[list[Question], int, int], list[Answer]]:
-    """A function that asks a batch of questions, padded to a length and to a number of rows."""
+    """A function that asks a batch of questions, padded to a given length and a given number of rows."""
     program = jax.jit(functools.partial(_answers, loaded, votes, seed), out_shardings=sharding.whole(loaded.mesh))
 
     def ask(questions: list[Question], length: int, size: int) -> list[Answer]:
@@ -114,7 +119,7 @@ def _asker(loaded: LoadedJudge, votes: int, seed: int) -> Callable[[list[Questio
 def _answers(
     loaded: LoadedJudge, votes: int, seed: int, params, start, prefix: Int[Array, "P L"], prefix_len, content
 ) -> tuple[Float[Array, "P K"], Int[Array, "P K T"], Int[Array, "P K"]]:
-    """Log scores of the first answer for each vote, or a value head's outputs; thoughts and their lengths."""
+    """The log scores of the first answer for each vote, or a value head's outputs; the thoughts; their lengths."""
     judge, card = loaded.judge, loaded.card
     rows = len(prefix_len)
     if judge.has_value_head:
@@ -180,7 +185,7 @@ def _scored(loaded: LoadedJudge, row, answers: dict[tuple[int, ...], Answer]) ->
 
 
 def _embedding_odds(loaded: LoadedJudge, values: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "R R"]:
-    """log-odds of response i over response j, by the objective's comparison of their embeddings."""
+    """The log-odds of response i over response j, in nats, from the objective's comparison of their embeddings."""
     count = len(values)
     pairs = np.stack([np.stack([values[i], values[j]]) for i in range(count) for j in range(count)])
     halves = np.asarray(loaded.judge.value_scores(jnp.asarray(pairs)), np.float64)

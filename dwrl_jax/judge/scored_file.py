@@ -1,4 +1,4 @@
-"""A file of scored rows that grows in the order of its input; stopped anywhere, the same call goes on where it was."""
+"""Score a file of rows, in the order of the input. After an interruption the same call goes on from the last row."""
 
 import gzip
 import hashlib
@@ -19,10 +19,10 @@ from dwrl_jax.judge.score import score
 def score_file(
     loaded: LoadedJudge, source: Path, output: Path, votes: int = 8, *, seed: int = 0, batch_size: int = 16
 ) -> None:
-    """Score the rows of a .jsonl or .jsonl.gz file into `output`, a file of JSON lines.
+    """Score the rows of a .jsonl or .jsonl.gz file and write them to `output`, a file of JSON lines.
 
-    Rows that are finished stand in a hidden file beside `output` until all are. UserError where `source` cannot be
-    read or `output` is already there.
+    Until all rows are finished, a hidden file beside `output` holds the finished rows. UserError if `source` cannot be
+    read, if `output` exists, or if its folder does not exist.
     """
     if hosts.of_first(output.exists()):
         raise UserError(f"--output={output}: already there; remove it or choose another name")
@@ -42,7 +42,7 @@ def score_file(
 
 
 def read_rows(source: Path) -> Iterator[dict | None]:
-    """The objects of a file with one on each line; None for a line that is none. Empty lines are no rows."""
+    """The object on each line of a file; None if a line is not a JSON object. Empty lines are skipped."""
     for line in _lines(source):
         try:
             row = json.loads(line)
@@ -69,13 +69,13 @@ def _lines(source: Path) -> Iterator[bytes]:
 
 
 def _begin(partial: Path, head: dict) -> int:
-    """The number of rows that an earlier call with the same `head` has finished; 0 after a fresh start."""
+    """The number of rows that an earlier call with the same `head` has finished. Without such a call, start anew: 0."""
     if partial.exists():
         lines = list(files.read_lines(partial))
         if lines and lines[0] == json.loads(json.dumps(head)):
-            files.write_lines(partial, lines)  # without a last line that was cut off
+            files.write_lines(partial, lines)  # drops a half-written last line
             return len(lines) - 1
-        print(f"{partial} is of other rows, or of another judge: begun anew", flush=True)
+        print(f"{partial} has other rows or another judge's rows: starting anew", flush=True)
     files.write_lines(partial, [head])
     return 0
 

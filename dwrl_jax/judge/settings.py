@@ -12,4 +12,4 @@ class ScoreSettings:
     readout: Literal["vocab", "choices"] = setting(
         "vocab", 'probability over the full vocabulary ("vocab") or over the two answers ("choices")'
     )
-    chunk: int = setting(1024, "tokens that meet the lm-head at once", at_least=1, resumable=True)
+    chunk: int = setting(1024, "number of tokens to which the lm-head is applied at a time", at_least=1, resumable=True)

@@ -1,4 +1,4 @@
-"""The one place where thoughts are made, for a step of training, for an evaluation and for a plan."""
+"""Make thoughts: for a step of training, for an evaluation and for a plan."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from dwrl_jax.models.transformer import logits, output_table
 
 @dataclasses.dataclass(frozen=True)
 class ThoughtPlan:
-    """How the thoughts of a run are made; the fields are those of `objectives.Objective`."""
+    """The way in which a run makes its thoughts. The fields correspond to those of `objectives.Objective`."""
 
     source: str  # "policy", "start", "none" or "written"
     sampler: SamplerOptions
@@ -32,14 +32,14 @@ class ThoughtPlan:
 
 
 def no_thoughts(batch: PreferenceBatch, end: int) -> ThoughtBatch:
-    """One thought per response that ends at once: the end token, which was not drawn."""
+    """A single thought for each response, which is only the end token. It was not drawn."""
     shape = (*batch.answer.shape, 1)
     thought = np.full((*shape, 1), end, np.int32)
     return ThoughtBatch(thought, np.ones(shape, np.int32), np.zeros(thought.shape, np.float32))
 
 
 def with_empty_thought(thoughts: ThoughtBatch, end: int) -> ThoughtBatch:
-    """The same groups, each with one more thought behind it: one that ends at once, which was not drawn."""
+    """The same groups, each with one more thought at its end, which is only the end token. It was not drawn."""
 
     def behind(array, value):
         return jnp.pad(array, [(0, axis == 2) for axis in range(array.ndim)], constant_values=value)
@@ -56,9 +56,9 @@ def with_reference(thoughts: ThoughtBatch, reference: Logps) -> ThoughtBatch:
 def for_update(
     plan: ThoughtPlan, end: int, batch: PreferenceBatch, written: ThoughtBatch | None, sample: Callable
 ) -> tuple[ThoughtBatch, tuple | None]:
-    """The thoughts that an update learns from, and what `sample()` gave: (thoughts, log scores, weights), or None.
+    """The thoughts that an update learns from, and the result of `sample()`: (thoughts, log scores, weights), or None.
 
-    `written` are the thoughts of the data, where they come from there.
+    `written` are the thoughts in the data, if the plan uses them.
     """
     thoughts, sampled = written, None
     if plan.source == "none":
@@ -72,7 +72,7 @@ def for_update(
 def think(
     judge: Judge, plan: ThoughtPlan, params, start, batch: PreferenceBatch, key
 ) -> tuple[ThoughtBatch, Float[Array, "B S G"]]:
-    """Thoughts, of the policy, of the starting model or none at all, and their log scores under the policy."""
+    """Thoughts from the plan's source (policy, starting model or none), and their log scores under the policy."""
     if plan.source == "none":
         thoughts = no_thoughts(batch, judge.end)
     elif plan.source == "start":
@@ -85,25 +85,29 @@ def think(
 def sample_in_parts(
     judge: Judge, options: SamplerOptions, params, batch: PreferenceBatch, key, verdicts: bool = False
 ) -> tuple[ThoughtBatch, Float[Array, "B S G"]]:
-    """Thoughts and their log scores, `options.batch_size` pairs at a time: keys come from pair ids, not from parts."""
+    """Thoughts and their log scores, for `options.batch_size` pairs at a time.
 
-    def one(part):
+    The parts do not change the thoughts, because keys come from pair ids.
+    """
+
+    def sample_part(part):
         return sample(judge, options, params, part, key, verdicts)[:2]
 
     pairs = len(batch.pair_id)
     size = options.batch_size or pairs
     if size >= pairs:
-        return one(batch)
-    parts = jax.lax.map(one, jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch))
+        return sample_part(batch)
+    parts = jax.lax.map(sample_part, jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch))
     return jax.tree.map(lambda x: x.reshape(pairs, *x.shape[2:]), parts)
 
 
 def sample(
     judge: Judge, options: SamplerOptions, params, batch: PreferenceBatch, key, verdicts: bool = False
 ) -> tuple[ThoughtBatch, Float[Array, "B S G"], Float[Array, "B S G"]]:
-    """Thoughts from the policy, their log scores and the mass on the answer tokens, in one pass over the prefix.
+    """Thoughts drawn by the model `params`, their log scores and the total probability of the answer tokens.
 
-    `key` carries seed and step. With `verdicts` an answer is drawn after each thought.
+    `key` is that of `keys.sampling_key`. With `verdicts` an answer is drawn after each thought. Each prefix is computed
+    only once.
     """
     B, S, L = batch.prefix.shape
     keys = pair_keys(key, batch.pair_id, S, options.group_size)
@@ -125,7 +129,7 @@ def sample(
 def _verdicts(
     judge: Judge, cache: Cache, asked: Float[Array, "P G D"], keys: Array, drawn: Sample, shape: tuple[int, int, int]
 ) -> Verdicts:
-    """An answer for each thought, from the whole vocabulary, at the position behind the longest thought."""
+    """An answer for each thought, drawn from the whole vocabulary. Its position is that after the longest thought."""
     scaled = logits(asked, output_table(cache.params))
     token, logp = (x.reshape(shape) for x in draw(keys, drawn.thought.shape[-1], scaled, scaled))
     matches = token[..., None] == jnp.asarray(judge.answers)

@@ -1,4 +1,4 @@
-"""The two weights of DWRL that are written down beside thoughts."""
+"""The weights of DWRL that are stored with thoughts."""
 
 from jaxtyping import Array, Float
 
@@ -6,9 +6,9 @@ from dwrl_jax.objectives import dwrl
 
 
 def weigh(log_scores: Float[Array, "B S G"], pairwise: bool = False) -> dict[str, Array]:
-    """w_i of each thought [B S G] and, where the sides are responses, w_mis [B] and the dual weight [B S G].
+    """w_i of each thought [B S G], w_mis of each pair [B] and the dual weight of each thought [B S G].
 
-    Between the two orders of a pairwise judge the last two have no meaning.
+    For a pairwise judge only w_i is given: the sides are orders, and between orders the other two have no meaning.
     """
     weights = {"thought_weight": dwrl.thought_weight(log_scores)}
     if not pairwise:

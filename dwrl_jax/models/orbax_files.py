@@ -1,7 +1,7 @@
-"""Parameters of an Orbax checkpoint, read without Orbax: by TensorStore, as the files describe themselves.
+"""Read the parameters of an Orbax checkpoint with TensorStore. Orbax itself is not needed.
 
-A checkpoint folder has one folder for each step that was saved whole. In it `params/` is an OCDBT store of zarr
-arrays, each under the dotted path of its parameter, and `metrics/metrics` holds the step's metrics, if it has some.
+A checkpoint folder has one folder for each saved step. In a step's folder `params/` is an OCDBT store of zarr arrays.
+The name of an array is the dotted path of its parameter. `metrics/metrics` holds the step's metrics, if there are any.
 """
 
 import json
@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dwrl_jax.core.errors import UserError
 
-COMMITTED = "_CHECKPOINT_METADATA"  # written when all of a step's files are
+COMMITTED = "_CHECKPOINT_METADATA"  # written last, when all files of a step are complete
 
 
 def steps(folder: Path) -> list[int]:
@@ -23,7 +23,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def choose(folder: Path, which: str, metric: str) -> Path:
-    """The folder of the "last" step, of the "best" one by its `metric`, or of a step's number. UserError otherwise."""
+    """The folder of a step: "last", "best" (the largest `metric`), or a number. UserError if there is no such step."""
     saved = steps(folder)
     if which == "best":
         scores = {step: _metrics(folder / str(step)).get(metric) for step in saved}
@@ -37,9 +37,9 @@ def choose(folder: Path, which: str, metric: str) -> Path:
 
 
 def load_params(step: Path, like):
-    """The tree `like`, of shapes with dtypes and shardings, filled from a step's folder.
+    """The parameters in a step's folder. `like` is a tree of shapes with dtypes and shardings; the result matches it.
 
-    A process reads what its own devices hold. UserError for a parameter that is missing or of another shape.
+    A process reads only what its own devices hold. UserError if a parameter is missing or has another shape.
     """
     return unflatten_dict({path: _read(step / "params", path, leaf) for path, leaf in flatten_dict(like).items()})
 
@@ -49,7 +49,7 @@ def _read(store: Path, path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax
     where = {"driver": "ocdbt", "base": f"file://{store.resolve()}/", "path": f"{name}/"}
     try:
         array = tensorstore.open({"driver": "zarr", "kvstore": where}, open=True, read=True).result()
-    except Exception as error:  # TensorStore raises ValueError and others for whatever is wrong with the files
+    except Exception as error:  # TensorStore raises several types of error for broken files
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{store}: parameter {name} cannot be read ({reason})") from None
     if array.shape != leaf.shape:

@@ -1,4 +1,4 @@
-"""Where a model's parameters lie: their shapes and dtypes, spread over a mesh."""
+"""The place of a model's parameters on a mesh: their shapes, dtypes and shardings."""
 
 import math
 
@@ -10,13 +10,13 @@ from dwrl_jax.models.transformer import ModelConfig, axis_names
 
 
 def widest_mesh(config: ModelConfig) -> jax.sharding.Mesh:
-    """A mesh of all devices that shares out the weights over as many of them as the model's width allows."""
+    """A mesh of all devices that splits the weights over as many devices as the model's width allows."""
     sizes = {"data": -1, "fsdp": math.gcd(jax.device_count(), config.hidden_size), "tensor": 1}
     return sharding.make_mesh(sizes)
 
 
 def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh | None = None):
-    """Shapes, dtypes and places of the parameters, on the widest mesh where none is given."""
+    """Shapes, dtypes and shardings of the parameters, on `mesh` or else on the widest mesh."""
     boxed = axis_names(config)
     places = sharding.shardings(mesh or widest_mesh(config), boxed)
     return jax.tree.map(

@@ -1,10 +1,10 @@
-"""One pure decoder for all families (Flax Linen, `init` / `apply`).
+"""The decoder of all families, as pure functions (Flax Linen, `init` / `apply`).
 
 Letters: P prefixes (rows), G branches per prefix, T new tokens, D width, N query heads, K key/value heads,
-H head size, F feed-forward width, V vocabulary. The one entry is `Decoder.__call__`: new tokens, their
-positions and the regions of earlier keys and values go in; hidden states and the new tokens' own region come
-out. A prefix pass, a teacher-forced pass over branches with their prefix beside them and one step of decoding
-are the same call.
+H head size, F feed-forward width, V vocabulary. The only entry is `Decoder.__call__`. Its inputs are new tokens, their
+positions and the regions of earlier keys and values. Its outputs are hidden states and the keys and values of the new
+tokens. The same call serves for a prefix pass, for a teacher-forced pass over prefixes with their branches, and for
+one step of decoding.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and numerics of a decoder. `param_dtype` is how weights are kept, `dtype` what is computed in."""
+    """Shape and numerics of a decoder. `param_dtype` is the type of the weights, `dtype` that of the computation."""
 
     vocab_size: int
     hidden_size: int
@@ -61,20 +61,23 @@ class ModelConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
-    attention: str = "auto"  # backend of `attend`
-    value_head: int = 0  # outputs in place of the lm-head's, such as one reward; 0 for a language model
-    scanned: bool = True  # one layer's program over stacked weights; False: as many as layers (`unstack`)
+    attention: str = "auto"  # the backend of `attend`
+    value_head: int = 0  # number of outputs of a value head, which replaces the lm-head; 0 for a language model
+    scanned: bool = True  # True: weights are stacked and layers share a program; False: see `unstack`
 
 
 class Prefix(NamedTuple):
-    """Tokens that stand before all branches of their row; the branches see the first `length`."""
+    """Tokens in front of all branches of their row. The branches see the first `length` of them."""
 
     tokens: Int[Array, "P L"]
     length: Int[Array, " P"]
 
 
 def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
-    """Inverse wavelengths of the rotary embedding (RoFormer), with Llama 3.1's rescaling where configured."""
+    """Angular frequencies of the rotary embedding (RoFormer), in radians per position.
+
+    They are theta^(-2i / H), with Llama 3.1's rescaling if `config.rope_scaling` is set.
+    """
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling
@@ -87,7 +90,7 @@ def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
 
 
 def rotate(x: Float[Array, "*rows T heads H"], rope: tuple[Array, Array]) -> Float[Array, "*rows T heads H"]:
-    """Rotary embedding, half-split layout (as Hugging Face's weights have it)."""
+    """Rotary embedding of queries or keys, in the half-split layout of Hugging Face's weights."""
     cos, sin = (r[..., None, :] for r in rope)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
@@ -98,9 +101,9 @@ def _partitioned(*axes, init=None):
 
 
 class Layer(nn.Module):
-    """One pre-norm block: attention over regions and new tokens, then the gated feed-forward.
+    """A pre-norm block: attention over regions and new tokens, then the gated feed-forward network.
 
-    A row's tokens are its prefix of `prefix_size` tokens, if any, and behind it those of its G branches.
+    The tokens of a row are its `prefix_size` prefix tokens, if any, and after them the tokens of its G branches.
     """
 
     config: ModelConfig
@@ -128,7 +131,7 @@ class Layer(nn.Module):
     def __call__(self, x: Float[Array, "P M D"], keys_values, lengths, prefix_length, rope, segments):
         c = self.config
         P, M = x.shape[:2]
-        tokens = x.reshape(-1, c.hidden_size)  # XLA's products are fastest over one token axis
+        tokens = x.reshape(-1, c.hidden_size)  # XLA's matrix products are fastest with a single token axis
 
         def heads(name, count, tokens):
             axis = "heads" if name == "q" else "kv_heads"
@@ -141,13 +144,13 @@ class Layer(nn.Module):
             q, k = self.norm("q_norm", "head_dim")(q), self.norm("k_norm", "head_dim")(k)
         q, k = rotate(q, rope), rotate(k, rope)
         regions = tuple(Region(*kv, length) for kv, length in zip(keys_values, lengths))
-        mixed, own = self.attend(q, k, v, regions, prefix_length, segments)
+        mixed, new = self.attend(q, k, v, regions, prefix_length, segments)
         tokens = tokens + self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2)(mixed)
         h = self.norm("mlp_norm")(tokens)
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"))(h)
         up = self.dense("up", c.mlp_size, ("embed", "mlp"))(h)
         tokens = tokens + self.dense("down", c.hidden_size, ("mlp", "embed"))(nn.silu(gate) * up)
-        return sharding.constrain(tokens.reshape(x.shape), sharding.ROWS, None, None), own
+        return sharding.constrain(tokens.reshape(x.shape), sharding.ROWS, None, None), new
 
     def attend(self, q, k, v, regions, prefix_length, segments):
         """Mixed values [P * M, N, H], and the keys and values of the branches' tokens."""
@@ -168,7 +171,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder up to its last norm; `output_table` gives the matrix that turns it into logits."""
+    """The decoder up to its last norm. The product of its output with `output_table` gives the logits."""
 
     config: ModelConfig
 
@@ -181,10 +184,11 @@ class Decoder(nn.Module):
         prefix: Prefix | None = None,
         segments: Int[Array, "P G T"] | None = None,
     ) -> tuple[Float[Array, "P G T D"], tuple[Array, Array]]:
-        """Hidden states of the new tokens and their keys and values, laid out as a Region's.
+        """Hidden states of the new tokens, and their keys and values in the layout of a Region.
 
-        `regions` were computed by earlier calls; `prefix` is computed here, each layer beside the new tokens,
-        from position 0 on. A branch may hold several texts: new tokens see only those of their own segment.
+        `regions` were computed by earlier calls. `prefix` is computed in this call, together with the new tokens,
+        from position 0 on. A branch may hold several texts; `segments` gives the text of each new token, and a new
+        token sees only the new tokens of its own text.
         """
         c = self.config
         P, G, T = tokens.shape
@@ -214,20 +218,20 @@ class Decoder(nn.Module):
         table = sharding.constrain(embed.embedding, sharding.TENSOR, None).astype(c.dtype)
         x = sharding.constrain(jnp.take(table, ids, axis=0), sharding.ROWS, None, None)
         if c.scanned:
-            x, own = self.stack(size, G)(x, tuple((r.k, r.v) for r in regions), *shared)
+            x, new = self.stack(size, G)(x, tuple((r.k, r.v) for r in regions), *shared)
         else:
-            own = []
+            new = []
             for i in range(c.layers):
                 layer = Layer(c, size, G, name=f"layer_{i}")
                 x, k_v = layer(x, tuple((r.k[i], r.v[i]) for r in regions), *shared)
-                own.append(k_v)
-            own = tuple(zip(*own))
+                new.append(k_v)
+            new = tuple(zip(*new))
         scale = _partitioned("embed", init=nn.initializers.ones)
         norm = nn.RMSNorm(c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype, scale_init=scale, name="norm")
-        return norm(x[:, size:]).reshape(P, G, T, -1), own
+        return norm(x[:, size:]).reshape(P, G, T, -1), new
 
     def stack(self, prefix_size: int, branches: int):
-        """All layers as one program over stacked weights."""
+        """All layers as a single program, run in a loop over stacked weights."""
         policy = REMAT_POLICIES[self.config.remat]
         layer = Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False)
         scan = nn.scan(
@@ -242,9 +246,9 @@ class Decoder(nn.Module):
 
 
 def unstack(params, config: ModelConfig):
-    """Parameters with matrices in the computation's dtype and every layer's apart, for `scanned=False`.
+    """Parameters for `scanned=False`: each layer has its own arrays, and matrices have the computation's dtype.
 
-    A loop over tokens then reads each weight where it lies, instead of cutting it from the stack at every turn.
+    A loop over tokens then reads each weight in place and does not copy it out of the stack at every turn.
     """
 
     def cast(path, x):
@@ -258,22 +262,22 @@ def unstack(params, config: ModelConfig):
 
 
 def axis_names(config: ModelConfig):
-    """Shapes of the parameters, each with the logical names of its axes."""
+    """Shapes of the parameters. Each carries the logical names of its axes."""
 
     def init():
-        token = jnp.zeros((sharding.axis_size(*sharding.ROWS), 1, 1), jnp.int32)  # the mesh that is set divides it
+        token = jnp.zeros((sharding.axis_size(*sharding.ROWS), 1, 1), jnp.int32)  # the current mesh divides it
         return Decoder(config).init(jax.random.key(0), token, token)
 
     return jax.eval_shape(init)
 
 
 def output_table(params) -> Float[Array, "V D"]:
-    """The rows whose dot products with a hidden state are the logits: the lm-head, or the tied embedding."""
+    """The lm-head, or the embedding if the two are tied. Its rows' dot products with a hidden state are the logits."""
     tree = params["params"]
     return tree["lm_head"] if "lm_head" in tree else tree["embed"]["embedding"]
 
 
 def logits(hidden: Float[Array, "*rows D"], table: Float[Array, "V D"]) -> Float[Array, "*rows V"]:
-    """float32 logits."""
+    """logits = hidden table^T, in float32."""
     table = table.astype(hidden.dtype)
     return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)

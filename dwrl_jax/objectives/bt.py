@@ -1,8 +1,10 @@
-"""The scalar Bradley-Terry reward model: a value head on the last token of (x, y), no thought, no answer.
+"""The scalar Bradley-Terry reward model: a value head on the last token of (x, y), with no thought and no answer.
 
-r(x, y) = head . h at the last token of the conversation, and P(y+ > y-) = sigmoid(r+ - r-): the reward stands where
-log p stands elsewhere. The head starts from N(0, 1 / (D + 1)) as in arXiv 2009.01325, times `head_init`, and learns
-at a rate of its own, `optim.value_head_rate` times that of the rest (ours: the size of both).
+    r(x, y) = head . h(last token of the conversation),    P(y+ > y-) = sigmoid(r+ - r-)
+
+The reward takes the place that log p has in other objectives. The head is initialised as in arXiv 2009.01325, from
+N(0, 1 / (D + 1)), multiplied by `head_init`. Its learning rate is that of the other parameters, multiplied by
+`optim.value_head_rate`. The values of both factors are (ours).
 """
 
 import dataclasses
@@ -31,17 +33,20 @@ def phases(hyper: Hyper):
 
 
 def reward_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, margin: Float[Array, " B"] | None = None):
-    """-log sigmoid(r+ - r-) + centring * (r+ + r-)^2: the likelihood leaves the level of r open, the second term
-    (arXiv 2312.09244, Eq. 3) holds it near zero. What a margin does to the first is in `parts/bradley_terry`."""
+    """-log sigmoid(r+ - r-) + centring * (r+ + r-)^2, in nats.
+
+    The likelihood does not determine the mean of r+ and r-. The second term (arXiv 2312.09244, Eq. 3) keeps it near
+    zero. `parts/bradley_terry` gives the first term with a margin.
+    """
     reward = log_preference_score(logps.answer)
     loss = pair_loss(reward[:, 0] - reward[:, 1], hyper, margin) + hyper.centring * reward.sum(1) ** 2
     return loss, reward_metrics(logps)
 
 
 def reward_metrics(logps: Logps) -> dict[str, Float[Array, " B"]]:
-    """Per pair: what there is to say of scores without an answer and thoughts."""
+    """`preference_metrics` without the metrics of answers and thoughts."""
     of_thoughts = ("answer_mass", "effective_thoughts")
-    return {name: found for name, found in preference_metrics(logps).items() if name not in of_thoughts}
+    return {name: metric for name, metric in preference_metrics(logps).items() if name not in of_thoughts}
 
 
 OBJECTIVE = Objective(

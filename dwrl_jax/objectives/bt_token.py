@@ -1,7 +1,9 @@
 """Bradley-Terry on the answer token, without a thought: the ablation "BT without prefilled thoughts" of arXiv
 2510.15242.
 
-The judge closes its turn at once, with the end token alone, and is asked for its answer: p = pi(a | x, y, "").
+    p = pi(a | x, y, "")
+
+The judge's first turn is only the end token. Then the judge is asked for its answer.
 """
 
 import functools
@@ -24,9 +26,10 @@ def phases(hyper: Hyper):
 def bradley_terry_loss(
     logps: Logps, thoughts: ThoughtBatch, hyper: BradleyTerry, margin: Float[Array, " B"] | None = None
 ):
-    """-log sigmoid(log p+ - log p-), p the mean over the thoughts at hand; the thoughts' own density is left alone.
+    """-log sigmoid(log p+ - log p-), in nats, where p is the mean over the given thoughts.
 
-    Its gradient is that of DWRL's Eq. 14. What a margin does to it is in `parts/bradley_terry`.
+    The density of the thoughts gets no gradient. The gradient of the loss is that of DWRL's Eq. 14.
+    `parts/bradley_terry` gives the loss with a margin.
     """
     log_score = log_preference_score(logps.answer)
     return pair_loss(log_score[:, 0] - log_score[:, 1], hyper, margin), preference_metrics(logps)

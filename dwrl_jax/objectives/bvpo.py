@@ -1,22 +1,23 @@
-"""BVPO on DWRL: the gradient with thoughts, mixed with that of the empty thought (arXiv 2510.05095).
+"""BVPO on DWRL: a mixture of the gradient with thoughts and the gradient with the empty thought (arXiv 2510.05095).
 
     g = alpha g_t + (1 - alpha) g_e
 
-g_t is noisy, for its thoughts are drawn; g_e has no such noise, but is the gradient of another objective: biased. The
-mixture has the mean squared error
+g_t is noisy because its thoughts are drawn. g_e does not have this noise, but it is biased, because it is the gradient
+of another objective. The mean squared distance of the mixture from the true gradient g* is
 
     E|g - g*|^2 = alpha^2 A + 2 alpha (1 - alpha) C + (1 - alpha)^2 E
     A = E|g_t - g*|^2 = tr Var g_t + |b_t|^2,   E = E|g_e - g*|^2,   C = E<g_t - g*, g_e - g*>
 
-around the true gradient g*, which is least at alpha* = (E - C) / (A + E - 2 C).
+It is smallest at alpha* = (E - C) / (A + E - 2 C).
 
-The paper has this for DPO, a policy's answers and its traces. We know its mixture and that it has a closed form for
-alpha*, not its text. What is (ours):
+The paper does this for DPO, with a policy's answers and its traces. We know the paper's mixture, and that it has a
+closed form for alpha*, but we do not know the paper's text. Choices that are (ours):
 
-1. g_t is DWRL's joint gradient over n thoughts, g_e that of `bt_token`: the judge asked at once for its answer;
-2. the derivation of alpha* above, and `trace_alpha`, what is left of it without the biases that nobody can know;
-3. alpha is a constant of the run: to know A, C and E takes several gradients of the same pairs;
-4. the empty thought is one more branch of the group, behind those that were drawn: the prefix is paid once.
+1. g_t is DWRL's joint gradient over n thoughts, and g_e is the gradient of `bt_token`, which asks for the answer
+   without a thought;
+2. the derivation of alpha* above is ours, and so is `trace_alpha`, which leaves out the biases that cannot be known;
+3. alpha is constant during a run, because estimating A, C and E takes several gradients of the same pairs;
+4. the empty thought is one more branch at the end of the group, so the prefix is computed only once.
 """
 
 import dataclasses
@@ -36,20 +37,23 @@ from dwrl_jax.objectives.parts.policy import Policy
 
 @dataclasses.dataclass(frozen=True)
 class Hyper(Policy):
-    """`alpha` is the weight of the gradient with thoughts; the rest is that gradient's, as in `dwrl`."""
+    """`alpha` is the weight of the gradient with thoughts. The other fields belong to that gradient, as in `dwrl`."""
 
-    alpha: float = setting(0.5, "weight of the gradient with thoughts; the rest is that without", at_least=0, at_most=1)
+    alpha: float = setting(0.5, "weight of the gradient with thoughts, between 0 and 1", at_least=0, at_most=1)
     baseline: Literal["none", "mean", "leave_one_out"] = setting("mean", dwrl.BASELINE)
 
 
 def phases(hyper: Hyper):
-    """One update by the mixed gradient."""
+    """A single update by the mixed gradient."""
     return {"mixed": functools.partial(mixed_loss, hyper=hyper)}
 
 
 def mixed_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
-    """alpha (Eq. 14 + Eq. 15 of DWRL) over the drawn thoughts + (1 - alpha) (-log P) of the last, which is empty."""
-    drawn_logps, drawn = (jax.tree.map(lambda x: x[:, :, :-1], found) for found in (logps, thoughts))
+    """alpha (Eq. 14 + Eq. 15 of DWRL) + (1 - alpha) (-log P), in nats.
+
+    The first term is over the drawn thoughts, the second over the last thought, which is empty.
+    """
+    drawn_logps, drawn = (jax.tree.map(lambda x: x[:, :, :-1], tree) for tree in (logps, thoughts))
     loss, metrics = dwrl.joint_loss(drawn_logps, drawn, hyper)
     nothing = dataclasses.replace(logps, answer=logps.answer[..., -1:], answer_mass=logps.answer_mass[..., -1:])
     empty, of_empty = bt_token.bradley_terry_loss(nothing, thoughts, bt_token.Hyper())
@@ -62,17 +66,18 @@ def optimal_alpha(
 ) -> Float[Array, ""]:
     """alpha* = (E - C) / (A + E - 2 C) from `thought_error` A, `empty_error` E and `common_error` C.
 
-    The error is a parabola in alpha, so the nearer end is best where alpha* is not from 0 to 1. Not a number where
-    both gradients are always the same.
+    The error is a parabola in alpha. So if alpha* is outside [0, 1], the nearer end of the interval is best. The result
+    is NaN if both gradients are always equal.
     """
     return jnp.clip((empty_error - common_error) / (thought_error + empty_error - 2.0 * common_error), 0.0, 1.0)
 
 
 def trace_alpha(thought_gradients: Float[Array, "R P"], empty_gradient: Float[Array, " P"]) -> Float[Array, ""]:
-    """An estimate of alpha* for given pairs, from R >= 2 gradients with thoughts drawn anew for each (ours).
+    """An estimate of alpha* = |b_e|^2 / (|b_e|^2 + tr Var g_t) for given pairs (ours).
 
-    Given the pairs g_e is no random number, so C = <b_t, b_e>; with b_t, of order 1/n, taken for zero this is
-    alpha* = |b_e|^2 / (|b_e|^2 + tr Var g_t), both estimated without bias.
+    `thought_gradients` are R >= 2 gradients with P components, each from newly drawn thoughts. For given pairs g_e is
+    not random, so C = <b_t, b_e>. The bias b_t is of order 1/n and is taken to be zero. The estimates of |b_e|^2 and
+    of tr Var g_t are unbiased.
     """
     repeats = len(thought_gradients)
     mean = thought_gradients.mean(0)

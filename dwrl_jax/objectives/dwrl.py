@@ -1,16 +1,16 @@
-"""DWRL: dual-weighted reinforcement learning (arXiv 2510.15242), one function per equation.
+"""DWRL: dual-weighted reinforcement learning (arXiv 2510.15242). Each equation is a function.
 
 The preference score p of a response is the mean over thoughts of the probability of the good answer, and
-P(y+ > y-) = p+ / (p+ + p-). Its gradient is an instance-wise misalignment weight times a group-wise,
-self-normalised score of each thought; both weights are constants to the gradient. Choices that the paper does not
-make, or that could not be read there, are marked (ours):
+P(y+ > y-) = p+ / (p+ + p-). In its gradient each thought has two weights: an instance-wise misalignment weight
+multiplies a group-wise, self-normalised weight. Both weights are constants to the gradient. Choices are marked (ours)
+if the paper does not make them or if they could not be read there:
 
 1. the baseline b in the thought step: "none" is the paper's, "mean" and "leave_one_out" are (ours);
-2. `updates="joint"`, one backward pass for both terms (ours);
+2. `updates="joint"`, a single backward pass for both terms (ours);
 3. the dual clip of negative advantages (from arXiv 1912.09729) and the KL term to the starting model (ours);
 4. margins of the data (ours): the instance-wise weight becomes that of a likelihood with margins (parts/bradley_terry);
-5. one optimizer state for Eq. 14 and Eq. 15 (ours): Adam's moments average both gradients, and the count of updates
-   rises twice a step. `optim.moments=separate` gives each equation its own.
+5. a common optimizer state for Eq. 14 and Eq. 15 (ours): Adam's moments average both gradients, and the number of
+   updates rises by two in each step. `optim.moments=separate` gives each equation a state of its own.
 
 Everything is float32 and in log space.
 """
@@ -32,36 +32,36 @@ from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_weight, u
 from dwrl_jax.objectives.parts.policy import Policy, policy_loss, sampler_gap
 
 BASELINE = 'b in w_i - b: "none" (the paper\'s), "mean" or "leave_one_out"'
-SIGN = (1.0, -1.0)  # of the chosen and the rejected side
+SIGN = (1.0, -1.0)  # signs of the chosen and the rejected side
 
 
 @dataclasses.dataclass(frozen=True)
 class Updates(Policy):
-    """What belongs to the clipped surrogate, and how both equations use it."""
+    """Hyper-parameters of the clipped surrogate, and of the way in which a step uses both equations."""
 
     updates: Literal["alternating", "joint"] = setting(
-        "alternating", 'Eq. 14 and Eq. 15 in two updates ("alternating", the paper\'s) or in one'
+        "alternating", 'Eq. 14 and Eq. 15 in two updates ("alternating", the paper\'s) or in a single one ("joint")'
     )
     baseline: Literal["none", "mean", "leave_one_out"] = setting("mean", BASELINE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyper(BradleyTerry, Updates):
-    """The same, and what is made of margins."""
+    """Hyper-parameters of DWRL: those of `Updates`, and the use of margins."""
 
 
 def log_preference_score(answer: Float[Array, "B S G"]) -> Float[Array, "B S"]:
-    """log p = logsumexp_i log pi(a | x, y, o_i) - log n, the Monte Carlo estimate of log E_o[pi(a | x, y, o)]."""
+    """log p = logsumexp_i log pi(a | x, y, o_i) - log n, in nats: it estimates log E_o[pi(a | x, y, o)] by sampling."""
     return jax.nn.logsumexp(answer, -1) - jnp.log(answer.shape[-1])
 
 
 def pair_nll(log_score: Float[Array, "B S"]) -> Float[Array, " B"]:
-    """-log P(y+ > y- | x) = -log sigmoid(log p+ - log p-)."""
+    """-log P(y+ > y- | x) = -log sigmoid(log p+ - log p-), in nats."""
     return -jax.nn.log_sigmoid(log_score[:, 0] - log_score[:, 1])
 
 
 def misalignment_weight(log_score: Float[Array, "B S"]) -> Float[Array, " B"]:
-    """w_mis = p- / (p+ + p-): how wrong the model still is about this pair. No gradient."""
+    """w_mis = p- / (p+ + p-), the probability that the model gives to the wrong order of a pair. No gradient."""
     return stop_gradient(jax.nn.sigmoid(log_score[:, 1] - log_score[:, 0]))
 
 
@@ -71,10 +71,10 @@ def thought_weight(answer: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
 
 
 def centred_weight(weight: Float[Array, "B S G"], baseline: str) -> Float[Array, "B S G"]:
-    """w_i - b. The score function has mean zero, so b = 1/n leaves the expectation and removes variance.
+    """w_i - b. The score function has mean zero, so b = 1/n keeps the expectation and reduces the variance.
 
-    "leave_one_out" is n/(n-1) (w_i - 1/n), which also undoes most of the shrinkage (n-1)/n of "mean" (ours).
-    Both are zero for a single thought.
+    "leave_one_out" is n/(n-1) (w_i - 1/n). It also removes most of the shrinkage (n-1)/n of "mean" (ours). Both
+    are zero for a single thought.
     """
     n = weight.shape[-1]
     if baseline == "none":
@@ -86,14 +86,14 @@ def centred_weight(weight: Float[Array, "B S G"], baseline: str) -> Float[Array,
 def dual_weight(
     answer: Float[Array, "B S G"], baseline: str = "none", instance_weight=misalignment_weight
 ) -> Float[Array, "B S G"]:
-    """A_i = +- w_mis (w_i - b): the advantage of every thought, positive side first."""
+    """A_i = +- w_mis (w_i - b), the advantage of every thought: + on side 0 (chosen), - on side 1 (rejected)."""
     w_mis = instance_weight(log_preference_score(answer))
     signs = jnp.asarray(SIGN)[:, None]
     return signs * w_mis[:, None, None] * centred_weight(thought_weight(answer), baseline)
 
 
 def score_loss(logps: Logps, thoughts: ThoughtBatch, instance_weight=misalignment_weight):
-    """Eq. 14: - w_mis (sum_i w_i+ log pi(a | o_i+) - sum_i w_i- log pi(a | o_i-)), thoughts fixed."""
+    """Eq. 14: - w_mis (sum_i w_i+ log pi(a | o_i+) - sum_i w_i- log pi(a | o_i-)), with fixed thoughts."""
     loss = -(dual_weight(logps.answer, instance_weight=instance_weight) * logps.answer).sum((1, 2))
     return loss, preference_metrics(logps) | sampler_gap(logps, thoughts)
 
@@ -104,14 +104,14 @@ def thought_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Updates, instance_
 
 
 def joint_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Updates, instance_weight=misalignment_weight):
-    """Eq. 14 + Eq. 15 from one forward pass (ours): half the cost of the alternating update."""
+    """Eq. 14 + Eq. 15 from a single forward pass (ours). It costs half as much as the alternating updates."""
     score, metrics = score_loss(logps, thoughts, instance_weight)
     thought, more = thought_loss(logps, thoughts, hyper, instance_weight)
     return score + thought, metrics | more
 
 
 def with_margin(loss, hyper: BradleyTerry, logps: Logps, thoughts: ThoughtBatch, margin: Float[Array, " B"]):
-    """`loss` for the gradient of a likelihood with margins: its -dl/dd stands where w_mis does (ours)."""
+    """`loss` with the weight -dl/dd of a likelihood with margins in the place of w_mis (ours)."""
 
     def instance_weight(log_score):
         return pair_weight(log_score[:, 0] - log_score[:, 1], hyper, margin)
@@ -120,7 +120,7 @@ def with_margin(loss, hyper: BradleyTerry, logps: Logps, thoughts: ThoughtBatch,
 
 
 def phases(hyper: Hyper):
-    """{"score": Eq. 14, "thought": Eq. 15}: the second sees the parameters that the first one left."""
+    """{"score": Eq. 14, "thought": Eq. 15}. The second update starts from the parameters after the first."""
     losses = updates(hyper)
     if hyper.bradley_terry == "regular":
         return losses
@@ -128,7 +128,7 @@ def phases(hyper: Hyper):
 
 
 def updates(hyper: Updates, instance_weight=misalignment_weight):
-    """The losses of both steps, or the joint one; `instance_weight` is the weight of a pair from log p [B S]."""
+    """The losses of both updates, or the joint loss. `instance_weight` maps log p [B S] to the weights of pairs [B]."""
     if hyper.updates == "joint":
         return {"joint": functools.partial(joint_loss, hyper=hyper, instance_weight=instance_weight)}
     return {
@@ -138,7 +138,7 @@ def updates(hyper: Updates, instance_weight=misalignment_weight):
 
 
 def preference_metrics(logps: Logps):
-    """Per pair: what the two weights are made of."""
+    """Metrics of each pair [B]: accuracy, scores, and the quantities behind the two weights."""
     log_score = log_preference_score(logps.answer)
     margin = log_score[:, 0] - log_score[:, 1]
     return {

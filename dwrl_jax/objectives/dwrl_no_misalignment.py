@@ -1,8 +1,8 @@
 """DWRL without the instance-wise weight: the ablation of arXiv 2510.15242.
 
-w_mis = p- / (p+ + p-) is replaced by the constant 1 in both steps, and nothing else changes: every pair pulls as
-hard as one that the model gets wholly wrong, however sure and right it is. The score step then ascends
-log p+ - log p- itself instead of log sigmoid(log p+ - log p-), which has no maximum.
+In both steps the constant 1 replaces w_mis = p- / (p+ + p-), and nothing else changes. Every pair then has the weight
+of a pair that the model gets completely wrong. So the score step ascends log p+ - log p- and not
+log sigmoid(log p+ - log p-). The difference log p+ - log p- has no upper bound.
 """
 
 import functools

@@ -1,12 +1,12 @@
-"""GRAM: a pairwise judge without thoughts, cross-entropy on the label token (arXiv 2506.14175).
+"""GRAM: a pairwise judge without thoughts, trained by cross-entropy on the label token (arXiv 2506.14175).
 
     loss = - mean over both orders of [(1 - e) log pi(l | x, y_1, y_2) + e log pi(l' | x, y_1, y_2)]
 
-with the right label l, the other label l' and the label smoothing e. In the paper that is its supervised step:
-smoothed labels make it a regularised pairwise ranking loss. What is (ours):
+l is the right label, l' the other label, and e the label smoothing. This is the supervised step of the paper: with
+smoothed labels it is a regularised pairwise ranking loss. Choices that are (ours):
 
-1. every pair is learnt from in both orders at once;
-2. pi is renormalised over the two labels, so that l' is all that l is not;
+1. a step uses both orders of every pair;
+2. pi is renormalised over the two labels, so that pi(l') = 1 - pi(l);
 3. the paper's pre-training on unlabelled comparisons is left out.
 """
 
@@ -25,7 +25,7 @@ class Hyper:
 
 
 def phases(hyper: Hyper):
-    """One phase: the smoothed cross-entropy of the label, in nats, its mean over both orders."""
+    """A single update by the smoothed cross-entropy of the label, in nats, averaged over both orders."""
 
     def label_loss(logps: Logps, thoughts: ThoughtBatch):
         right = (1.0 - hyper.label_smoothing) * logps.answer

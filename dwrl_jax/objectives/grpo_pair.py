@@ -1,16 +1,16 @@
-"""GRPO (DeepSeekMath, arXiv 2402.03300) on the pairwise judge, with a correctness reward: a baseline of arXiv
-2510.15242, whose text does not say how it was done.
+"""GRPO (DeepSeekMath, arXiv 2402.03300) on the pairwise judge, with a correctness reward. It is a baseline of arXiv
+2510.15242, which does not describe its implementation.
 
-    r_i = 1 where the label drawn after thought o_i is the right one, else 0
-    A_i = (r_i - mean r) / std r                       over the n thoughts in one order of one pair
+    r_i = 1 if the label drawn after thought o_i is right, else 0
+    A_i = (r_i - mean r) / std r                       over the n thoughts about a pair in a given order
     loss = -1/n sum_i surrogate(A_i), summed over both orders
 
-What is (ours), beside what is said of one writing and its group in `grpo_point`:
+`grpo_point` lists choices about thoughts and groups that hold here too. Other choices that are (ours):
 
-1. both orders of every pair are learnt from, each a group of its own;
-2. the label is drawn from the whole vocabulary: a token that is no label earns nothing;
-3. tie rule: a drawn label is right or it is not, there is no tie in training; a group of equal rewards teaches
-   nothing; of held-out pairs, one that both orders together leave even counts one half.
+1. both orders of every pair are used, and each order has a group of its own;
+2. the label is drawn from the whole vocabulary, and a token that is not a label has the reward 0;
+3. in training there are no ties, because a drawn label is either right or wrong. A group of equal rewards gives no
+   gradient. A held-out pair counts one half if its two orders together are even.
 """
 
 import functools

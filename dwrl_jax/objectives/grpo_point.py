@@ -1,12 +1,18 @@
-"""GRPO (DeepSeekMath, arXiv 2402.03300) on the pointwise judge, with a correctness reward: a baseline of arXiv
-2510.15242, whose text does not say how it was done. So what follows is (ours):
+"""GRPO (DeepSeekMath, arXiv 2402.03300) on the pointwise judge, with a correctness reward. It is a baseline of arXiv
+2510.15242, which does not describe its implementation.
 
-1. what the policy writes is a thought and a verdict behind it, one answer token drawn from the whole vocabulary;
-   its log-probability is part of the surrogate as those of the thought's tokens are;
-2. the reward of one writing is 1 where the verdict is right, "good" about y+ and "bad" about y-, else 0: also for
-   any other token. A verdict is right or wrong by itself, so there is no tie in training;
-3. a group is the n writings about one response. Where all its rewards are equal it teaches nothing;
-4. the standard deviation is that of the group itself, division by n.
+    r_i = 1 if the verdict after thought o_i is right, else 0
+    A_i = (r_i - mean r) / std r                       over the n thoughts about a response
+    loss = -1/n sum_i surrogate(A_i), summed over both responses
+
+Choices that are (ours):
+
+1. the policy writes a thought and then a verdict, an answer token that is drawn from the whole vocabulary. The
+   verdict's log-probability is part of the surrogate, like those of the thought's tokens;
+2. the right verdict is "good" about y+ and "bad" about y-. Any other token has the reward 0. A verdict is either right
+   or wrong, so there are no ties in training;
+3. a group is the n thoughts about a response, with their verdicts. A group of equal rewards gives no gradient;
+4. the standard deviation is that of the group itself, with division by n.
 
 Held-out pairs are compared as for DWRL, by the mean probability of the good answer; a tie counts one half.
 """
@@ -29,7 +35,7 @@ EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Hyper(Policy):
-    """`policy_updates` follow each other on the same writings; in the first one no ratio is off 1 to be clipped."""
+    """Hyper-parameters of GRPO. In the first update on new thoughts every ratio is 1, so nothing is clipped."""
 
     policy_updates: int = setting(1, "updates on the same thoughts; clipping acts from the second on", at_least=1)
 
@@ -51,8 +57,11 @@ def grpo_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
 def group_loss(
     logps: Logps, thoughts: ThoughtBatch, reward: Float[Array, "B S G"], hyper: Policy, describe=preference_metrics
 ):
-    """-1/n sum_i surrogate(A_i), summed over both sides: arXiv 2402.03300, Eq. 3, with the KL term outside the
-    clipping. `token_aggregation` "mean" is the paper's 1/|o_i|; `describe(logps)` adds metrics."""
+    """-1/n sum_i surrogate(A_i), summed over both sides: Eq. 3 of arXiv 2402.03300.
+
+    The KL term is outside the clipping. `hyper.token_aggregation` "mean" is the paper's 1/|o_i|. `describe(logps)` adds
+    metrics.
+    """
     advantage = group_advantage(reward)
     loss, metrics = policy_loss(logps, thoughts, advantage / reward.shape[-1], hyper)
     metrics |= describe(logps) | sampler_gap(logps, thoughts)
@@ -65,9 +74,9 @@ def correctness(thoughts: ThoughtBatch) -> Float[Array, "B S G"]:
 
 
 def group_advantage(reward: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
-    """A_i = (r_i - mean r) / std r over the group; zero where all rewards are equal."""
+    """A_i = (r_i - mean r) / std r over the group; zero if all rewards are equal."""
     centred = reward - reward.mean(-1, keepdims=True)
-    equal = reward.max(-1, keepdims=True) == reward.min(-1, keepdims=True)  # else rounding would be magnified
+    equal = reward.max(-1, keepdims=True) == reward.min(-1, keepdims=True)  # else a division would magnify rounding
     return jnp.where(equal, 0.0, centred / (reward.std(-1, keepdims=True) + EPSILON))
 
 

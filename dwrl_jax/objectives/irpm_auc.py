@@ -1,14 +1,14 @@
-"""Pointwise thoughts rewarded by winning over the opposite group: the variant that IRPM's code (arXiv 2601.00677) calls
-AUC, in our reconstruction. `irpm` has the published rule.
+"""Our reconstruction of the variant that IRPM's code (arXiv 2601.00677) calls AUC: a thought of a pointwise judge is
+rewarded if its score is on the right side of scores in the opposite group. `irpm` has the published rule.
 
-    r+_i = share of the thoughts about y- that s+_i wins over        r-_i = share of those about y+ that win over s-_i
+    r+_i = share of thoughts j about y- with s+_i > s-_j        r-_i = share of thoughts j about y+ with s+_j > s-_i
 
-The paper contrasts the groups of y+ and y-, so that a pair teaches a pointwise judge. Choices that are (ours):
+The paper compares the groups of y+ and y-, so that a pair can train a pointwise judge. Choices that are (ours):
 
-1. the score s of a thought is the probability of the good answer behind it, not a number that is written out; an equal
-   score counts one half;
-2. rewards are standardised in their own group as in GRPO. The surrogate is that of the thoughts: the answer learns
-   only through the weights that it shares with them.
+1. the score s of a thought is the probability of the good answer after it, not a written number. Equal scores count
+   one half;
+2. rewards are standardised within their group as in GRPO. The surrogate contains only the thoughts' tokens, so the
+   answer changes only because it depends on the same parameters.
 """
 
 import functools
@@ -27,7 +27,7 @@ Hyper = Policy
 
 
 def phases(hyper: Hyper):
-    """One update by the clipped surrogate of the standardised rewards."""
+    """A single update by the clipped surrogate of the standardised rewards."""
     return {"policy": functools.partial(auc_loss, hyper=hyper)}
 
 
@@ -37,7 +37,10 @@ def auc_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
 
 
 def wins_over_the_other(answer: Float[Array, "B S G"]) -> Float[Array, "B S G"]:
-    """Share of the opposite group that each thought wins over; one half for a tie. No gradient."""
+    """r_i, the share of thoughts in the opposite group that thought i is ranked correctly against. No gradient.
+
+    A tie counts one half.
+    """
     chosen, rejected = stop_gradient(answer[:, 0, :, None]), stop_gradient(answer[:, 1, None, :])
     win = jnp.where(chosen == rejected, 0.5, chosen > rejected)
     return jnp.stack([win.mean(2), win.mean(1)], 1)

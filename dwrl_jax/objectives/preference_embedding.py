@@ -1,17 +1,17 @@
-"""Preference embeddings: a response is a vector, and which of two is better need not be an order (General Preference
-Model, arXiv 2410.02197).
+"""Preference embeddings: a response is a vector, and preferences may be cyclic (General Preference Model, arXiv
+2410.02197).
 
     s(y1 > y2) = <R v1, v2> = sum_l v1[2l] v2[2l + 1] - v1[2l + 1] v2[2l],    P(y1 > y2) = sigmoid(s / beta)
 
-v is the value head's output of 2 k dimensions at the last token of (x, y), of length 1, and R turns each of its k
-planes by a quarter: skew-symmetric, so s(y2 > y1) = -s(y1 > y2). On one circle y1 wins over what lies up to half a turn
-ahead of it, so that a > b > c > a can be had; the Bradley-Terry model is v = (r, 1) before its length is made 1. The
-loss is -log P. What is (ours):
+v is the output of the value head at the last token of (x, y), scaled to length 1. It has 2 k dimensions, and R turns
+each of its k planes by a quarter turn. R is skew-symmetric, so s(y2 > y1) = -s(y1 > y2). In a single plane y1 wins over
+every vector up to half a turn ahead of it, so a > b > c > a is possible. With v = (r, 1) before the scaling, it is the
+Bradley-Terry model. The loss is -log P. Choices that are (ours):
 
-1. the paper's scales lambda_l(x) of the planes, read off the prompt, are left out: all are 1;
-2. the head starts and learns as that of `bt` does;
-3. s / (2 beta) and -s / (2 beta) stand where the two rewards of `bt` stand, so that the evaluation, margins and all the
-   rest are as for `bt`. So a score belongs to a response in its pair: another y- makes it another one.
+1. the paper's scales lambda_l(x) of the planes, which depend on the prompt, are left out: all are 1;
+2. the value head is initialised and learns as that of `bt` does;
+3. s / (2 beta) and -s / (2 beta) take the place of the two rewards of `bt`, so the evaluation and the margins are the
+   same as for `bt`. So a response has a score only within its pair, and another y- changes the score of y+.
 """
 
 import dataclasses
@@ -33,18 +33,18 @@ EPSILON = 1e-12
 @dataclasses.dataclass(frozen=True)
 class Hyper(BradleyTerry):
     planes: int = setting(4, "dimensions of the embedding, in pairs: the paper's k", at_least=1)
-    beta: float = setting(0.1, "log-odds are the score, which is from -1 to 1, over beta", above=0)
+    beta: float = setting(0.1, "divides the score, which is from -1 to 1; the quotient is the log-odds", above=0)
     head_init: float = setting(1.0, HEAD_INIT, at_least=0)
 
 
 def preference_score(first: Float[Array, "*shape K"], second: Float[Array, "*shape K"]) -> Float[Array, "*shape"]:
-    """s(first > second) = <R first, second> of embeddings as they are; each plane is two neighbours of K = 2 k."""
+    """s(first > second) = <R first, second>, without scaling to length 1. K = 2 k; neighbours form a plane."""
     return (first[..., ::2] * second[..., 1::2] - first[..., 1::2] * second[..., ::2]).sum(-1)
 
 
 def value_scores(values: Float[Array, "B 2 K"], hyper: Hyper) -> Float[Array, "B 2"]:
-    """(s, -s) / (2 beta) with s = s(y+ > y-), v the values divided by their length."""
-    embedding = values / jnp.sqrt((values**2).sum(-1, keepdims=True) + EPSILON)  # else a zero has no gradient
+    """(s, -s) / (2 beta) with s = s(y+ > y-), where v is `values` divided by their length."""
+    embedding = values / jnp.sqrt((values**2).sum(-1, keepdims=True) + EPSILON)  # a zero vector needs EPSILON
     half = preference_score(embedding[:, 0], embedding[:, 1]) / (2.0 * hyper.beta)
     return jnp.stack([half, -half], -1)
 
@@ -54,7 +54,7 @@ def phases(hyper: Hyper):
 
 
 def preference_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper, margin: Float[Array, " B"] | None = None):
-    """-log sigmoid(s / beta), from `value_scores` in the place of log scores."""
+    """-log sigmoid(s / beta), in nats. `logps.answer` holds the result of `value_scores`."""
     return pair_loss(logps.answer[:, 0, 0] - logps.answer[:, 1, 0], hyper, margin), reward_metrics(logps)
 
 

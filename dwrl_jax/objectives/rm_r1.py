@@ -1,15 +1,16 @@
-"""RM-R1 style: GRPO on the pairwise judge, with a reward for the format beside that for the label (arXiv 2505.02387).
+"""RM-R1 style: GRPO on the pairwise judge, with rewards for the right label and for the format (arXiv 2505.02387).
 
     r_i = 1[the label is right] + format_weight * 1[well formed]
 
-and the rest as in `grpo_pair`. From the paper: a judge that compares two responses after a written thought, trained
-by reinforcement learning with a reward that a rule can check. What is (ours), beside the list of `grpo_pair`:
+Everything else is as in `grpo_pair`. The paper's idea is a judge that compares two responses after a written thought
+and learns by reinforcement learning from a reward that a rule can check. The choices of `grpo_pair` hold here too.
+Other choices that are (ours):
 
-1. the format in our dialogue: the thought ended itself instead of being cut off at the length limit, and the
-   verdict is one of the two labels;
-2. its weight;
-3. what the paper does before, distilling long thoughts of stronger models, and its prompts with rubrics are left
-   out: the starting model and `dialogue.pair_question` are what they are.
+1. the format is well formed if the thought has its end token before the length limit, and if the verdict is one of
+   the two labels;
+2. the weight of the format;
+3. two parts of the paper are left out. The paper first distils long thoughts of stronger models; here the starting
+   model is used as it is. The paper's prompts have rubrics; here `dialogue.pair_question` is the prompt.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from dwrl_jax.objectives.parts.pairwise import pairwise_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Hyper(grpo_point.Hyper):
-    format_weight: float = setting(0.2, "reward of the format, where a right label earns 1", at_least=0)
+    format_weight: float = setting(0.2, "reward of the right format; a right label has the reward 1", at_least=0)
 
 
 def phases(hyper: Hyper):

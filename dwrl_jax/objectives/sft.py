@@ -1,4 +1,4 @@
-"""Supervised warm start: maximum likelihood of written thoughts and of the answers that follow them."""
+"""Supervised warm start: maximum likelihood of written thoughts and of the answers after them."""
 
 import dataclasses
 
@@ -11,12 +11,12 @@ from dwrl_jax.objectives.parts import panels
 @dataclasses.dataclass(frozen=True)
 class Hyper:
     answer_weight: float = setting(
-        1.0, "multiplies the answer's log-likelihood: one token beside many of the thought", at_least=0
+        1.0, "multiplies the answer's log-likelihood, which is that of a single token", at_least=0
     )
 
 
 def phases(hyper: Hyper):
-    """One phase: -log pi(o | x, y) - answer_weight * log pi(a | x, y, o), in nats, summed over both sides."""
+    """A single update by -log pi(o | x, y) - answer_weight * log pi(a | x, y, o), in nats, summed over both sides."""
 
     def supervised_loss(logps: Logps, thoughts: ThoughtBatch):
         thought = -logps.thought.sum((1, 2, 3))
@@ -34,7 +34,7 @@ def phases(hyper: Hyper):
 
 WRITTEN = panels.Panel(
     panels.LEARNING,
-    "NLL of what was written",
+    "NLL of written texts",
     "nats per token",
     {"train/thought_nll": "thoughts", "train/answer_nll": "answers"},
 )

@@ -1,4 +1,4 @@
-"""The start of every command: its flags, its --help, the other processes and its exit codes.
+"""The start of every command: flags, --help, other processes and exit codes.
 
     @command
     def main(arguments=None):
@@ -6,7 +6,7 @@
         start(given.workdir)
         ...
 
-A command that takes a config has --config=FILE[:OBJECTIVE][,smoke] and --config.KEY=VALUE beside its flags.
+A command with a config also has the flags --config=FILE[:OBJECTIVE][,smoke] and --config.KEY=VALUE.
 """
 
 import argparse
@@ -30,7 +30,7 @@ OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """--NAME=VALUE. `example` stands in messages and in --help; `read` makes the value from its text."""
+    """A flag --NAME=VALUE. Messages and --help show `example`. `read` turns the text into the value."""
 
     example: str
     meaning: str
@@ -53,16 +53,16 @@ CONFIG = Flag(
 
 
 def command(main: Callable) -> Callable:
-    """Make a command of main(arguments), None for those of the shell.
+    """Make a command of main(arguments). Without arguments it reads those of the shell.
 
-    Libraries are quiet. It ends with exit code 0, or the one it chooses; 2 after a `UserError`; 128 + signal after
-    `Stopped`; 1 where another process is lost.
+    Libraries print no remarks. The exit code is 0 or the command's own choice; 2 after a `UserError`; 128 + signal
+    after `Stopped`; 1 if another process is lost.
     """
 
     @exit_cleanly
     @functools.wraps(main)
     def started(arguments: list[str] | None = None):
-        logging.set_verbosity(logging.ERROR)  # the checkpoint library's remarks are not for the person at the keyboard
+        logging.set_verbosity(logging.ERROR)  # users need no remarks of the checkpoint library
         with hosts.together():
             return main(arguments)
 
@@ -70,14 +70,14 @@ def command(main: Callable) -> Callable:
 
 
 def start(workdir: Path | None = None) -> None:
-    """Join the other processes. Compiled programs are kept in the workdir, unless JAX_COMPILATION_CACHE_DIR is set."""
+    """Join the other processes. Unless JAX_COMPILATION_CACHE_DIR is set, the workdir keeps the compiled programs."""
     hosts.start()
     if workdir is not None and jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
 
 
 def parse_flags(arguments: list[str] | None, wanted: Mapping[str, Flag], about: str = "") -> argparse.Namespace:
-    """The values of the flags. UserError for one that is missing, unknown or unreadable; --help prints and exits."""
+    """The values of the flags. UserError if a flag is missing, unknown or unreadable. --help prints text and exits."""
     given, rest = _read(arguments, wanted, lambda: help_text(about, wanted))
     _refuse_rest(rest, wanted)
     _refuse_missing(given, wanted)
@@ -90,9 +90,9 @@ def parse_config(
     about: str = "",
     describe_keys: Callable[[], str] = lambda: "",
 ) -> tuple[ConfigDict, argparse.Namespace]:
-    """The config with its overrides, locked, and the values of the other flags. `describe_keys` is for --help.
+    """The locked config with its overrides, and the values of the other flags. `describe_keys` is for --help.
 
-    Errors as in `parse_flags`, and for an unknown key and a value of the wrong type.
+    UserError as in `parse_flags`, and also for an unknown key or a value of the wrong type.
     """
     wanted = {"config": CONFIG, **wanted}
     given, overrides = parse_overrides(arguments, wanted, about, describe_keys)
@@ -104,7 +104,7 @@ def parse_config(
 def parse_overrides(
     arguments: list[str] | None, wanted: Mapping[str, Flag], about: str, describe_keys: Callable[[], str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The values of the flags, and the flags --config.KEY=VALUE as they are. Errors as in `parse_flags`."""
+    """The values of the flags, and the unread flags --config.KEY=VALUE. UserError as in `parse_flags`."""
     given, rest = _read(arguments, wanted, lambda: help_text(about, wanted, describe_keys()))
     _refuse_rest([text for text in rest if re.match(r"--?[a-zA-Z]", text) and not OVERRIDE.match(text)], wanted)
     _refuse_missing(given, wanted)
@@ -112,13 +112,13 @@ def parse_overrides(
 
 
 def parse(arguments: list[str] | None = None) -> tuple[ConfigDict, Path]:
-    """The config and the working directory, of the two flags --config and --workdir."""
+    """The config and the working directory, from the flags --config and --workdir."""
     config, given = parse_config(arguments, {"workdir": WORKDIR})
     return config, given.workdir
 
 
 def help_text(about: str, wanted: Mapping[str, Flag], keys: str = "") -> str:
-    """What --help prints: the command's docstring, its flags, and the keys of its config."""
+    """The text of --help: the command's docstring, its flags, and the keys of its config."""
     lines = [about.strip(), "", "Flags:"]
     for name, flag in wanted.items():
         end = "required" if flag.required else f"default: {flag.default}" if flag.default is not None else "optional"
@@ -128,7 +128,7 @@ def help_text(about: str, wanted: Mapping[str, Flag], keys: str = "") -> str:
 
 
 def _read(arguments, wanted: Mapping[str, Flag], text: Callable[[], str]) -> tuple[argparse.Namespace, list[str]]:
-    """The values of the flags, and the arguments that are none of them."""
+    """The values of the flags, and all other arguments."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(text())
@@ -163,7 +163,7 @@ def _example(wanted: Mapping[str, Flag]) -> str:
 
 
 def _load(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:
-    """The config of a file with its overrides, and the arguments that are none."""
+    """The config of a file with its overrides, and the arguments that are not overrides."""
     path = file.split(":")[0]
     if not Path(path).is_file():
         raise UserError(f"--config={path}: no such file")
@@ -171,11 +171,11 @@ def _load(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:
         return _parse_absl(file, rest)
     except UserError:
         raise
-    except Exception as error:  # absl and ml_collections raise a dozen kinds, some of them plain KeyErrors
+    except Exception as error:  # absl and ml_collections raise many types, also plain KeyErrors
         overrides = [match[1] for text in rest if (match := OVERRIDE.match(text))]
         _refuse_keys(file, overrides)
         reason = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-        raise UserError(f"{reason[:300]} (--help says what each key may be)") from error
+        raise UserError(f"{reason[:300]} (--help lists the bounds of each key)") from error
 
 
 def _parse_absl(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:
@@ -186,7 +186,7 @@ def _parse_absl(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:
 
 
 def _refuse_keys(file: str, overrides: list[str]) -> None:
-    """UserError for the first override of a key that the config of `file` lacks."""
+    """UserError for the first override whose key is not in the config of `file`."""
     if not overrides:
         return
     config, _ = _parse_absl(file, [])

@@ -1,4 +1,4 @@
-"""A config from its sections: their defaults, bounds and help. A section is a dataclass of core/settings.py."""
+"""Make a config from its sections, with defaults, bounds and help. `core/settings.py` describes sections."""
 
 import difflib
 import json
@@ -10,11 +10,11 @@ from dwrl_jax.core import settings
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.settings import Setting
 
-Sections = Mapping[str, type]  # by name; the keys of the section "" stand at the top of the config
+Sections = Mapping[str, type]  # by name; the keys of the section "" are at the top of the config
 
 
 def to_config(sections: Sections) -> ConfigDict:
-    """The locked config of all defaults: an unknown key is an error."""
+    """The config of all defaults. It is locked, so an unknown key is an error."""
     config = ConfigDict()
     for key, described in keys(sections).items():
         section, _, name = key.rpartition(".")
@@ -34,7 +34,7 @@ def keys(sections: Sections) -> dict[str, Setting]:
 
 
 def check(config: ConfigDict, sections: Sections) -> None:
-    """UserError naming the first key whose value is outside its bound."""
+    """UserError for the first key whose value is outside its bound; the error names the key."""
     values = flat(config.to_dict())
     for key, described in keys(sections).items():
         if said := settings.problem(described, values[key]):
@@ -42,7 +42,9 @@ def check(config: ConfigDict, sections: Sections) -> None:
 
 
 def describe(described: Mapping[str, Setting]) -> str:
-    """Two lines for each key: its default, with a star if a run that goes on may change it; its bound and meaning."""
+    """Two lines for each key. The first has its default, and a star if a run that goes on may change the key. The
+    second has its bound and its meaning.
+    """
     lines = []
     for key, setting in described.items():
         said = "; ".join(words for words in (settings.bound(setting), setting.meaning) if words)
@@ -51,20 +53,20 @@ def describe(described: Mapping[str, Setting]) -> str:
 
 
 def as_json(config: ConfigDict) -> dict:
-    """The config as a file keeps it: tuples are lists there."""
+    """The config as it is stored in a JSON file, where tuples become lists."""
     return json.loads(config.to_json_best_effort())
 
 
 def flat(nested: dict, prefix: str = "") -> dict:
     """{"section.key": value} of a nested dictionary."""
-    found = {}
+    values = {}
     for key, value in nested.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known name that a mistyped one is most like; "lr" is like "learning_rate" for its initials."""
+    """The known name that is most similar to a mistyped name. "lr" is similar to "learning_rate" by its initials."""
 
     def likeness(name):
         last, wanted = name.split(".")[-1], word.split(".")[-1]

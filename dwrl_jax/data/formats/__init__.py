@@ -1,7 +1,7 @@
-"""The contract of a format: what a row of it looks like, and which pairs it stands for.
+"""The contract of a format: the form of its rows, and the pairs in a row.
 
-A format is one file of this folder that ends in `FORMAT = Format(...)`. It is known by its file: nothing else names
-it. `parts/` has what several share.
+A format is a file of this folder that ends in `FORMAT = Format(...)`. Its name is the file's name, and no other file
+lists it. `parts/` has the code that several formats share.
 """
 
 import functools
@@ -15,21 +15,21 @@ from dwrl_jax.core.errors import UserError
 
 
 class Malformed(Exception):
-    """The reason why a row cannot be used, in a few words: rows are counted by it."""
+    """The reason why a row cannot be used, in a few words. Rows with the same reason are counted together."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How the rows of a format are read."""
+    """The reader of a format's rows."""
 
-    columns: str  # the needed columns, for messages
-    owns: Callable[[dict], bool]  # whether a row is of this format, malformed or not; true of one format at most
+    columns: str  # the required columns, for messages
+    owns: Callable[[dict], bool]  # whether a row has this format, malformed or not; at most one format owns a row
     pairs: Callable[[dict], Iterable[Any]]  # the row's `Pair`s, without `where`; raises Malformed
 
 
 @functools.cache
 def load() -> dict[str, Format]:
-    """name -> format, of every file in this folder."""
+    """{name: format} of all files in this folder."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
     return {name: importlib.import_module(f"{__name__}.{name}").FORMAT for name in names}
 
@@ -40,12 +40,12 @@ def columns() -> str:
 
 
 def pairs_of(row: dict | None) -> list:
-    """The pairs of one row. Raises Malformed; UserError when two formats own it."""
+    """The pairs of a row. Raises Malformed if it cannot be used, and UserError if two formats own it."""
     if row is None:
         raise Malformed("not json")
     owners = [name for name, kind in load().items() if kind.owns(row)]
     if len(owners) > 1:
-        raise UserError(f"a row with columns {', '.join(row)} is of two formats, {' and '.join(owners)}: mend `owns`")
+        raise UserError(f"a row with columns {', '.join(row)} is of two formats, {' and '.join(owners)}: change `owns`")
     if not owners:
         raise Malformed("unknown format")
     return list(load()[owners[0]].pairs(row))

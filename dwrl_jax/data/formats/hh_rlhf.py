@@ -1,7 +1,7 @@
-"""Raw HH-RLHF: whole dialogues in one string, "\\n\\nHuman: ...\\n\\nAssistant: ...", in chosen and rejected.
+"""Raw HH-RLHF: chosen and rejected are whole dialogues in a string, "\\n\\nHuman: ...\\n\\nAssistant: ...".
 
-Source: Bai et al. 2022, https://github.com/anthropics/hh-rlhf. Other files write only the prompt like this, beside
-answers that are strings.
+Source: Bai et al. 2022, https://github.com/anthropics/hh-rlhf. In other files only the prompt has this form, and the
+answers are plain strings.
 """
 
 import re
@@ -14,12 +14,12 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def owns(row) -> bool:
-    """Whether there is a chosen or a rejected response, and one of the three columns is a raw dialogue."""
+    """Whether the row has a chosen or a rejected response, and at least one of the three columns is a raw dialogue."""
     return ("chosen" in row or "rejected" in row) and any(_is_raw(row.get(key)) for key in KEYS)
 
 
 def pairs(row):
-    """One pair, of columns that are raw dialogues, strings or message lists."""
+    """The row's single pair. Its columns are raw dialogues, strings or message lists. Raises Malformed."""
     values = {key: row.get(key) for key in KEYS}
     yield make_pair(row, **{key: _turns(value) if _is_raw(value) else value for key, value in values.items()})
 

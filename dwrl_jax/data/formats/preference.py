@@ -1,16 +1,16 @@
-"""Preference rows: prompt, chosen and rejected, each a string or a message list."""
+"""Preference rows: prompt, chosen and rejected, each of them a string or a message list."""
 
 from dwrl_jax.data.formats import Format, hh_rlhf
 from dwrl_jax.data.formats.parts.conversation import make_pair
 
 
 def owns(row) -> bool:
-    """Whether there is a chosen or a rejected response, and no raw dialogue of HH-RLHF."""
+    """Whether the row has a chosen or a rejected response, and no raw dialogue of HH-RLHF."""
     return ("chosen" in row or "rejected" in row) and not hh_rlhf.owns(row)
 
 
 def pairs(row):
-    """One pair; without a prompt, chosen and rejected are whole conversations."""
+    """The row's single pair. Without a prompt, chosen and rejected are whole conversations. Raises Malformed."""
     yield make_pair(row, **{key: row.get(key) for key in hh_rlhf.KEYS})
 
 

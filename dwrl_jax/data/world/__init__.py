@@ -1,4 +1,4 @@
-"""The built-in world: preference pairs made from a seed, their tokenizer, and a source of them without an end."""
+"""The built-in world: preference pairs made from a seed, their tokenizer, and an endless source of examples."""
 
 from dwrl_jax.data.world.source import WorldSource
 from dwrl_jax.data.world.tokenizer import ANSWERS, ASK, JUDGE, make_tokenizer

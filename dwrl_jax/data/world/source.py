@@ -1,4 +1,4 @@
-"""The built-in world as a source of examples without an end."""
+"""The built-in world as an endless source of examples."""
 
 import dataclasses
 
@@ -11,15 +11,15 @@ from dwrl_jax.dialogue import Dialogue
 
 @dataclasses.dataclass(frozen=True)
 class WorldSource:
-    """One split of a world as a source of examples without an end; each is tokenised when it is asked for.
+    """A split of a world as an endless source of examples. An example is tokenised when it is requested.
 
-    A share `pairwise_share` of the pairs, drawn from the world's seed, is shown in the dialogue `pairwise`.
+    The share `pairwise_share` of the pairs, chosen by the world's seed, uses the dialogue `pairwise`.
     """
 
     world: World
     split: str
     dialogue: Dialogue
-    max_length: int  # tokens of a prefix
+    max_length: int  # largest number of tokens in a prefix
     mixed_from: int | None = None
     pairwise: Dialogue | None = None
     pairwise_share: float = 0.0

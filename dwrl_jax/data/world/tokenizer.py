@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 from dwrl_jax.data.world.world import OPERATIONS, STATES, STYLES
 
 JUDGE, ASK, ANSWERS = "judge", "good?", ("yes", "no")
-OTHER_ANSWERS = ("A", "B", "a", "I")  # of dialogues in other words, so that any config can be tried on the world
+OTHER_ANSWERS = ("A", "B", "a", "I")  # answers of other dialogues, so that any config can be tried on the world
 TEMPLATE = (
     "{{ bos_token }} {% for message in messages %}<{{ message.role }}> {{ message.content }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -14,7 +14,7 @@ TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, with a chat template of its own."""
+    """A tokenizer with a token for each word of the world, and with the world's chat template."""
     special = ["<pad>", "<bos>", "<end>", "<user>", "<assistant>", "<system>"]
     words = [*(f"s{i}" for i in range(STATES)), *(f"o{i}" for i in range(OPERATIONS)), *STYLES]
     words += [*(f"off{i}" for i in range(STATES // 2 + 1)), "hm"]

@@ -1,10 +1,11 @@
-"""The built-in world: preference pairs that a judge can only judge well in written steps.
+"""The built-in world: preference pairs that a judge can judge well only if it writes the steps down.
 
-A prompt gives a start state and a row of operations; each operation is a fixed permutation of the states. A response
-claims the final state, in one of three styles. Its quality falls with the circular distance of the claim from the
-truth and rises with the style. The label of a pair follows Bradley-Terry: P(y+ > y-) = sigmoid(quality difference),
-so the best possible accuracy is known. A tiny transformer cannot compose the permutations in one pass, but it can
-write the chain of states between. Everything follows from a seed; nothing is downloaded.
+A prompt gives a start state and a sequence of operations. Each operation is a fixed permutation of the states. A
+response claims a final state, in one of three styles. Its quality falls with the circular distance of the claim from
+the true final state, and it also depends on the style. Labels follow Bradley-Terry, P(y+ > y-) =
+sigmoid(quality difference), so the best possible accuracy is known. A tiny transformer cannot compose the permutations
+in a single pass, but it can write the chain of intermediate states. Everything follows from a seed, and nothing is
+downloaded.
 """
 
 import dataclasses
@@ -17,27 +18,27 @@ from dwrl_jax.data.pairs import Pair
 STATES, OPERATIONS, CHAIN = 8, 8, 5
 STYLES = {"curt": -1.0, "plain": 0.0, "warm": 1.0}
 DISTANCE_WEIGHT, STYLE_WEIGHT = 1.5, 0.7
-TRUE_CLAIMS = 0.3  # share of responses that claim the truth outright; the others claim any state
+TRUE_CLAIMS = 0.3  # share of responses that claim the true state; the others claim a random state
 SPLITS = {"train": 0, "demonstrations": 1, "eval": 2}
-PASSABLE = -1.2  # quality of a response that is called good as often as not
-GOOD, BAD = 0, 1  # verdicts, and which of two is better: the first or the second
-# Shares of the written thoughts of the mixed stage. A thought is a chain of states and then the distance of the claim
-# from its last one. "chain": every state is right. "slips": there are errors, and the chain goes on from them.
-# "skipping": the chain breaks off and its end is guessed. "rationalising": its end is the claim. "lazy": no chain.
-# A thought about two responses repeats each claim before its distance: without it, a tiny model did not learn this.
+PASSABLE = -1.2  # a response of this quality is called good with probability 1/2
+GOOD, BAD = 0, 1  # verdicts; for two responses 0 means that the first is better, 1 that the second is
+# Shares of the kinds of written thoughts in the mixed stage. A thought is a chain of states, then the distance of the
+# claim from the last state. "chain": every state is right. "slips": the chain has errors and goes on from them.
+# "skipping": the chain breaks off, and its end is guessed. "rationalising": its end is a claim. "lazy": no chain.
+# A thought about two responses repeats each claim before its distance: without this, a tiny model did not learn.
 KINDS = {"chain": 0.15, "slips": 0.25, "skipping": 0.15, "lazy": 0.25, "rationalising": 0.2}
-SLIP = 0.25
+SLIP = 0.25  # probability that a step of a chain with slips goes to a random state
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """`permutations[o, s]` is the state that operation o makes of state s; drawn from the seed."""
+    """A world. `permutations[o, s]` is the state after operation o on state s; they are drawn from the seed."""
 
     seed: int
     permutations: np.ndarray
 
     def chain(self, start: int, operations: Sequence[int]) -> list[int]:
-        """States after each operation."""
+        """The states after each operation."""
         states, state = [], start
         for operation in operations:
             state = int(self.permutations[operation, state])
@@ -45,7 +46,7 @@ class World:
         return states
 
     def quality(self, prompt: str, response: str) -> float:
-        """Quality of a response text for a prompt text: -1.5 * circular distance + 0.7 * style."""
+        """-1.5 * circular distance + 0.7 * style: the quality of a response text for a prompt text."""
         start, *operations = (int(word[1:]) for word in prompt.split())
         claim, style = response.split()
         return _quality(int(claim[1:]), self.chain(start, operations)[-1], style)
@@ -61,14 +62,15 @@ def _quality(claim: int, truth: int, style: str) -> float:
 
 
 def _distance(a: int, b: int) -> int:
-    """Steps between two states on their circle."""
+    """The number of steps between two states on the circle of states."""
     return min(abs(a - b), STATES - abs(a - b))
 
 
 def _margin(claims: Sequence[int], truth: int) -> float:
-    """1 (slightly better), 2 (better) or 3 (much better): 1 + min(difference of both distances from the truth, 2).
+    """1 + min(difference, 2), with the absolute difference of the two claims' distances from the truth.
 
-    It does not depend on the label: with the label's noise, the chosen response may have the worse claim.
+    1 means slightly better, 2 better, 3 much better. The margin does not depend on the label. Labels are noisy, so the
+    chosen response can have the worse claim.
     """
     first, second = (_distance(claim, truth) for claim in claims)
     return float(1 + min(abs(first - second), 2))
@@ -81,8 +83,9 @@ def _sigmoid(x: float) -> float:
 def pair(world: World, split: str, index: int, *, mixed_from: int | None = None, pairwise: bool = False) -> Pair:
     """Pair number `index` of a split.
 
-    A pair of the split "demonstrations" has a thought and a verdict for each side: for each response, or with
-    `pairwise` for each order of both. Thoughts are clean chains up to index `mixed_from`, then of mixed quality.
+    A pair of the split "demonstrations" has a thought and a verdict for each side. A side is a response, or with
+    `pairwise` an order of both responses. Thoughts are clean chains below index `mixed_from` and of mixed quality from
+    there on; without `mixed_from` all are clean.
     """
     rng = np.random.default_rng([world.seed, 1 + SPLITS[split], index])
     start, operations = int(rng.integers(STATES)), rng.integers(OPERATIONS, size=CHAIN)
@@ -125,7 +128,7 @@ def _text(response: tuple[int, str]) -> str:
 
 
 def _demonstration(rng, world: World, start, operations, responses, mixed: bool) -> tuple[str, int]:
-    """A thought about one response or two, and the verdict of a judge who believes it."""
+    """A thought about one or two responses, and the verdict of a judge who believes it."""
     truth = world.chain(start, operations)
     kind = rng.choice(list(KINDS), p=list(KINDS.values())) if mixed else "chain"
     states = list(truth)
@@ -150,10 +153,10 @@ def _demonstration(rng, world: World, start, operations, responses, mixed: bool)
 
 
 def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
-    """Log-odds [pairs] of chosen over rejected of two fixed readers.
+    """Log-odds [pairs], in nats, of chosen over rejected by two fixed readers.
 
-    "no_thought" knows the weight of the styles and nothing of the truth: no reader that does not compose the
-    operations can do better. "ceiling" knows the quality itself: only the noise of the labels is left.
+    "no_thought" knows the weight of the styles but not the true states. A reader that does not compose the operations
+    cannot do better. "ceiling" knows the quality itself, so only the noise of the labels is left.
     """
     style = [STYLE_WEIGHT * (STYLES[p.chosen.split()[1]] - STYLES[p.rejected.split()[1]]) for p in pairs]
     prompts = [p.prompt[0]["content"] for p in pairs]

@@ -1,4 +1,4 @@
-"""Attention of new tokens over themselves and over regions of earlier keys and values; `backends` picks the program."""
+"""Attention of new tokens to themselves and to regions of earlier keys and values. `backends` chooses the program."""
 
 from dwrl_jax.models.attention.regions import KEPT, Region, as_region, attend_at_once, attend_in_blocks
 

@@ -1,4 +1,4 @@
-"""Attention by the program that serves the machine and the shapes best; all mean the same."""
+"""Attention by the program that suits the machine and the shapes best. All programs compute the same function."""
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -6,10 +6,10 @@ from jaxtyping import Array, Float, Int
 from dwrl_jax.models.attention import kernels
 from dwrl_jax.models.attention.regions import Region, attend_at_once, attend_in_blocks
 
-BLOCK_BYTES = 8 * 2**20  # of scores that are made at a time on a CPU
-QUERIES = 128  # of a branch in a block, about; but not more than BLOCKS blocks, each a program of its own
-BLOCKS = 8
-FEW = 64  # new tokens that are not worth a kernel's launch, its padding and copies of keys: decoding
+BLOCK_BYTES = 8 * 2**20  # bytes of scores that a CPU computes at a time
+QUERIES = 128  # approximate number of a branch's queries in a block
+BLOCKS = 8  # largest number of blocks, because each block is compiled separately
+FEW = 64  # for so few new tokens (decoding) a kernel's launch, padding and copies of keys cost more than they save
 
 
 def attend(
@@ -21,16 +21,18 @@ def attend(
     *,
     backend: str = "auto",
 ) -> Float[Array, "P G T N H"]:
-    """`attend_at_once` by a backend. "xla" is the thing itself, "blocks" makes scores in blocks where a CPU's
-    cache cannot hold them, "splash" and "cudnn" are fused kernels for TPUs and for NVIDIA GPUs; "auto" takes the
-    one of the machine at hand. The kernels are for passes over many tokens, not for decoding.
+    """softmax(q k^T / sqrt(H)) v as in `attend_at_once`, computed by `backend`.
+
+    "xla" is `attend_at_once` itself. "blocks" computes scores in blocks when a CPU's cache cannot hold them all.
+    "splash" and "cudnn" are fused kernels for TPUs and for NVIDIA GPUs. "auto" chooses the backend of this machine.
+    The kernels are used for passes over many tokens, not for decoding.
     """
     P, G, T, N, _ = q.shape
     mesh = jax.sharding.get_abstract_mesh()
     mesh = None if mesh.empty or mesh.size == 1 else mesh
     if backend == "auto":
-        found = {"cpu": "xla" if mesh else "blocks", "tpu": "splash", "gpu": "cudnn"}
-        backend = found.get(jax.default_backend(), "xla")
+        backends = {"cpu": "xla" if mesh else "blocks", "tpu": "splash", "gpu": "cudnn"}
+        backend = backends.get(jax.default_backend(), "xla")
     if backend == "splash" and T > FEW:
         return kernels.splash(q, k, v, regions, segments, mesh=mesh)
     if backend == "cudnn" and T > FEW:

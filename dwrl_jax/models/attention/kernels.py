@@ -1,8 +1,8 @@
-"""`attend` by the accelerators' own fused kernels, which never hold all scores: for TPUs and for NVIDIA GPUs.
+"""Attention by fused kernels for TPUs and for NVIDIA GPUs, which never hold all scores.
 
 Letters as in regions.py: P prefixes (rows), G branches per prefix, T new tokens, S earlier tokens, N query heads,
-K key/value heads, H head size. Both functions mean what `attend_at_once` means and call it where a kernel cannot
-serve; each names these cases.
+K key/value heads, H head size. Both functions compute the same as `attend_at_once`. They call it in the cases that a
+kernel does not support; their docstrings list these cases.
 """
 
 import dataclasses
@@ -19,24 +19,25 @@ from jaxtyping import Array, Bool, Float, Int
 from dwrl_jax.core.sharding import ROWS, TENSOR
 from dwrl_jax.models.attention.regions import KEPT, Region, attend_at_once
 
-LANES = 128  # of a TPU's vector unit: block sizes are multiples
-BLOCKS = (512, 384, 256)  # tokens of a block, by choice
+LANES = 128  # lanes of a TPU's vector unit; block sizes are multiples of it
+BLOCKS = (512, 384, 256)  # possible numbers of tokens in a block
 
 
 @dataclasses.dataclass(frozen=True)
 class Tree(pallas.Mask):
-    """Which keys the queries of a row may see: all of `shared`, and those of their own branch up to themselves.
+    """The keys that each query of a row sees: all shared keys, and the keys of its own branch up to itself.
 
-    Keys are first the shared regions', then branch by branch its own regions' (`own` of them) and its new tokens'
-    (`new`). Behind the shared ones each query thus sees one run of keys, which ends with itself. A query's id holds
-    the run's last key and, in the lower `bits`, how far it reaches back; the kernel gets ids as data, so that runs
-    may be shorter than the mask's own, which says what blocks are skipped.
+    The order of the keys is: the `shared` keys of shared regions; then for each branch the `own` keys of the regions
+    that the branch has for itself, and its `new` keys of new tokens. So after the shared keys each query sees a single
+    run of keys, which ends with its own key. A query's id holds the number of the run's last key and, in the lower
+    `bits`, the length of the run minus 1. The kernel receives ids as data, so a run may be shorter than in this mask.
+    The mask alone decides which blocks are skipped.
 
-    The kernel compares masks, keeps what it learned from one, and calls `mask_function` on blocks of ids.
+    The kernel compares masks, reuses the results for an equal mask, and calls `mask_function` on blocks of ids.
     """
 
-    queries: int  # with padding, as `keys`
-    keys: int
+    queries: int  # number of queries with padding
+    keys: int  # number of keys with padding
     shared: int
     own: int
     new: int
@@ -52,7 +53,7 @@ class Tree(pallas.Mask):
 
     @property
     def fits(self) -> bool:
-        """Whether ids fit 32 bits."""
+        """Whether ids fit into 32 bits."""
         return self.branches * (self.own + self.new) << self.bits <= 2**31
 
     @property
@@ -72,7 +73,7 @@ class Tree(pallas.Mask):
 
 @dataclasses.dataclass(frozen=True)
 class _Sees:
-    """`Tree`'s rule for blocks of query ids and key numbers; equal rules are equal, so programs are reused."""
+    """The rule of `Tree` for blocks of query ids and key numbers. Two equal rules compare equal and share programs."""
 
     shared: int
     bits: int
@@ -92,29 +93,31 @@ def splash(
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "P G T N H"]:
-    """`attend` on TPUs by splash attention: one call per row whose keys are those of all regions and branches.
+    """`attend_at_once` on TPUs by splash attention. Each row is a call with the keys of all its regions and branches.
 
-    A shared region is never copied, and blocks that no query of theirs may see are skipped. Lengths of regions are
-    segment ids of the kernel. The tokens of one of our `segments` must stand together, as `pack` lays them.
+    A shared region is never copied, and blocks in which no query sees a key are skipped. Lengths of regions become
+    segment ids of the kernel. The tokens of each of our `segments` must be contiguous, as `pack` puts them.
 
-    XLA cannot split a kernel: with a `mesh` of axes data, fsdp and tensor rows are split over the first two and
-    heads over the last; key/value heads are repeated where there are fewer than devices to hold them.
+    XLA cannot split a kernel, so this function splits it. On a `mesh` with the axes data, fsdp and tensor, rows are
+    split over the first two and heads over the last. Key/value heads are repeated if there are fewer heads than
+    devices for them.
 
-    All scores at once are left where segments meet regions of single branches, as a query then sees three runs of
-    keys and its id holds one; where a region has neither 1 nor G branches; where ids do not fit 32 bits (8 branches
-    of more than 16,384 tokens, own regions counted); and where the mesh does not divide rows or query heads.
+    The function calls `attend_at_once` in these cases: segments together with regions that differ by branch, because
+    a query then sees three runs of keys and its id holds a single run; a region with neither 1 nor G branches; ids
+    that do not fit into 32 bits (8 branches of more than 16,384 tokens, including the branch's regions); a mesh that
+    does not divide the rows or the query heads.
     """
     P, G, T, N, _ = q.shape
     shared = [r for r in regions if r.k.shape[1] == 1]
-    own = [r for r in regions if r.k.shape[1] == G != 1]
-    tree = _tree(shared, own, G, T)
-    three_runs = segments is not None and own
-    if len(shared) + len(own) < len(regions) or three_runs or not tree.fits:
+    private = [r for r in regions if r.k.shape[1] == G != 1]
+    tree = _tree(shared, private, G, T)
+    three_runs = segments is not None and private
+    if len(shared) + len(private) < len(regions) or three_runs or not tree.fits:
         return attend_at_once(q, k, v, regions, segments)[0]
-    shared, own = ([r._replace(length=_lengths(r)) for r in x] for x in (shared, own))
+    shared, private = ([r._replace(length=_lengths(r)) for r in x] for x in (shared, private))
     call = functools.partial(_splash, tree=tree, interpret=interpret)
     if mesh is None:
-        return call(q, k, v, shared, own, segments)
+        return call(q, k, v, shared, private, segments)
     rows, tensor = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape[TENSOR]
     copies = tensor // math.gcd(k.shape[3], tensor)
     if P % rows or N % (k.shape[3] * copies):
@@ -122,16 +125,16 @@ def splash(
     if copies > 1:
         k, v = (jnp.repeat(x, copies, 3) for x in (k, v))
         repeated = functools.partial(jnp.repeat, repeats=copies, axis=2)
-        shared, own = ([Region(repeated(r.k), repeated(r.v), r.length) for r in x] for x in (shared, own))
+        shared, private = ([Region(repeated(r.k), repeated(r.v), r.length) for r in x] for x in (shared, private))
     token, earlier = PartitionSpec(ROWS, None, None, TENSOR), PartitionSpec(ROWS, None, TENSOR)
     row = PartitionSpec(ROWS)
-    specs = [[Region(earlier, earlier, row) for _ in x] for x in (shared, own)]
+    specs = [[Region(earlier, earlier, row) for _ in x] for x in (shared, private)]
     call = jax.shard_map(call, mesh=mesh, in_specs=(token, token, token, *specs, row), out_specs=token, check_vma=False)
-    return call(q, k, v, shared, own, segments)
+    return call(q, k, v, shared, private, segments)
 
 
-def _splash(q, k, v, shared, own, segments, *, tree: Tree, interpret: bool) -> Float[Array, "P G T N H"]:
-    """One kernel call per row, on one device."""
+def _splash(q, k, v, shared, private, segments, *, tree: Tree, interpret: bool) -> Float[Array, "P G T N H"]:
+    """A kernel call for each row, on a single device."""
     P, G, T, N, H = q.shape
     fused = pallas.make_splash_mha(
         pallas.MultiHeadMask([tree] * N),
@@ -143,14 +146,14 @@ def _splash(q, k, v, shared, own, segments, *, tree: Tree, interpret: bool) -> F
     )
     queries = (q * H**-0.5).reshape(P, G * T, N, H).transpose(0, 2, 1, 3)
     queries = jnp.pad(queries, ((0, 0), (0, 0), (0, tree.queries - G * T), (0, 0)))
-    keys = _row([r.k.swapaxes(3, 4) for r in shared], [r.k.swapaxes(3, 4) for r in own], k, tree)
-    values = _row([r.v for r in shared], [r.v for r in own], v, tree)
-    seen = _seen(shared, own, tree, P)
+    keys = _row([r.k.swapaxes(3, 4) for r in shared], [r.k.swapaxes(3, 4) for r in private], k, tree)
+    values = _row([r.v for r in shared], [r.v for r in private], v, tree)
+    seen = _seen(shared, private, tree, P)
     ids = None if segments is None else _runs(segments, tree)
 
     def one_row(queries, keys, values, seen, ids):
         visible = seen if seen is None else pallas.SegmentIds(jnp.ones(tree.queries, jnp.int32), seen)
-        # the ids of queries are the one vector among the kernel's arrays
+        # the query ids are the only array of the kernel with a single axis
         kernel = fused if ids is None else jax.tree.map(lambda x: ids if x.ndim == 1 else x, fused)
         return kernel(queries, keys, values, visible)
 
@@ -158,16 +161,16 @@ def _splash(q, k, v, shared, own, segments, *, tree: Tree, interpret: bool) -> F
     return out[:, :, : G * T].transpose(0, 2, 1, 3).reshape(P, G, T, N, H)
 
 
-def _tree(shared: list[Region], own: list[Region], branches: int, new: int) -> Tree:
-    """The mask of static shapes, padded to whole blocks. Padding sees what the last query sees."""
-    before, beside = (sum(r.v.shape[3] for r in x) for x in (shared, own))
+def _tree(shared: list[Region], private: list[Region], branches: int, new: int) -> Tree:
+    """The mask for these shapes, padded to whole blocks. A query of the padding sees the same as the last query."""
+    before, beside = (sum(r.v.shape[3] for r in x) for x in (shared, private))
     queries, keys = branches * new, before + branches * (beside + new)
     queries, keys = (-(-count // _block(count)) * _block(count) for count in (queries, keys))
     return Tree(queries, keys, before, beside, new, branches)
 
 
 def _block(count: int) -> int:
-    """Tokens of a block: one for few tokens, otherwise that of `BLOCKS` with the least padding."""
+    """Number of tokens in a block: a single block for few tokens, else the size in `BLOCKS` with the least padding."""
     if count <= BLOCKS[0]:
         return -(-count // LANES) * LANES
     return min(BLOCKS, key=lambda block: -count % block)
@@ -185,27 +188,27 @@ def _block_sizes(tree: Tree) -> pallas.BlockSizes:
     )
 
 
-def _row(shared, own, new: Float[Array, "P G T K H"], tree: Tree) -> Float[Array, "P K keys H"]:
-    """A row's keys or values in the order of `Tree`, regions given as [P Gr K S H]."""
+def _row(shared, private, new: Float[Array, "P G T K H"], tree: Tree) -> Float[Array, "P K keys H"]:
+    """A row's keys or values in the order of `Tree`. Regions are [P Gr K S H]."""
     P, _, _, K, H = new.shape
-    branches = jnp.concatenate([*own, new.swapaxes(2, 3)], 3).swapaxes(1, 2).reshape(P, K, -1, H)
+    branches = jnp.concatenate([*private, new.swapaxes(2, 3)], 3).swapaxes(1, 2).reshape(P, K, -1, H)
     row = jnp.concatenate([*(x[:, 0] for x in shared), branches], 2)
     return jnp.pad(row, ((0, 0), (0, 0), (0, tree.keys - row.shape[2]), (0, 0)))
 
 
-def _seen(shared: list[Region], own: list[Region], tree: Tree, rows: int) -> Int[Array, "P keys"] | None:
-    """1 for keys inside their region's length, 0 for others, in the order of `Tree`; None where all are seen."""
-    if all(r.length is None for r in (*shared, *own)):
+def _seen(shared: list[Region], private: list[Region], tree: Tree, rows: int) -> Int[Array, "P keys"] | None:
+    """1 for keys inside their region's length and 0 for others, in the order of `Tree`. None if no region is masked."""
+    if all(r.length is None for r in (*shared, *private)):
         return None
     before = [_inside(r, rows)[:, 0] for r in shared]
-    beside = [_inside(r, rows) for r in own]
+    beside = [_inside(r, rows) for r in private]
     branches = jnp.concatenate([*beside, jnp.ones((rows, tree.branches, tree.new), bool)], 2)
     row = jnp.concatenate([*before, branches.reshape(rows, -1)], 1)
     return jnp.pad(row, ((0, 0), (0, tree.keys - row.shape[1]))).astype(jnp.int32)
 
 
 def _runs(segments: Int[Array, "P G T"], tree: Tree) -> Int[Array, "P queries"]:
-    """Ids of `Tree` for queries that reach back to the first token of their segment."""
+    """Ids of `Tree` for queries that see no further back than the first token of their segment."""
     at = jnp.arange(tree.new)
     opens = jnp.pad(segments[..., 1:] != segments[..., :-1], ((0, 0), (0, 0), (1, 0)))
     back = at - jax.lax.cummax(jnp.where(opens, at, 0), axis=2)
@@ -215,12 +218,12 @@ def _runs(segments: Int[Array, "P G T"], tree: Tree) -> Int[Array, "P queries"]:
 
 
 def _lengths(region: Region) -> Int[Array, "P Gr"] | None:
-    """A region's lengths, one for each of its branches."""
+    """A region's lengths, with an entry for each of its branches."""
     return region.length if region.length is None else jnp.broadcast_to(region.length, region.k.shape[:2])
 
 
 def _inside(region: Region, rows: int) -> Bool[Array, "P Gr S"]:
-    """Which keys of a region are inside its length."""
+    """True for the keys of a region inside its length."""
     _, branches, _, size, _ = region.v.shape
     if region.length is None:
         return jnp.ones((rows, branches, size), bool)
@@ -236,15 +239,15 @@ def cudnn(
     *,
     implementation: str = "cudnn",
 ) -> Float[Array, "P G T N H"]:
-    """`attend` on NVIDIA GPUs by cuDNN's fused attention: each branch an item of the batch.
+    """`attend_at_once` on NVIDIA GPUs by cuDNN's fused attention. Each branch is an item of the batch.
 
-    A shared region is copied for each of its branches, for the time of one layer. What a query may see is one
-    boolean mask for all heads, which costs P G T S values of q's type, and as many again in the gradient, as
-    cuDNN's one for a mask cannot be left out. A plain causal pass has no mask and skips half of the work.
+    A shared region is copied for each of its branches while a layer runs. All heads share a boolean mask of the keys
+    that each query sees. The mask costs P G T S values of q's type. The gradient costs the same again, because cuDNN
+    always computes a gradient of the mask. A plain causal pass has no mask and skips half of the work.
 
-    All scores at once are left where cuDNN cannot serve: types other than bfloat16 and float16, head sizes that
-    8 does not divide, and those above 128, which need Hopper GPUs. `implementation` "xla" is the same call without
-    cuDNN, of any type, for tests.
+    The function calls `attend_at_once` for inputs that cuDNN does not support: types other than bfloat16 and float16,
+    head sizes that are not multiples of 8, and head sizes above 128, which need Hopper GPUs. For tests,
+    `implementation` "xla" makes the same call without cuDNN, for any type.
     """
     P, G, T, N, H = q.shape
     if implementation == "cudnn" and (q.dtype not in (jnp.bfloat16, jnp.float16) or H % 8 or H > 128):
@@ -261,7 +264,7 @@ def cudnn(
     inside = [_per_branch(_inside(r, P), G)[:, None] for r in regions]
     inside = [jnp.broadcast_to(x, (P * G, T, x.shape[2])) for x in inside]
     mask = jnp.concatenate([*inside, seen.reshape(P * G, T, T)], 2)[:, None]
-    # with a mask, cuDNN's gradient takes even lengths alone; an added query sees what the last one sees
+    # with a mask, cuDNN's gradient supports only even lengths; an added query sees the same as the last query
     queries, others = T % 2, mask.shape[3] % 2
     q = jnp.pad(q, ((0, 0), (0, queries), (0, 0), (0, 0)))
     keys, values = (jnp.pad(jnp.concatenate(x, 1), ((0, 0), (0, others), (0, 0), (0, 0))) for x in (keys, values))
@@ -271,5 +274,5 @@ def cudnn(
 
 
 def _per_branch(x: Array, branches: int) -> Array:
-    """A region's array [P Gr ...] as [P * G ...]; branches of one region stand together."""
+    """A region's array [P Gr ...] as [P * G ...]. The branches that share an entry are next to each other."""
     return jnp.repeat(x, branches // x.shape[1], 1).reshape(-1, *x.shape[2:])

@@ -1,4 +1,4 @@
-"""Attention of new tokens over themselves and over regions of earlier keys and values.
+"""Attention of new tokens to themselves and to regions of earlier keys and values.
 
 Letters: P prefixes (rows), G branches per prefix, T new tokens, S earlier tokens, N query heads, K key/value
 heads, R = N / K query heads per key/value head, H head size.
@@ -12,16 +12,16 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-KEPT = "attention"  # name of results that remat may keep, so that attention is not made again
+KEPT = "attention"  # name of the results that remat may keep, so that attention is not computed again
 MASKED = -1e30  # finite, so that a fully masked region has a zero gradient instead of nan
 
 
 class Region(NamedTuple):
-    """Keys and values of earlier tokens; a branch sees the first `length` of them, all where it is None.
+    """Keys and values of earlier tokens. A branch sees the first `length` of them, or all if `length` is None.
 
-    With one branch (`Gr = 1`) the region is shared by all G branches of its row and never copied per branch.
-    Keys lie with their tokens last, as the product with queries reads them: a decoding loop copies nothing.
-    Outside the layer stack the layers of `k` and `v` are one more leading axis, or the items of a tuple.
+    A region with a single branch (`Gr = 1`) is shared by all G branches of its row and is never copied per branch.
+    The last axis of the keys is the token axis, because the product with queries reads them so: a decoding loop then
+    copies nothing. Outside the layer stack `k` and `v` have a leading axis of layers, or are tuples over layers.
     """
 
     k: Float[Array, "*layers P Gr K H S"]
@@ -30,7 +30,7 @@ class Region(NamedTuple):
 
 
 def as_region(k: Float[Array, "P G T K H"], v: Float[Array, "P G T K H"], length=None) -> Region:
-    """New tokens' keys and values as a region for later ones."""
+    """The keys and values of new tokens as a region for later tokens."""
     return Region(k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4), length)
 
 
@@ -42,13 +42,14 @@ def attend_at_once(
     segments: Int[Array, "P G T"] | None = None,
     start: int = 0,
 ) -> tuple[Float[Array, "P G T N H"], Float[Array, "P G T K R"]]:
-    """softmax(q k^T / sqrt(H)) v over all regions and causally over the new tokens, under one softmax.
+    """softmax(q k^T / sqrt(H)) v over all regions and causally over the new tokens, with a common softmax.
 
-    Of the new tokens, only those of one segment see each other, where a branch holds several. Queries may be fewer:
-    the new tokens from number `start` on. Also returns the logarithm of each query's sum of exponentiated scores.
+    If a branch holds several segments, a new token sees only the new tokens of its own segment. The queries may be
+    fewer than the keys: they are then the new tokens from number `start` on. The second result is the logarithm of
+    each query's sum of exponentiated scores.
 
-    Scores and softmax are float32, all made at a time. The regions are joined by their common maximum and
-    denominator, so no key or value is concatenated or repeated.
+    Scores and softmax are float32, and all scores are computed together. The regions share a maximum and a
+    denominator, so keys and values are neither concatenated nor repeated.
     """
     P, G, T, N, H = q.shape
     q = _scaled(q, k)
@@ -63,9 +64,9 @@ def attend_at_once(
 
 
 def gradient_at_once(q, k, v, regions, segments, start, out, log_sum, d_out):
-    """Gradients of `attend_at_once` by q, k, v and every region's (k, v), given its results.
+    """Gradients of `attend_at_once` with respect to q, k, v and every region's (k, v), given its results.
 
-    With weights w = exp(score - log_sum): d_score = w (d_w - sum of d_out out), as in FlashAttention.
+    With the weights w = exp(score - log_sum), d_score = w (d_w - sum_h d_out_h out_h), as in FlashAttention.
     """
     P, G, T, N, H = q.shape
     q = _scaled(q, k)
@@ -89,9 +90,9 @@ def gradient_at_once(q, k, v, regions, segments, start, out, log_sum, d_out):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def attend_in_blocks(q, k, v, regions, segments, size: int, together: int) -> Float[Array, "P G T N H"]:
-    """`attend`, one row, `together` of its branches and `size` queries of each at a time.
+    """`attend_at_once` in blocks: a single row, `together` of its branches and `size` queries of each at a time.
 
-    Keys behind a block's last query are left out. The gradient makes the scores again.
+    A block leaves out the keys after its last query. The gradient computes the scores again.
     """
     return _blocks_forward(q, k, v, regions, segments, size, together)[0]
 
@@ -105,9 +106,9 @@ def _blocks_forward(q, k, v, regions, segments, size, together):
             parts.append(attend_at_once(q[:, :, a:b], k[:, :, :b], v[:, :, :b], before, mine, a))
         return carry, tuple(jnp.concatenate(part, 2) for part in zip(*parts))
 
-    shared, own = _apart(regions)
-    _, found = _over_bundles(bundle, (), shared, (q, k, v, segments, own), together)
-    out, log_sum = (checkpoint_name(x, KEPT) for x in found)
+    shared, private = _apart(regions)
+    _, results = _over_bundles(bundle, (), shared, (q, k, v, segments, private), together)
+    out, log_sum = (checkpoint_name(x, KEPT) for x in results)
     return out, (q, k, v, regions, segments, out, log_sum)
 
 
@@ -120,20 +121,20 @@ def _blocks_backward(size, together, kept, d_out):
         for a, b in _cuts(q.shape[2], size):
             mine = None if segments is None else segments[:, :, :b]
             done = (x[:, :, a:b] for x in (out, log_sum, d_out))
-            found = gradient_at_once(q[:, :, a:b], k[:, :, :b], v[:, :, :b], before, mine, a, *done)
-            d_q.append(found[0])
-            d_k, d_v = d_k.at[:, :, :b].add(found[1]), d_v.at[:, :, :b].add(found[2])
-            d_before = found[3] if d_before is None else jax.tree.map(jnp.add, d_before, found[3])
+            parts = gradient_at_once(q[:, :, a:b], k[:, :, :b], v[:, :, :b], before, mine, a, *done)
+            d_q.append(parts[0])
+            d_k, d_v = d_k.at[:, :, :b].add(parts[1]), d_v.at[:, :, :b].add(parts[2])
+            d_before = parts[3] if d_before is None else jax.tree.map(jnp.add, d_before, parts[3])
         d_shared = [d for d, region in zip(d_before, row) if region is not None]
-        d_own = [d for d, region in zip(d_before, row) if region is None]
-        return jax.tree.map(jnp.add, sums, d_shared), (jnp.concatenate(d_q, 2), d_k, d_v, d_own)
+        d_private = [d for d, region in zip(d_before, row) if region is None]
+        return jax.tree.map(jnp.add, sums, d_shared), (jnp.concatenate(d_q, 2), d_k, d_v, d_private)
 
-    shared, own = _apart(regions)
+    shared, private = _apart(regions)
     zeros = [tuple(jnp.zeros((1, *x.shape[1:]), jnp.float32) for x in (r.k, r.v)) for r in shared if r is not None]
-    branches = (q, k, v, segments, out, log_sum, d_out, own)
-    d_shared, (d_q, d_k, d_v, d_own) = _over_bundles(bundle, zeros, shared, branches, together)
-    d_shared, d_own = iter(jax.tree.map(lambda x: x.astype(q.dtype), d_shared)), iter(d_own)
-    d_regions = tuple(Region(*next(d_own if region is None else d_shared), None) for region in shared)
+    branches = (q, k, v, segments, out, log_sum, d_out, private)
+    d_shared, (d_q, d_k, d_v, d_private) = _over_bundles(bundle, zeros, shared, branches, together)
+    d_shared, d_private = iter(jax.tree.map(lambda x: x.astype(q.dtype), d_shared)), iter(d_private)
+    d_regions = tuple(Region(*next(d_private if region is None else d_shared), None) for region in shared)
     return d_q, d_k, d_v, d_regions, None
 
 
@@ -141,14 +142,17 @@ attend_in_blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
 def _cuts(total: int, size: int) -> list[tuple[int, int]]:
-    """Starts and ends of equal blocks of at most `size`."""
+    """(start, end) of blocks that cover `total`, of nearly equal size and of at most `size`."""
     count = -(-total // size)
     edges = [total * i // count for i in range(count + 1)]
     return list(zip(edges, edges[1:]))
 
 
 def _apart(regions: tuple[Region, ...]) -> tuple[list, list]:
-    """Shared regions and own ones, with None where the other list has the region; lengths by branch or row."""
+    """The shared regions, and the regions with an entry for each branch.
+
+    Each list has None where the other list has the region. Lengths have an entry for each branch of a region.
+    """
 
     def with_length(r):
         return r if r.length is None else r._replace(length=jnp.broadcast_to(r.length, r.k.shape[:2]))
@@ -158,14 +162,14 @@ def _apart(regions: tuple[Region, ...]) -> tuple[list, list]:
     return shared, [None if r.k.shape[1] == 1 else r for r in regions]
 
 
-def _together(shared: list, own: list) -> tuple[Region, ...]:
-    return tuple(mine if ours is None else ours for ours, mine in zip(shared, own))
+def _together(shared: list, private: list) -> tuple[Region, ...]:
+    return tuple(mine if ours is None else ours for ours, mine in zip(shared, private))
 
 
 def _over_bundles(body, zeros, shared, branches, together: int):
-    """body(sums, row's shared regions, bundle of its branches) -> sums, results, over rows and bundles in turn.
+    """Call body(sums, the row's shared regions, a bundle of its branches) -> (sums, results) for all rows and bundles.
 
-    Sums start as `zeros` in each row. Returns them by row and the results by branch, [P G ...].
+    The sums of each row start as `zeros`. Returns the sums by row, [P ...], and the results by branch, [P G ...].
     """
 
     def bundles(x):
@@ -175,8 +179,9 @@ def _over_bundles(body, zeros, shared, branches, together: int):
         ours, mine = jax.tree.map(lambda x: x[None], row[0]), row[1]
         return None, jax.lax.scan(lambda sums, bundle: body(sums, ours, bundle), zeros, mine)
 
-    _, (sums, found) = jax.lax.scan(one_row, None, (shared, jax.tree.map(bundles, branches)))
-    return jax.tree.map(lambda x: x[:, 0], sums), jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[4:]), found)
+    _, (sums, results) = jax.lax.scan(one_row, None, (shared, jax.tree.map(bundles, branches)))
+    sums = jax.tree.map(lambda x: x[:, 0], sums)
+    return sums, jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[4:]), results)
 
 
 def _scaled(q: Float[Array, "P G T N H"], k) -> Float[Array, "P G T K R H"]:
@@ -185,7 +190,7 @@ def _scaled(q: Float[Array, "P G T N H"], k) -> Float[Array, "P G T K R H"]:
 
 
 def _all_scores(q: Float[Array, "P G T K R H"], k, v, regions, segments, start):
-    """Regions, the new tokens first, and masked scores of queries with each, [P Gr K G/Gr T R S]."""
+    """The regions, with the new tokens as the first, and the masked scores for each, [P Gr K G/Gr T R S]."""
     at = start + jnp.arange(q.shape[2])
     seen = jnp.arange(k.shape[2]) <= at[:, None]  # [T, S]
     if segments is not None:
@@ -204,7 +209,7 @@ def _all_scores(q: Float[Array, "P G T K R H"], k, v, regions, segments, start):
 
 
 def _scores(q: Float[Array, "P G T K R H"], region: Region) -> Float[Array, "P Gr K g T R S"]:
-    """Scaled dot products of queries with a region's keys; g = G / Gr branches share a key."""
+    """Dot products of scaled queries with a region's keys, in float32. g = G / Gr branches share a key."""
     P, G, T, K, R, H = q.shape
     rows = region.k.shape[1]
     q = q.reshape(P, rows, G // rows, T, K, R, H)

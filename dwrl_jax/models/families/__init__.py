@@ -1,7 +1,7 @@
-"""Families of models: what config.json says of a model, as `ModelConfig`.
+"""Families of models. A family turns the content of config.json into a `ModelConfig`.
 
-A family is one file here. It is found by the file's name, which is the `model_type` of its config.json, and ends in
-`FAMILY = Family(...)`. `parts.py` has what several families share, `presets.py` gathers their published shapes.
+Each family is a file here. The file's name is the `model_type` in config.json, and the file ends in
+`FAMILY = Family(...)`. `parts.py` has the code that several families share, `presets.py` collects published shapes.
 """
 
 import dataclasses
@@ -13,29 +13,29 @@ from pathlib import Path
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.transformer import ModelConfig
 
-SHARED = ("parts", "presets")  # files here that are no family
-NUMERICS = ("dtype", "param_dtype", "remat", "attention")  # fields of ModelConfig that no config.json has
+SHARED = ("parts", "presets")  # files here that are not families
+NUMERICS = ("dtype", "param_dtype", "remat", "attention")  # fields of ModelConfig that config.json does not have
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Models that differ in their sizes alone.
+    """Models that differ only in their sizes.
 
-    `shape(hf_config)` gives the fields of `ModelConfig` without NUMERICS and `value_head`. It raises KeyError for a
-    missing key and UserError for what the decoder does not do. `tensor_name` turns the name that a tensor has in
-    Llama's files, as `hf.table` lists them, into the name that it has in this family's. "{layer}" in a name stands
-    for the number of the layer.
+    `shape(hf_config)` gives the fields of `ModelConfig` except NUMERICS and `value_head`. It raises KeyError for a
+    missing key and UserError for a feature that the decoder does not support. `tensor_name` maps the name of a tensor
+    in Llama's files, as `hf.table` lists it, to its name in this family's files. "{layer}" in a name stands for the
+    number of the layer.
     """
 
-    language_model: str  # transformers' class, in config.json's "architectures"
-    reward_model: str  # its class with a value head in the place of the lm-head
+    language_model: str  # the class in transformers, as in config.json's "architectures"
+    reward_model: str  # the class in transformers with a value head in the place of the lm-head
     shape: Callable[[dict], dict]
     presets: Mapping[str, dict] = dataclasses.field(default_factory=dict)  # published config.json by short name
     tensor_name: Callable[[str], str] = str
 
 
 def names() -> list[str]:
-    """The families, by config.json's model_type."""
+    """The names of the families: the values of model_type in config.json."""
     return sorted({path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - set(SHARED))
 
 
@@ -44,7 +44,7 @@ def load(name: str) -> Family:
 
 
 def family_of(hf_config: dict) -> Family:
-    """The family of a config.json; UserError for one without a file here."""
+    """The family of a config.json. UserError if it has no file here."""
     name = hf_config.get("model_type")
     if name not in names():
         raise UserError(f"config.json: model_type = {name!r} is not supported; choose a model of {', '.join(names())}")
@@ -52,7 +52,7 @@ def family_of(hf_config: dict) -> Family:
 
 
 def read_config(folder) -> dict:
-    """The folder's config.json; `UserError` when it is missing or no JSON object."""
+    """The folder's config.json. UserError if it is missing or not a JSON object."""
     return read_json(Path(folder) / "config.json")
 
 
@@ -69,9 +69,9 @@ def read_json(path: Path) -> dict:
 
 
 def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
-    """`ModelConfig` of a config.json; `numerics` are its fields named in NUMERICS.
+    """The `ModelConfig` of a config.json. `numerics` gives the fields that are named in NUMERICS.
 
-    `UserError` for an unknown family, for a missing key and for what the decoder does not do.
+    UserError for an unknown family, for a missing key and for a feature that the decoder does not support.
     """
     family = family_of(hf_config)
     try:
@@ -83,9 +83,10 @@ def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
 
 
 def with_value_head(hf_config: dict, pad_id: int | None, outputs: int = 1) -> dict:
-    """The config.json of the same model with `outputs` outputs in the place of the lm-head; a single one is a reward.
+    """The config.json of the same model with a value head of `outputs` outputs in the place of the lm-head.
 
-    transformers reads them at the last token that is not `pad_id`, and takes one text at a time where it is None.
+    A single output is a reward. transformers reads the outputs at the last token that is not `pad_id`. If `pad_id` is
+    None, transformers accepts only a single text at a time.
     """
     labels = ["reward"] if outputs == 1 else [f"embedding_{i}" for i in range(outputs)]
     return hf_config | {
@@ -98,5 +99,5 @@ def with_value_head(hf_config: dict, pad_id: int | None, outputs: int = 1) -> di
 
 
 def _outputs(hf_config: dict) -> int:
-    """The number of outputs of a model with a value head; transformers leaves out the labels of two."""
+    """The number of outputs of a model with a value head. transformers does not write the labels of two outputs."""
     return len(hf_config.get("id2label") or (0, 1))

@@ -1,7 +1,7 @@
-"""Llama 3 and all that is built like it.
+"""Llama 3 and all models with the same architecture.
 
-The presets are the base models. Their -Instruct variants have weights of the same shapes and end a turn with other
-tokens, [128001, 128008, 128009].
+The presets are the base models. Their -Instruct variants have weights of the same shapes, but end a turn with other
+tokens: [128001, 128008, 128009].
 """
 
 from dwrl_jax.models.families import Family, parts

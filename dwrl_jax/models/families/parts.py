@@ -1,9 +1,9 @@
-"""What several families share: the keys of config.json that Llama and its followers have in common."""
+"""Code that several families share: it reads the keys of config.json that Llama and similar models have in common."""
 
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.transformer import RopeScaling
 
-# what the decoder does: an absent key means the same, another value is an error
+# values that the decoder supports: an absent key means the same value, any other value is an error
 SUPPORTED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -15,9 +15,9 @@ SUPPORTED = {
 
 
 def shape(hf_config: dict, **differences) -> dict:
-    """The fields of `ModelConfig` that a Llama's config.json gives; `differences` are a family's, and win.
+    """The fields of `ModelConfig` from a config.json like Llama's. `differences` replaces fields for a family.
 
-    KeyError for a missing key, UserError for what the decoder does not do.
+    KeyError for a missing key, UserError for a feature that the decoder does not support.
     """
     for key, value in SUPPORTED.items():
         if hf_config.get(key, value) != value:

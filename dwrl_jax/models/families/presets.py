@@ -1,4 +1,4 @@
-"""Published shapes of all families, in the words of their own config.json, and the same in small."""
+"""Published shapes of all families, each as its config.json, and small versions of them."""
 
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models import families
@@ -9,7 +9,7 @@ PRESETS: dict[str, dict] = {
 
 
 def published(hub_id: str) -> dict:
-    """The config.json of a hub id among PRESETS, "-Instruct" or not; UserError for another."""
+    """The config.json in PRESETS of a hub id, with or without "-Instruct". UserError for any other hub id."""
     name = hub_id.rpartition("/")[2].lower().removesuffix("-instruct")
     matching = [config for key, config in PRESETS.items() if key.replace("-", "") == name.replace("-", "")]
     if not matching:
@@ -21,11 +21,11 @@ def published(hub_id: str) -> dict:
 
 
 def shrink(hf_config: dict, vocab_size: int, **changes) -> dict:
-    """The same architecture in small: two layers of width 64, four query heads on two key/value heads.
+    """A small version of an architecture: two layers of width 64, four query heads and two key/value heads.
 
-    Ties, biases, q/k norms and the kind of rope scaling stay. Llama 3's scaling begins at 64 positions, so that it
-    changes short sequences too. Special tokens outside the new vocabulary become None. `changes` replaces keys of
-    the result; an unknown key is a `UserError`.
+    Ties, biases, q/k norms and the kind of rope scaling stay the same. Llama 3's scaling begins at 64 positions, so
+    that it changes short sequences too. Special tokens outside the new vocabulary become None. `changes` replaces
+    keys of the result. UserError for an unknown key in `changes`.
     """
     small = dict(
         hf_config,

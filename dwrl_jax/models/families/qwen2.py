@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5: Llama with biases in the projections to queries, keys and values.
 
-The presets are the base models. Their -Instruct variants have weights of the same shapes and end a turn with token
-151645.
+The presets are the base models. Their -Instruct variants have weights of the same shapes, and end a turn with the
+token 151645.
 """
 
 from dwrl_jax.models.families import Family, parts

@@ -1,4 +1,4 @@
-"""Qwen3: Llama with norms of queries and keys, and heads of 128 whatever the width."""
+"""Qwen3: Llama with norms of queries and keys. The default size of a head is 128 at every width."""
 
 from dwrl_jax.models.families import Family, parts
 

@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: safetensors <-> our parameters."""
+"""Read and write Hugging Face folders: safetensors <-> our parameters."""
 
 from dwrl_jax.models.hf.load import load_params, random_params, resolve, with_value_head
 from dwrl_jax.models.hf.save import save_model

@@ -1,4 +1,4 @@
-"""Parameters from a Hugging Face folder, or fresh ones."""
+"""Parameters from a Hugging Face folder, or new random parameters."""
 
 from pathlib import Path
 
@@ -19,7 +19,10 @@ DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt"]
 
 
 def resolve(path_or_hub_id: str) -> Path:
-    """The local folder of a model; a path that is no folder is an id, and is fetched from the Hugging Face hub."""
+    """The local folder of a model. A path that is not a folder is a hub id and is downloaded from the Hugging Face hub.
+
+    UserError if the download fails.
+    """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path
@@ -34,15 +37,15 @@ def resolve(path_or_hub_id: str) -> Path:
 
 
 def random_params(config: ModelConfig, seed: int) -> dict:
-    """Fresh parameters, without the names of their axes."""
+    """New random parameters, without the names of their axes."""
     token = jnp.zeros((1, 1, 1), jnp.int32)
     return nn.meta.unbox(jax.jit(Decoder(config).init)(jax.random.key(seed), token, token))
 
 
 def with_value_head(params, config: ModelConfig, seed: int, scale: float = 1.0, *, shardings=None) -> dict:
-    """A language model's parameters with a value head [outputs, D] ~ scale * N(0, 1 / (D + 1)) instead of its lm-head.
+    """A language model's parameters with a value head [outputs, D] in the place of its lm-head.
 
-    `config` and `shardings` describe the result.
+    The head is drawn from scale * N(0, 1 / (D + 1)). `config` and `shardings` describe the result.
     """
     size = config.hidden_size
 
@@ -58,11 +61,12 @@ def with_value_head(params, config: ModelConfig, seed: int, scale: float = 1.0, 
 def load_params(folder, config: ModelConfig, *, shardings=None) -> dict:
     """{"params": ...} from config.json and the safetensors files of a folder, in `config.param_dtype`.
 
-    Each leaf lies as its leaf of `shardings` says (a tree like the result; None: whole on the default device).
-    A process reads only what its devices hold, one piece at a time: a part of one parameter, read once for all
-    devices that hold it. The host needs room for one piece beyond the result. Processes send each other nothing.
-    A piece with a few columns of a matrix still makes the disk read the pages around them. `UserError` names a
-    tensor that is missing, unknown, of another shape or of a quantised type, and a file that cannot be read.
+    `shardings` is a tree like the result and gives the sharding of each leaf; None puts everything on the default
+    device. A process reads only the parts that its devices hold. It reads a single part of a parameter at a time, and
+    once for all devices that hold the same part. The host needs memory for such a part beyond the result. Processes
+    send each other nothing. For a part with few columns of a matrix, the disk still reads the pages around them.
+    UserError names a tensor that is missing, unknown, of another shape or of a quantised type, or a file that cannot
+    be read.
     """
     places = {} if shardings is None else flatten_dict(shardings["params"])
     tensors, name = find_tensors(Path(folder)), family_of(read_config(folder)).tensor_name
@@ -72,7 +76,7 @@ def load_params(folder, config: ModelConfig, *, shardings=None) -> dict:
 
 
 def _check_tensors(folder: Path, tensors: dict[str, Stored], config: ModelConfig, tensor_name) -> None:
-    """UserError unless each expected tensor is there, has its shape and a float type, and no other tensor is there."""
+    """UserError if a tensor is missing or unexpected, or has a wrong shape or a type that is not float."""
     embedding_key, head_key = tensor_name(EMBEDDING), tensor_name(LM_HEAD)
     expected = {key: weight.hf_shape for key, weight, _ in hf_tensors(config, tensor_name)}
     missing = sorted(expected.keys() - tensors.keys())
@@ -80,7 +84,7 @@ def _check_tensors(folder: Path, tensors: dict[str, Stored], config: ModelConfig
         raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
     expected.setdefault(head_key, expected[embedding_key])
     for key, tensor in sorted(tensors.items()):
-        if key.endswith("rotary_emb.inv_freq"):  # a constant that old exports carry along
+        if key.endswith("rotary_emb.inv_freq"):  # a constant in old exports
             continue
         where = f"{tensor.path}: tensor {key}"
         if key not in expected:
@@ -91,7 +95,7 @@ def _check_tensors(folder: Path, tensors: dict[str, Stored], config: ModelConfig
             raise UserError(f"{where} has type {tensor.dtype}, only F32, BF16 and F16 are read")
     if config.tied and head_key in tensors:
         head, embedding = tensors[head_key], tensors[embedding_key]
-        if not all(map(np.array_equal, head.view(), embedding.view())):  # row by row: two rows are held at a time
+        if not all(map(np.array_equal, head.view(), embedding.view())):  # row by row: holds two rows at a time
             raise UserError(f"{head.path}: {head_key} differs from {embedding_key}, but config.json ties the two")
 
 
@@ -111,7 +115,7 @@ def _load_weight(tensors: dict[str, Stored], weight: Weight, config: ModelConfig
 
 
 def _read_piece(tensors: dict[str, Stored], weight: Weight, config: ModelConfig, index: tuple) -> np.ndarray:
-    """`parameter[index]`, in memory in the order of the files' axes: JAX transposes faster than NumPy."""
+    """`parameter[index]`. Its memory keeps the order of axes in the file, because JAX transposes faster than NumPy."""
     if not weight.stacked:
         return np.array(weight.from_hf(tensors[weight.key].view())[index], config.param_dtype)
     layers, rest = range(config.layers)[index[0]], index[1:]
@@ -120,5 +124,5 @@ def _read_piece(tensors: dict[str, Stored], weight: Weight, config: ModelConfig,
 
 
 def _place(piece: np.ndarray, devices: list) -> list[jax.Array]:
-    """A copy on each device; done when it returns, so that the next piece is not read beside this one."""
+    """A copy on each device. The copies are complete on return, so the host holds only a single piece at a time."""
     return jax.block_until_ready([jax.device_put(piece, device) for device in devices])

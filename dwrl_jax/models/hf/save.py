@@ -1,4 +1,4 @@
-"""Parameters to a Hugging Face folder."""
+"""Write parameters to a Hugging Face folder."""
 
 import math
 import os
@@ -33,20 +33,20 @@ def save_model(
 ) -> None:
     """Write a folder that `transformers` and vLLM load: configs, tokenizer files and safetensors in `dtype`.
 
-    `hf_config` is the config.json that `config` was made from; `documents` are further JSON files, by name. The
-    folder must be empty or absent (`UserError`): an export replaces nothing. It is written under a hidden name
-    beside its place and renamed at the end, so it is whole or absent.
+    `hf_config` is the config.json that `config` was made from. `documents` gives further JSON files by name. The
+    folder must be empty or absent, because an export replaces nothing; otherwise UserError. The folder is written
+    under a hidden name and renamed at the end, so it is either complete or absent.
 
-    The host holds one file's tensors at a time. Where `params` lie on devices of several processes, all processes
-    call this. Tensors are gathered one by one, each device needs room for one, and the first process alone writes.
-    If it cannot, it raises its error and the others a `UserError`.
+    The host holds the tensors of a single file at a time. If `params` are on devices of several processes, all
+    processes must call this. Tensors are gathered one after another, so each device needs memory for a whole tensor.
+    Only the first process writes. If it fails, it raises its error, and the other processes raise a UserError.
     """
     folder = Path(folder).resolve()
     numerics = {name: getattr(config, name) for name in NUMERICS}
     if model_config(hf_config, **numerics) != config:
-        raise UserError(f"{folder}: the config.json to write describes another model than the parameters")
+        raise UserError(f"{folder}: the new config.json does not describe the model of the parameters")
     if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype = {dtype!r} is not written, only float32 and bfloat16")
+        raise UserError(f"dtype = {dtype!r} is not supported; choose float32 or bfloat16")
     documents = _configs(config, hf_config, generation_config, dtype) | (documents or {})
     entries = list(hf_tensors(config, family_of(hf_config).tensor_name))
     shards, index = _plan_files(entries, np.dtype(dtype), max_shard_bytes)
@@ -61,7 +61,7 @@ def save_model(
             for key, weight, layer in entries:
                 whole = _gather(flat[weight.path], layer)
                 if hosts.first() or not spread:
-                    # safetensors writes the memory of an array as it lies, so a transposed view would be scrambled
+                    # safetensors writes an array's memory as it is: the values of a transposed view would be mixed up
                     tensors[key] = np.ascontiguousarray(weight.to_hf(whole), dtype)
             attempt(save_file, tensors, partial / name, metadata={"format": "pt"})
         if len(shards) > 1:
@@ -73,7 +73,7 @@ def save_model(
 
 
 def _configs(config: ModelConfig, hf_config: dict, generation_config: dict | None, dtype: str) -> dict[str, dict]:
-    """config.json and generation_config.json of the model as it is written."""
+    """The contents of config.json and generation_config.json for the written model."""
     family = family_of(hf_config)
     architecture = family.reward_model if config.value_head else family.language_model
     if generation_config is None:
@@ -102,7 +102,10 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _plan_files(entries: list, dtype: np.dtype, max_bytes: int) -> tuple[dict[str, list], dict]:
-    """Entries of `hf_tensors` by file, and the index of all; a file has at most `max_bytes` or one tensor."""
+    """The entries of `hf_tensors` by file, and the index of all files.
+
+    A file has at most `max_bytes` bytes, unless its only tensor is larger.
+    """
     shards, sizes = [], []
     for entry in entries:
         size = math.prod(entry[1].hf_shape) * dtype.itemsize
@@ -118,6 +121,6 @@ def _plan_files(entries: list, dtype: np.dtype, max_bytes: int) -> tuple[dict[st
 
 
 def _gather(leaf: jax.Array, layer: int | None) -> np.ndarray:
-    """One tensor in our order of axes, from wherever it lies."""
+    """A tensor in our order of axes, gathered from all devices that hold it."""
     array = leaf if layer is None else leaf[layer]
     return np.asarray(array) if array.is_fully_addressable else process_allgather(array, tiled=True)

@@ -1,6 +1,6 @@
-"""Which tensor of a Hugging Face file is which parameter of ours, and how their axes correspond.
+"""The table of tensors in Hugging Face files and of our parameters, and how their axes correspond.
 
-Reading and writing both follow `weight_table`. Letters as in `transformer`: D width, N query heads, K key/value heads,
+Both reading and writing use `weight_table`. Letters as in `transformer`: D width, N query heads, K key/value heads,
 H head size, F feed-forward width, V vocabulary.
 """
 
@@ -16,13 +16,13 @@ EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Weight(NamedTuple):
-    """One parameter of ours and its tensor in a Hugging Face file.
+    """A parameter of ours and its tensor in a Hugging Face file.
 
-    `groups` are the tensor's axes, each a tuple of the axes that it joins: ((N, H), (D,)) is a [N*H, D] matrix.
-    `order` gives our axes as numbers of the split ones: (2, 0, 1) turns [N, H, D] into [D, N, H].
+    `groups` has a tuple for each axis of the tensor, with the sizes that this axis joins: ((N, H), (D,)) is a
+    [N*H, D] matrix. Splitting all axes gives [N, H, D], and `order` permutes them: (2, 0, 1) gives [D, N, H].
     """
 
-    key: str  # with "{layer}" in it: one tensor per layer, stacked on our first axis
+    key: str  # "{layer}" in it means a tensor for each layer; our parameter stacks them on its first axis
     path: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
     order: tuple[int, ...]
@@ -41,11 +41,11 @@ class Weight(NamedTuple):
 
     @property
     def our_shape(self) -> tuple[int, ...]:
-        """The shape of one layer's parameter where each layer has one."""
+        """The shape of the parameter, without the axis of layers."""
         return tuple(self.split[axis] for axis in self.order)
 
     def from_hf(self, tensor: np.ndarray) -> np.ndarray:
-        """A view: a slice of it is a slice of the tensor, wherever that lies."""
+        """A view of the tensor in our order of axes. Slicing the view reads only that slice of the tensor."""
         return tensor.reshape(self.split).transpose(self.order)
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ class Weight(NamedTuple):
 
 
 def weight_table(config: ModelConfig, tensor_name: Callable[[str], str] = str) -> list[Weight]:
-    """Every parameter of a model of this shape, once; `tensor_name` is its family's."""
+    """All parameters of a model of this shape. `tensor_name` is that of its family."""
     c = config
     D, N, K, H, F, V = c.hidden_size, c.heads, c.kv_heads, c.head_dim, c.mlp_size, c.vocab_size
     block = "model.layers.{layer}."
@@ -90,7 +90,7 @@ def weight_table(config: ModelConfig, tensor_name: Callable[[str], str] = str) -
 def hf_tensors(
     config: ModelConfig, tensor_name: Callable[[str], str] = str
 ) -> Iterator[tuple[str, Weight, int | None]]:
-    """Key, parameter and layer of every tensor, in the order of the layers."""
+    """(key, parameter, layer) of every tensor, in the order of the layers. The layer is None outside the layers."""
     table = weight_table(config, tensor_name)
     yield from ((weight.key, weight, None) for weight in table if not weight.stacked)
     for layer in range(config.layers):

@@ -1,4 +1,4 @@
-"""Where the tensors of a model lie in its folder's safetensors files."""
+"""The places of a model's tensors in the safetensors files of its folder."""
 
 import json
 from pathlib import Path
@@ -24,12 +24,12 @@ class Stored(NamedTuple):
     offset: int  # in bytes from the beginning of the file
 
     def view(self) -> np.ndarray:
-        """The tensor where it lies: of the file, only the pages of what is copied out are read."""
+        """The tensor as a view of the file. Only the pages of the values that are copied out are read."""
         return np.asarray(np.memmap(self.path, FLOATS[self.dtype], "r", self.offset, self.shape))
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
-    """The tensors in all safetensors files of the model, by key."""
+    """The tensors in all safetensors files of the model, by key. UserError if a file is absent or not readable."""
     names = [SINGLE]
     if not (folder / SINGLE).exists():
         if not (folder / INDEX).exists():

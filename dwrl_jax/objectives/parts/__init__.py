@@ -1,1 +1,1 @@
-"""What several objectives share."""
+"""Losses, metrics and panels that several objectives share."""

@@ -1,22 +1,22 @@
-"""The pictures that a report draws of an objective's metrics, and those of them that several objectives share.
+"""The pictures of an objective's metrics in a report, and the pictures that several objectives share.
 
-A metric is named as in metrics.jsonl. What every run has (accuracy, NLL, losses and gradient norms, speed) is drawn
-without being named here.
+Metrics have the same names as in metrics.jsonl. The report draws the metrics that every run has (accuracy, NLL, losses
+and gradient norms, speed) without a panel from here.
 """
 
 import dataclasses
 
-LEARNING, RESPONSES, WEIGHTS = "Does it learn?", "What it says about the responses", "The two weights"
+LEARNING, RESPONSES, WEIGHTS = "Does it learn?", "Scores of the responses", "The two weights"
 THOUGHTS, OPTIMISATION, SPEED = "Its thoughts", "Optimisation", "Speed"
-SUBJECTS = (LEARNING, RESPONSES, WEIGHTS, THOUGHTS, OPTIMISATION, SPEED)  # in their order on the page
+SUBJECTS = (LEARNING, RESPONSES, WEIGHTS, THOUGHTS, OPTIMISATION, SPEED)  # in the order of the page
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One small picture under the heading `subject`.
+    """A small picture under the heading `subject`.
 
-    `series` maps metrics to labels, and their values are multiplied by `scale`. `lines` maps labels of horizontal
-    lines to heights; a string is the config key that holds the height. `log` makes the axis logarithmic.
+    `series` maps metrics to labels. `scale` multiplies all values. `lines` maps labels of horizontal lines to their
+    heights; if a height is a string, it is the config key that holds the height. `log` makes the axis logarithmic.
     """
 
     subject: str
@@ -29,7 +29,7 @@ class Panel:
 
 
 def both_scores(title: str, unit: str) -> Panel:
-    """What stands as log p of both responses: rewards for a judge with a value head."""
+    """A panel of log p of both responses; for a judge with a value head these are the rewards."""
     metric = "train/log_preference_score"
     return Panel(RESPONSES, title, unit, {f"{metric}_chosen": "chosen", f"{metric}_rejected": "rejected"})
 
@@ -55,7 +55,7 @@ SAMPLER_GAP = Panel(
     log=True,
 )
 
-# of `dwrl.preference_metrics`
+# metrics of `dwrl.preference_metrics`
 PREFERENCE = (
     both_scores("Preference scores", "log p, nats"),
     LOG_ODDS,
@@ -63,12 +63,12 @@ PREFERENCE = (
     MISALIGNMENT,
     EFFECTIVE_THOUGHTS,
 )
-# of `bt.reward_metrics`
+# metrics of `bt.reward_metrics`
 REWARDS = (both_scores("Rewards", "r"), LOG_ODDS, MISALIGNMENT)
 HALF_LOG_ODDS = (both_scores("Half the log-odds of either order", "nats"), LOG_ODDS, MISALIGNMENT)
-# of `pairwise.pairwise_metrics`
+# metrics of `pairwise.pairwise_metrics`
 LABELS = (LOG_ODDS, ANSWER_MASS)
-# of `policy.policy_loss` and `policy.sampler_gap`
+# metrics of `policy.policy_loss` and `policy.sampler_gap`
 POLICY = (
     Panel(THOUGHTS, "Length", "tokens", {"train/thought_length": "mean"}),
     Panel(THOUGHTS, "Entropy", "nats per token", {"train/entropy": "mean"}),
@@ -77,7 +77,7 @@ POLICY = (
     Panel(OPTIMISATION, "KL to the starting model", "nats", {"train/kl": "mean over thoughts"}),
     SAMPLER_GAP,
 )
-# of `grpo_point.group_loss`
+# metrics of `grpo_point.group_loss`
 GROUP_REWARDS = (
     Panel(LEARNING, "Reward of a thought", "reward", {"train/reward": "mean"}),
     Panel(LEARNING, "Groups of equal rewards", "% of groups", {"train/equal_rewards": "share"}, 100),

@@ -1,7 +1,7 @@
-"""What the objectives that learn from their own thoughts share: the clipped surrogate, its KL term, its metrics.
+"""The clipped surrogate, its KL term and its metrics, for objectives that learn from the policy's own thoughts.
 
-What a policy writes is a thought and, where verdicts are drawn, the answer token behind it: one more token.
-Everything is float32 and in log space.
+A policy writes a thought. If verdicts are drawn, it also writes the answer token after the thought. Everything is
+float32 and in log space.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from dwrl_jax.core.settings import setting
 from dwrl_jax.core.types import Logps, ThoughtBatch
 
-LARGEST_LOG_RATIO = 80.0  # exp of it, times an advantage, is a finite float32; exp(89) is none
+LARGEST_LOG_RATIO = 80.0  # exp(80) is finite in float32, also multiplied by an advantage; exp(89) is not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,17 @@ class Policy:
     clip: tuple[float, float] = setting(
         (0.2, 0.2), "distances below and above 1 at which the ratio is clipped", count=2, at_least=0
     )
-    dual_clip: float = setting(3.0, "bound of the loss of negative advantages, in advantages", above=1)
+    dual_clip: float = setting(3.0, "largest loss of a negative advantage, in units of its size", above=1)
     token_aggregation: Literal["sum", "mean"] = setting("sum", '"sum" (exact) or "mean" over a thought\'s tokens')
     kl: float = setting(0.0, "coefficient of the KL term to the starting model, in nats; 0: off", at_least=0)
 
 
 class Written(NamedTuple):
-    """Log-probabilities in nats of all that the policy wrote: under it, under the one that sampled, under the
-    starting model (None without a KL term); `mask` says which tokens there are."""
+    """Log-probabilities, in nats, of all tokens that the policy wrote. `mask` is True for tokens that exist.
+
+    `logp` is under the current policy, `old_logp` under the policy that sampled, and `ref_logp` under the starting
+    model (None without a KL term).
+    """
 
     logp: Float[Array, "B S G T"]
     old_logp: Float[Array, "B S G T"]
@@ -39,20 +42,21 @@ class Written(NamedTuple):
 
 
 def written(logps: Logps, thoughts: ThoughtBatch) -> Written:
-    """The thoughts' tokens, each with its verdict behind it where verdicts were drawn."""
+    """The tokens of the thoughts. If verdicts were drawn, each thought has its verdict as one more token."""
     mask = jnp.arange(thoughts.thought.shape[-1]) < thoughts.thought_len[..., None]
-    found = Written(logps.thought, thoughts.old_logp, thoughts.ref_logp, mask)
+    tokens = Written(logps.thought, thoughts.old_logp, thoughts.ref_logp, mask)
     verdict = thoughts.verdict
     if verdict is None:
-        return found
+        return tokens
     last = Written(logps.verdict, verdict.old_logp, verdict.ref_logp, jnp.ones(mask.shape[:-1], bool))
-    return Written(*(None if x is None else jnp.concatenate([x, one[..., None]], -1) for x, one in zip(found, last)))
+    return Written(*(None if x is None else jnp.concatenate([x, y[..., None]], -1) for x, y in zip(tokens, last)))
 
 
 def policy_loss(logps: Logps, thoughts: ThoughtBatch, advantage: Float[Array, "B S G"], hyper: Policy):
-    """-sum_i surrogate(A_i) over sides and thoughts, plus the KL term: the mean over a group, summed over sides.
+    """-sum_i surrogate(A_i) + kl * KL. Returns the loss [B] and metrics [B].
 
-    Returns the loss [B] and metrics [B]. `advantage` is a constant to the gradient.
+    The surrogate is summed over sides and thoughts. KL, in nats, is the mean over a group, summed over sides.
+    `advantage` is a constant to the gradient.
     """
     tokens = written(logps, thoughts)
     ratio = probability_ratio(tokens.logp, tokens.old_logp)
@@ -67,9 +71,9 @@ def policy_loss(logps: Logps, thoughts: ThoughtBatch, advantage: Float[Array, "B
 
 
 def probability_ratio(logp: Float[Array, "B S G T"], old_logp: Float[Array, "B S G T"]) -> Float[Array, "B S G T"]:
-    """r = exp(logp - old_logp), at most exp(80): always finite.
+    """r = exp(logp - old_logp), but at most exp(80), so that it is finite.
 
-    An infinite r would turn the gradient into 0 * inf where the surrogate does not select it.
+    For an infinite r the gradient would be 0 * inf if the surrogate does not select r.
     """
     return jnp.exp(jnp.minimum(logp - old_logp, LARGEST_LOG_RATIO))
 
@@ -77,20 +81,29 @@ def probability_ratio(logp: Float[Array, "B S G T"], old_logp: Float[Array, "B S
 def clipped_surrogate(
     ratio: Float[Array, "B S G T"], advantage: Float[Array, "B S G 1"], clip: tuple[float, float], dual_clip: float
 ) -> Float[Array, "B S G T"]:
-    """PPO's min(r A, clip(r) A), for A < 0 not below `dual_clip` A: one token's ratio cannot make the loss explode."""
+    """PPO's min(r A, clip(r) A), and for A < 0 at least `dual_clip` A, so that no ratio makes the loss explode.
+
+    r is clipped to [1 - clip[0], 1 + clip[1]]. The bound `dual_clip` A is from arXiv 1912.09729.
+    """
     clipped = jnp.clip(ratio, 1.0 - clip[0], 1.0 + clip[1])
     pessimistic = jnp.minimum(ratio * advantage, clipped * advantage)
     return jnp.where(advantage < 0, jnp.maximum(pessimistic, dual_clip * advantage), pessimistic)
 
 
 def token_kl(logp: Float[Array, "B S G T"], ref_logp: Float[Array, "B S G T"]) -> Float[Array, "B S G T"]:
-    """exp(d) - d - 1 with d = ref - logp: unbiased for KL(pi || ref) and never negative (J. Schulman's k3)."""
+    """exp(d) - d - 1 with d = ref_logp - logp, in nats: J. Schulman's estimator k3 of KL(pi || ref).
+
+    It is unbiased and never negative.
+    """
     difference = ref_logp - logp
     return jnp.expm1(difference) - difference
 
 
 def sampler_gap(logps: Logps, thoughts: ThoughtBatch):
-    """Per pair: |log pi(o)| of trainer less sampler by token, under the same parameters; it should be rounding."""
+    """Metrics of each pair [B]: |log pi_trainer - log pi_sampler| of the thoughts' tokens, in nats: mean and largest.
+
+    Both are under the same parameters, so the difference should be no more than rounding.
+    """
     gap = jnp.abs(logps.thought - thoughts.old_logp)
     return {
         "logp_gap_mean": gap.sum((1, 2, 3)) / thoughts.thought_len.sum((1, 2)),
@@ -99,13 +112,13 @@ def sampler_gap(logps: Logps, thoughts: ThoughtBatch):
 
 
 def _aggregate(per_token, tokens: Written, hyper: Policy):
-    """Sum over what was written (the exact gradient) or the mean (long thoughts weigh no more)."""
+    """The sum over tokens (the exact gradient), or the mean (long thoughts then have no larger weight)."""
     total = jnp.where(tokens.mask, per_token, 0.0).sum(-1)
     return total / tokens.mask.sum(-1) if hyper.token_aggregation == "mean" else total
 
 
 def _policy_metrics(logps: Logps, thoughts: ThoughtBatch, tokens: Written, ratio, hyper: Policy):
-    """Per pair: how far the policy has moved from the one that sampled, and how varied it still is."""
+    """Metrics of each pair [B]: length and entropy of thoughts, and the distance from the policy that sampled."""
     outside = (ratio < 1.0 - hyper.clip[0]) | (ratio > 1.0 + hyper.clip[1])
     return {
         "thought_length": thoughts.thought_len.mean((1, 2)),

@@ -1,4 +1,4 @@
-"""A pair out of messages or strings, with the checks that hold for pairs of every format."""
+"""Make a pair from messages or strings, with the checks for pairs of every format."""
 
 import math
 
@@ -7,17 +7,18 @@ from dwrl_jax.data.pairs import Pair
 
 
 def make_pair(row, *, prompt, chosen, rejected) -> Pair:
-    """The pair of these three values, each a string or a message list, and of the row's optional columns.
+    """The pair of these three values, each a string or a message list, with the row's optional columns.
 
-    `chosen` and `rejected` are answers to `prompt`, or whole conversations that differ in the last turn only; then
-    `prompt` may be None. Optional columns: margin, source, thoughts, verdicts. Raises Malformed.
+    `chosen` and `rejected` are either answers to `prompt`, or whole conversations that differ only in the last turn.
+    For whole conversations `prompt` may be None. The optional columns are margin, source, thoughts and verdicts. Raises
+    Malformed.
     """
     for key, value in (("chosen", chosen), ("rejected", rejected)):
         if value is None:
             raise Malformed(f"missing column: {key}")
     prompt = None if prompt is None else messages(prompt, "user")
     if prompt and len(prompt) > 1 and prompt[-1]["role"] == "assistant" and not prompt[-1]["content"].strip():
-        prompt = prompt[:-1]  # an empty turn at the end of a prompt opens the answer
+        prompt = prompt[:-1]  # an empty last turn only opens the answer
     sides = [messages(value, "assistant") for value in (chosen, rejected)]
     chosen, rejected = (_conversation(turns, prompt) for turns in sides)
     _check_sides(chosen, rejected)
@@ -29,14 +30,14 @@ def make_pair(row, *, prompt, chosen, rejected) -> Pair:
         rejected=rejected[-1]["content"],
         margin=_margin(row.get("margin")),
         source=source if isinstance(source, str) else "",
-        # outer blanks could melt into the last token of the prompt
+        # the tokenizer could merge outer blanks with the last token of the prompt
         thoughts=thoughts and (thoughts[0].strip(), thoughts[1].strip()),
         verdicts=_two(row, "verdicts", lambda answer: type(answer) is int and answer in (0, 1)),
     )
 
 
 def messages(value, role) -> list[dict[str, str]]:
-    """The messages of a column: a string is one turn of `role`."""
+    """The messages of a column. A string is a single turn of `role`. Raises Malformed."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
@@ -47,12 +48,12 @@ def messages(value, role) -> list[dict[str, str]]:
 
 
 def _conversation(turns, prompt) -> list[dict[str, str]]:
-    """The whole conversation of a side, whether its column holds all of it or the answer alone."""
+    """The whole conversation of a side. Its column has either the whole conversation or only the answer."""
     if turns[0]["role"] == "assistant":
         if prompt is None:
             raise Malformed("missing column: prompt")
         return prompt + turns
-    # Some sets have the last question as `prompt` beside whole conversations that open with a system turn.
+    # In some data sets `prompt` is only the last question, and whole conversations open with a system turn.
     if prompt is not None and turns[:-1][-len(prompt) :] != prompt:
         raise Malformed("prompts differ")
     return turns
@@ -71,7 +72,10 @@ def _check_sides(chosen, rejected) -> None:
 
 
 def check_roles(conversation) -> None:
-    """[system,] user, assistant, ..., user, assistant, none of them empty: what every chat template takes."""
+    """Malformed unless the turns are [system,] user, assistant, ..., user, assistant, and no turn is empty.
+
+    Every chat template accepts such a conversation.
+    """
     if not all(turn["content"].strip() for turn in conversation):
         raise Malformed("empty prompt turn")
     roles = [turn["role"] for turn in conversation]
@@ -95,7 +99,7 @@ def _margin(value) -> float | None:
 
 
 def _two(row, key, fits) -> tuple | None:
-    """An optional column with one value for each side."""
+    """An optional column with a value for each side. None without the column; Malformed unless `fits` both values."""
     value = row.get(key)
     if value is not None and not (isinstance(value, list) and len(value) == 2 and all(map(fits, value))):
         raise Malformed(f"bad {key}")
