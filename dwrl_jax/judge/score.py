@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
@@ -21,11 +21,11 @@ from dwrl_jax.generation.forced import teacher_forced
 from dwrl_jax.generation.keys import content_keys, content_seed
 from dwrl_jax.generation.sampler import SamplerOptions, follow, write
 from dwrl_jax.judge import votes as voting
-from dwrl_jax.judge.judge import answer_logps, branch_length, value_outputs
+from dwrl_jax.judge.judge import Judge, answer_logps, branch_length, value_outputs
 from dwrl_jax.judge.load import LoadedJudge
 from dwrl_jax.judge.rows import Question, bucket_of, questions_of, read_row
 
-WINDOW = 32  # number of batches of rows whose questions are sorted by length together
+WINDOW = 8  # number of batches of rows whose questions are sorted by length together
 ADDED = ("score", "log_odds", "votes", "thoughts", "rank", "error")  # the columns of a scored row
 
 
@@ -60,7 +60,7 @@ def score(
     with jax.set_mesh(loaded.mesh):
         sharding.check_divides(loaded.mesh, sharding.ROWS, batch_size, "batch_size")
     votes = votes if loaded.card.thoughts != "none" else 1
-    ask = _asker(loaded, votes, seed)
+    ask = functools.partial(_ask, loaded, batch_size=batch_size, votes=votes, seed=seed)
     iterator = iter(rows)
     while window := list(itertools.islice(iterator, WINDOW * batch_size)):
         yield from _score_window(loaded, ask, window, batch_size)
@@ -85,7 +85,7 @@ def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | None], b
     for bucket, questions in sorted(by_bucket.items()):
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
-            for (index, question), answer in zip(batch, ask([q for _, q in batch], bucket, batch_size)):
+            for (index, question), answer in zip(batch, ask([q for _, q in batch], bucket)):
                 answers[index][question.responses] = answer
     for index, row in enumerate(rows):
         scored = {"error": reasons[index]} if index in reasons else _scored(loaded, read[index], answers[index])
@@ -98,48 +98,65 @@ def longest_prefix(loaded: LoadedJudge) -> int:
     return loaded.judge.model.config.max_position - room
 
 
-def _asker(loaded: LoadedJudge, votes: int, seed: int) -> Callable[[list[Question], int, int], list[Answer]]:
-    """A function that asks a batch of questions, padded to a given length and a given number of rows."""
-    program = jax.jit(functools.partial(_answers, loaded, votes, seed), out_shardings=sharding.whole(loaded.mesh))
+def _ask(
+    loaded: LoadedJudge, questions: list[Question], length: int, batch_size: int, votes: int, seed: int
+) -> list[Answer]:
+    """The answers to a batch of questions, padded to a given length and a given number of rows."""
+    rows = questions + questions[:1] * (batch_size - len(questions))
+    prefix = np.full((batch_size, length), loaded.judge.pad, np.int32)
+    for row, question in zip(prefix, rows):
+        row[: len(question.prefix)] = question.prefix
+    prefix_len = np.array([len(question.prefix) for question in rows], np.int32)
+    content = np.stack([content_seed(question.prefix) for question in rows])
+    card = loaded.card
+    options = SamplerOptions(votes, card.max_thought, card.top_k, card.top_p)
+    with jax.set_mesh(loaded.mesh):
+        answers = _answers(
+            loaded.judge, card.thoughts, options, loaded.params, loaded.start, prefix, prefix_len, content, seed
+        )
+        values, thought, lengths = jax.device_get(answers)
+    return [Answer(values[i], _texts(loaded, thought[i], lengths[i])) for i in range(len(questions))]
 
-    def ask(questions: list[Question], length: int, size: int) -> list[Answer]:
-        rows = questions + questions[:1] * (size - len(questions))
-        prefix = np.full((size, length), loaded.judge.pad, np.int32)
-        for row, question in zip(prefix, rows):
-            row[: len(question.prefix)] = question.prefix
-        prefix_len = np.array([len(question.prefix) for question in rows], np.int32)
-        content = np.stack([content_seed(question.prefix) for question in rows])
-        with jax.set_mesh(loaded.mesh):
-            values, thought, lengths = jax.device_get(program(loaded.params, loaded.start, prefix, prefix_len, content))
-        return [Answer(values[i], _texts(loaded, thought[i], lengths[i])) for i in range(len(questions))]
 
-    return ask
-
-
+@functools.partial(jax.jit, static_argnames=("judge", "source", "options"))
 def _answers(
-    loaded: LoadedJudge, votes: int, seed: int, params, start, prefix: Int[Array, "P L"], prefix_len, content
+    judge: Judge,
+    source: str,
+    options: SamplerOptions,
+    params,
+    start,
+    prefix: Int[Array, "P L"],
+    prefix_len: Int[Array, " P"],
+    content: UInt32[Array, "P 2"],
+    seed: int,
 ) -> tuple[Float[Array, "P K"], Int[Array, "P K T"], Int[Array, "P K"]]:
-    """The log scores of the first answer for each vote, or a value head's outputs; the thoughts; their lengths."""
-    judge, card = loaded.judge, loaded.card
+    """The log scores of the first answer for each vote, or a value head's outputs; the thoughts; their lengths.
+
+    `source` says whose thoughts they are, as `JudgeCard.thoughts` does. All results lie whole on every device.
+    """
     rows = len(prefix_len)
     if judge.has_value_head:
-        nothing = jnp.zeros((rows, 0, 1), jnp.int32)
-        return value_outputs(judge, params, prefix, prefix_len), nothing, nothing[..., 0]
-    options = SamplerOptions(votes, card.max_thought, card.top_k, card.top_p)
-    keys = content_keys(seed, content, votes)
-    if card.thoughts == "policy":
+        values = value_outputs(judge, params, prefix, prefix_len)
+        thought, length = jnp.zeros((rows, 0, 1), jnp.int32), jnp.zeros((rows, 0), jnp.int32)
+        return tuple(map(_whole, (values, thought, length)))
+    keys = content_keys(seed, content, options.group_size)
+    if source == "policy":
         drawn, cache = write(judge.writer, options, params, prefix, prefix_len, keys)
         hidden, params = follow(cache, judge.question), cache.params
         thought, length = drawn.thought, drawn.length
     else:
         thought, length = jnp.full((rows, 1, 1), judge.end, jnp.int32), jnp.ones((rows, 1), jnp.int32)
-        if card.thoughts == "start":
+        if source == "start":
             drawn, _ = write(judge.writer, options, start, prefix, prefix_len, keys)
             thought, length = drawn.thought, drawn.length
         hidden = teacher_forced(judge.writer, params, prefix, prefix_len, thought, length, judge.question).last
     answer = jnp.full(hidden.shape[:2], judge.answers[0])
     log_scores, _, _ = answer_logps(judge, params, hidden, answer)
-    return log_scores, thought, length
+    return tuple(map(_whole, (log_scores, thought, length)))
+
+
+def _whole(x: Array) -> Array:
+    return sharding.constrain(x, *[None] * x.ndim)
 
 
 def _texts(loaded: LoadedJudge, thought: Int[np.ndarray, "K T"], length: Int[np.ndarray, " K"]) -> list[str]:

@@ -1,6 +1,7 @@
 """Invariance: a row's scores depend on the row alone; exact: what is made of votes; smoke: the command."""
 
 import dataclasses
+import importlib
 import json
 import re
 
@@ -27,6 +28,7 @@ from dwrl_jax.models.families import model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from tests.small import in_process_of_devices, lively
 
+scoring = importlib.import_module("dwrl_jax.judge.score")  # the package gives the function this name
 TEXTS = Texts(world.JUDGE, world.ASK, world.ANSWERS)
 PAIRWISE = Texts("{conversation} A {first} B {second} judge", "good?", ("yes", "no"), turn="{content}", kind="label")
 SCORES = dataclasses.replace(TEXTS, kind="score", answers=("off4", "off3", "off2", "off1", "off0"))
@@ -277,3 +279,11 @@ def test_an_input_that_cannot_be_read(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(folder, tmp_path / "none.jsonl", tmp_path / "out.jsonl")
     assert stopped.value.code == 2 and "none.jsonl: cannot be read" in capsys.readouterr().err
+
+
+def test_a_second_call_compiles_nothing(judge, scored, monkeypatch):
+    """A notebook or a server calls `score` again and again."""
+    traced = []
+    monkeypatch.setattr(scoring, "answer_logps", lambda *arguments: traced.append(arguments))
+    list(score(judge, ROWS[1:2], votes=4, batch_size=4))
+    assert not traced
