@@ -10,8 +10,9 @@ from jaxtyping import Float
 from scipy.special import expit, logsumexp
 from scipy.stats import bootstrap
 
+from dwrl_jax.judge.votes import FAINTEST
+
 CALIBRATION_BINS = 10
-FAINTEST = float(np.finfo(np.float32).eps)
 
 
 def votes_of(log_scores: Float[np.ndarray, "N S K"], votes: int) -> Float[np.ndarray, "N S R votes"]:
@@ -21,7 +22,7 @@ def votes_of(log_scores: Float[np.ndarray, "N S K"], votes: int) -> Float[np.nda
     return log_scores[..., : repeats * votes].reshape(n, sides, repeats, votes)
 
 
-def margins(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> Float[np.ndarray, "N R"]:
+def log_odds(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> Float[np.ndarray, "N R"]:
     """Log-odds of y+ over y-: log p+ - log p-, where p is the mean over `votes` thoughts.
 
     For a pairwise judge p is the mean over both orders too.
@@ -61,33 +62,33 @@ def order_metrics(log_scores: Float[np.ndarray, "N S K"], votes: int) -> dict[st
 
 def metrics(log_scores: Float[np.ndarray, "N S K"], votes: int, pairwise: bool = False) -> dict:
     """The summary of a judge with `votes` thoughts. A pairwise judge has the `order_metrics` too."""
-    numbers = summary(margins(log_scores, votes, pairwise))
+    numbers = summary(log_odds(log_scores, votes, pairwise))
     return numbers | (order_metrics(log_scores, votes) if pairwise else {})
 
 
-def wins(margin: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def wins(log_odds: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """1 where the chosen response scores higher, 1/2 for a tie, else 0."""
-    return np.where(margin == 0, 0.5, margin > 0).astype(np.float64)
+    return np.where(log_odds == 0, 0.5, log_odds > 0).astype(np.float64)
 
 
-def losses(margin: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def losses(log_odds: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """-log P(y+ > y-), in nats."""
-    return np.logaddexp(0.0, -margin)
+    return np.logaddexp(0.0, -log_odds)
 
 
-def summary(margin: Float[np.ndarray, "N R"]) -> dict:
+def summary(log_odds: Float[np.ndarray, "N R"]) -> dict:
     """Accuracy (95 % bootstrap interval over pairs), NLL in nats, ties, Brier score and calibration error."""
-    probability = expit(margin)
-    correct = wins(margin)
+    probability = expit(log_odds)
+    correct = wins(log_odds)
     per_pair = correct.mean(1)
     return {
         "accuracy": float(per_pair.mean()),
         "interval": interval(per_pair),
-        "nll": float(losses(margin).mean()),
-        "ties": float((margin == 0).mean()),
+        "nll": float(losses(log_odds).mean()),
+        "ties": float((log_odds == 0).mean()),
         "brier": float(((1.0 - probability) ** 2).mean()),
         "ece": calibration_error(np.maximum(probability, 1 - probability), correct),
-        "pairs": len(margin),
+        "pairs": len(log_odds),
     }
 
 

@@ -27,7 +27,7 @@ def summarise(
     for k in sorted(votes):
         for name in ("base", "trained"):
             results[name][f"k{k}"] = metrics.metrics(scores[name], k, pairwise)
-        before, after = (metrics.margins(scores[name], k, pairwise) for name in ("base", "trained"))
+        before, after = (metrics.log_odds(scores[name], k, pairwise) for name in ("base", "trained"))
         results["gain"][f"k{k}"] = metrics.gain(before, after)
     for name, log_odds in (references or {}).items():
         results["reference"][name] = metrics.summary(log_odds[:, None])

@@ -57,7 +57,7 @@ def mixed_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Hyper):
     loss, metrics = dwrl.joint_loss(drawn_logps, drawn, hyper)
     nothing = dataclasses.replace(logps, answer=logps.answer[..., -1:], answer_mass=logps.answer_mass[..., -1:])
     empty, of_empty = bt_token.bradley_terry_loss(nothing, thoughts, bt_token.Hyper())
-    shown = {f"empty_{name}": of_empty[name] for name in ("pair_accuracy", "pair_nll", "margin")}
+    shown = {f"empty_{name}": of_empty[name] for name in ("pair_accuracy", "pair_nll", "log_odds")}
     return hyper.alpha * loss + (1.0 - hyper.alpha) * empty, metrics | shown
 
 
@@ -91,7 +91,7 @@ EMPTY = (
         LEARNING, "Accuracy without a thought", "%", {"train/empty_pair_accuracy": "empty thought"}, 100, {"chance": 50}
     ),
     Panel(LEARNING, "NLL without a thought", "nats", {"train/empty_pair_nll": "empty thought"}),
-    Panel(RESPONSES, "Log-odds without a thought", "nats", {"train/empty_margin": "empty thought"}),
+    Panel(RESPONSES, "Log-odds without a thought", "nats", {"train/empty_log_odds": "empty thought"}),
 )
 
 OBJECTIVE = Objective(

@@ -140,12 +140,12 @@ def updates(hyper: Updates, instance_weight=misalignment_weight):
 def preference_metrics(logps: Logps):
     """Metrics of each pair [B]: accuracy, scores, and the quantities behind the two weights."""
     log_score = log_preference_score(logps.answer)
-    margin = log_score[:, 0] - log_score[:, 1]
+    log_odds = log_score[:, 0] - log_score[:, 1]
     return {
-        "pair_accuracy": jnp.where(margin == 0, 0.5, margin > 0),
-        "ties": (margin == 0).astype(jnp.float32),
+        "pair_accuracy": jnp.where(log_odds == 0, 0.5, log_odds > 0),
+        "ties": (log_odds == 0).astype(jnp.float32),
         "pair_nll": pair_nll(log_score),
-        "margin": margin,
+        "log_odds": log_odds,
         "log_preference_score_chosen": log_score[:, 0],
         "log_preference_score_rejected": log_score[:, 1],
         "misalignment_weight": misalignment_weight(log_score),

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.evaluation.metrics import margins
+from dwrl_jax.evaluation.metrics import log_odds
 from dwrl_jax.reporting import page, suite
 from dwrl_jax.reporting.curves import smoothed
 from dwrl_jax.workdir import records
@@ -58,7 +58,7 @@ def read_minds(workdir: Path) -> Minds:
     (pairs, before), (same, after) = (read_log_scores(workdir, name) for name in ("base", "trained"))
     if not np.array_equal(pairs, same):
         raise UserError(f"{workdir}/eval: base.jsonl and trained.jsonl hold different pairs; run the training again")
-    return Minds(pairs, *(margins(scores, votes, pairwise).mean(1) for scores in (before, after)))
+    return Minds(pairs, *(log_odds(scores, votes, pairwise).mean(1) for scores in (before, after)))
 
 
 def shown(workdir: Path) -> list[int]:
@@ -139,10 +139,10 @@ def quality_figure(workdir: Path) -> Figure:
     minds, pairwise = read_minds(workdir), is_pairwise(workdir)
     figure = Figure(figsize=(10, 4), layout="constrained")
     votes_axes, said_axes = figure.subplots(1, 2)
-    for name, margin in (("base", minds.before), ("trained", minds.after)):
+    for name, odds in (("base", minds.before), ("trained", minds.after)):
         votes, accuracy = suite.votes_curve(read_log_scores(workdir, name)[1], pairwise)
         votes_axes.plot(votes, accuracy, marker=".", label=name, **STYLES[name])
-        points = suite.calibration(margin, least=max(len(margin) // 50, 1))
+        points = suite.calibration(odds, least=max(len(odds) // 50, 1))
         said_axes.plot(*np.array(points).T, marker=".", label=name, **STYLES[name])
     said_axes.plot([0.5, 1], [0.5, 1], color="0.8", linewidth=1)
     votes_axes.set_xscale("log", base=2)

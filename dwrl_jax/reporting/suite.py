@@ -142,7 +142,7 @@ def votes_line(runs: Runs, votes: tuple[int, ...]) -> list[str]:
     def over_seeds(measure, count, style, unit=1):
         if not all(count <= run.log_scores.shape[-1] for run in runs):
             return ""
-        return style.format(unit * np.mean([measure(margins(run, count)).mean() for run in runs]))
+        return style.format(unit * np.mean([measure(log_odds(run, count)).mean() for run in runs]))
 
     row = runs[0].row
     flips = [metrics.order_metrics(run.log_scores, run.row["votes"])["flips"] for run in runs if row["pairwise"]]
@@ -160,13 +160,13 @@ def accuracy(rows: list[dict]) -> str:
     return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(rows) > 1 else "")
 
 
-def margins(run: FinishedRun, votes: int | None = None) -> Float[np.ndarray, "N R"]:
+def log_odds(run: FinishedRun, votes: int | None = None) -> Float[np.ndarray, "N R"]:
     """Log-odds of the right order of each pair. The default of `votes` is the number in the run's row."""
-    return metrics.margins(run.log_scores, votes or run.row["votes"], run.row["pairwise"])
+    return metrics.log_odds(run.log_scores, votes or run.row["votes"], run.row["pairwise"])
 
 
 def paired(runs: Runs, base: Runs, measure: Callable) -> list[Float[np.ndarray, " N"]]:
-    """For each common seed, a measure of margins less that of the reference, on the same held-out pairs."""
+    """For each common seed, a measure of log-odds less that of the reference, on the same held-out pairs."""
     of_seed = {run.row["seed"]: run for run in base}
     seeds = [(run, of_seed[run.row["seed"]]) for run in runs if run.row["seed"] in of_seed]
     return [difference(run, other, measure) for run, other in seeds]
@@ -175,7 +175,7 @@ def paired(runs: Runs, base: Runs, measure: Callable) -> list[Float[np.ndarray, 
 def difference(run: FinishedRun, other: FinishedRun, measure: Callable) -> Float[np.ndarray, " N"]:
     """By common pair: the mean of a measure over groups of votes, less the other run's."""
     _, mine, others = np.intersect1d(run.ids, other.ids, return_indices=True)
-    return measure(margins(run)[mine]).mean(1) - measure(margins(other)[others]).mean(1)
+    return measure(log_odds(run)[mine]).mean(1) - measure(log_odds(other)[others]).mean(1)
 
 
 def two_level_interval(differences: list[Float[np.ndarray, " N"]]) -> tuple[float, float]:
@@ -239,7 +239,7 @@ def draw_calibration(axis: Axes, runs: Runs, style: dict) -> None:
     """Share of right answers against the said probability, in ten bins of all seeds together."""
     if not runs:
         return
-    points = calibration(np.concatenate([margins(run).ravel() for run in runs]))
+    points = calibration(np.concatenate([log_odds(run).ravel() for run in runs]))
     axis.plot([0.5, 1], [0.5, 1], color="0.7", linewidth=1)
     if points:
         axis.plot(*np.array(points).T, marker=".", **style)
@@ -257,12 +257,12 @@ def draw_curve(axis: Axes, runs: Runs, name: str, style: dict) -> None:
 def votes_curve(log_scores: Float[np.ndarray, "N S K"], pairwise: bool) -> tuple[list[int], list[float]]:
     """Numbers of votes (powers of two up to K and 32), and the accuracy with each."""
     votes = [k for k in (1, 2, 4, 8, 16, 32) if k <= log_scores.shape[2]]
-    return votes, [float(metrics.wins(metrics.margins(log_scores, k, pairwise)).mean()) for k in votes]
+    return votes, [float(metrics.wins(metrics.log_odds(log_scores, k, pairwise)).mean()) for k in votes]
 
 
-def calibration(margin: Float[np.ndarray, " N"], least: int = 30) -> list[tuple[float, float]]:
-    """(mean said probability, share that is right) of each of ten bins of [0.5, 1] with at least `least` margins."""
-    said, right = expit(np.abs(margin)), metrics.wins(margin)
+def calibration(log_odds: Float[np.ndarray, " N"], least: int = 30) -> list[tuple[float, float]]:
+    """(mean said probability, share that is right) of each of ten bins of [0.5, 1] with at least `least` pairs."""
+    said, right = expit(np.abs(log_odds)), metrics.wins(log_odds)
     bins = np.minimum(((said - 0.5) * 20).astype(int), 9)
     held = [bins == b for b in range(10) if (bins == b).sum() >= least]
     return [(float(said[part].mean()), float(right[part].mean())) for part in held]

@@ -183,7 +183,7 @@ RIGHT = np.array(
 def test_orders_in_numbers():
     found = evaluate.metrics(np.log(RIGHT), 2, pairwise=True)
     probability = np.array([0.75, 0.55, 0.2, 0.7])
-    np.testing.assert_allclose(evaluate.margins(np.log(RIGHT), 2, True)[:, 0], np.log(probability / (1 - probability)))
+    np.testing.assert_allclose(evaluate.log_odds(np.log(RIGHT), 2, True)[:, 0], np.log(probability / (1 - probability)))
     assert found["accuracy"] == 0.75 and found["pairs"] == 4
     assert found["nll"] == pytest.approx(-np.log(probability).mean())
     assert found["brier"] == pytest.approx(((1 - probability) ** 2).mean())
@@ -204,7 +204,7 @@ def test_no_order_is_preferred():
 
 def test_a_judge_that_is_sure_stays_finite():
     log_scores = np.array([[[0.0], [0.0]], [[-200.0], [-200.0]], [[0.0], [-200.0]]], np.float32)
-    margin = evaluate.margins(log_scores, 1, pairwise=True)[:, 0]
+    margin = evaluate.log_odds(log_scores, 1, pairwise=True)[:, 0]
     assert np.isfinite(margin).all() and margin[0] > 10 and margin[1] < -10 and margin[2] == 0
     assert evaluate.metrics(log_scores, 1, pairwise=True)["ties"] == pytest.approx(1 / 3)
     assert evaluate.metrics(log_scores, 1, pairwise=True)["flips"] == pytest.approx(1 / 3)

@@ -11,9 +11,9 @@ from dwrl_jax.evaluation.held_out import vote_scores
 
 def test_votes_are_means_of_disjoint_groups():
     scores = np.array([[[0.2, 0.4, 0.6, 0.8], [0.1, 0.1, 0.9, 0.9]]])
-    margin = metrics.margins(np.log(scores), 2)
+    margin = metrics.log_odds(np.log(scores), 2)
     np.testing.assert_allclose(margin, [[np.log(0.3 / 0.1), np.log(0.7 / 0.9)]])
-    np.testing.assert_allclose(metrics.margins(np.log(scores), 3), [[np.log(0.4 / (1.1 / 3))]])
+    np.testing.assert_allclose(metrics.log_odds(np.log(scores), 3), [[np.log(0.4 / (1.1 / 3))]])
 
 
 def test_a_tie_counts_one_half():

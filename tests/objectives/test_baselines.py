@@ -289,7 +289,7 @@ def test_every_baseline_has_a_smoke_run(base, name, tmp_path):
     results = fit(tmp_path, f"--config.model.path={base}", variant=f"{name},smoke")
     assert results["steps"] == 4 and results["config"]["objective"]["name"] == name
     assert all(cell["pairs"] == 8 and cell["nll"] > 0 for cell in results["trained"].values())
-    shared = {"train/pair_accuracy", "train/ties", "train/pair_nll", "train/margin", "train/misalignment_weight"}
+    shared = {"train/pair_accuracy", "train/ties", "train/pair_nll", "train/log_odds", "train/misalignment_weight"}
     assert shared <= lines(tmp_path / "metrics.jsonl")[0].keys()
     assert "<html" in (tmp_path / "report.html").read_text()
     assert results["judge"] == objectives.load(name).judges[0]

@@ -67,7 +67,7 @@ def test_the_loss_is_the_likelihood_and_the_evaluation_agrees():
     assert (gradient[:, 0, 0, -1] < 0).all() and (gradient[:, 1, 0, -1] > 0).all()  # the chosen one's best score rises
     np.testing.assert_allclose(loss(of_values(raw), None)[0], exact(raw), rtol=1e-5)  # renormalised or not
     found = of_values(jax.nn.log_softmax(raw, -1))
-    margin = evaluate.margins(np.asarray(found.answer), 1)[:, 0]
+    margin = evaluate.log_odds(np.asarray(found.answer), 1)[:, 0]
     np.testing.assert_allclose(np.log1p(np.exp(-margin)), exact(raw), rtol=1e-5)
     assert loss(found, None)[1]["pair_accuracy"].tolist() == (exact(raw) < np.log(2)).astype(float).tolist()
 

@@ -125,7 +125,7 @@ def test_metrics_are_those_of_the_evaluation():
     assert found["pair_accuracy"].mean() == pytest.approx(expected["accuracy"])
     assert found["pair_nll"].mean() == pytest.approx(expected["nll"], rel=1e-5)
     assert found["flips"].mean() == pytest.approx(expected["flips"]) and 0 < expected["flips"] < 1
-    np.testing.assert_allclose(found["margin"], evaluate.margins(answer, 8, True)[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(found["log_odds"], evaluate.log_odds(answer, 8, True)[:, 0], rtol=1e-4)
 
 
 def test_the_other_label_has_the_rest():

@@ -94,7 +94,7 @@ def test_scores_of_a_pair_in_numbers():
     losses, metrics = preference_embedding.preference_loss(of_scores(scores), None, hyper)
     np.testing.assert_allclose(losses, np.log1p(np.exp([-1.6, 1.6])), rtol=1e-6)
     assert metrics["pair_accuracy"].tolist() == [1, 0]
-    np.testing.assert_allclose(evaluate.margins(np.asarray(scores)[..., None], 1)[:, 0], [1.6, -1.6], rtol=1e-6)
+    np.testing.assert_allclose(evaluate.log_odds(np.asarray(scores)[..., None], 1)[:, 0], [1.6, -1.6], rtol=1e-6)
     gradient = jax.grad(lambda x: preference_embedding.value_scores(x, hyper)[0, 0])(jnp.zeros((1, 2, 2)))
     assert np.isfinite(gradient).all()
 

@@ -170,7 +170,7 @@ def test_the_table_of_votes_counts_them():
     run = a_run("ours-1", [1], [0])
     two = finished.FinishedRun(run.row | {"votes": 2}, run.ids, scores, run.curves)
     (line,) = report.votes_table([two], votes=(1, 2, 4)).splitlines()[2:]
-    one, both = (metrics.losses(metrics.margins(scores, votes)).mean() for votes in (1, 2))
+    one, both = (metrics.losses(metrics.log_odds(scores, votes)).mean() for votes in (1, 2))
     assert line == f"| `ours` | 50.0 | 100.0 |  | {one:.3f} | {both:.3f} |  | 0.010 |  |"
     orders = finished.FinishedRun(run.row | {"pairwise": True}, run.ids, scores[..., :1] - 0.01, run.curves)
     assert report.votes_table([orders], votes=(1,)).endswith(" 100.0 |")  # the orders disagree

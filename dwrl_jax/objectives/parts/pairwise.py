@@ -28,17 +28,17 @@ def pairwise_metrics(logps: Logps) -> dict[str, Float[Array, " B"]]:
 
     If a single order is even, the two disagree by one half.
     """
-    margin = log_odds(logps.answer)
+    odds = log_odds(logps.answer)
     each = jax.nn.logsumexp(logps.answer, -1) - jax.nn.logsumexp(log_other(logps.answer), -1)
     return {
-        "pair_accuracy": _won(margin),
-        "ties": (margin == 0).astype(jnp.float32),
-        "pair_nll": -jax.nn.log_sigmoid(margin),
-        "margin": margin,
+        "pair_accuracy": _won(odds),
+        "ties": (odds == 0).astype(jnp.float32),
+        "pair_nll": -jax.nn.log_sigmoid(odds),
+        "log_odds": odds,
         "flips": jnp.abs(_won(each[:, 0]) - _won(each[:, 1])),
         "answer_mass": logps.answer_mass.mean((1, 2)),
     }
 
 
-def _won(margin):
-    return jnp.where(margin == 0, 0.5, margin > 0)
+def _won(odds):
+    return jnp.where(odds == 0, 0.5, odds > 0)

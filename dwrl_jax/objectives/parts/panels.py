@@ -34,7 +34,7 @@ def both_scores(title: str, unit: str) -> Panel:
     return Panel(RESPONSES, title, unit, {f"{metric}_chosen": "chosen", f"{metric}_rejected": "rejected"})
 
 
-LOG_ODDS = Panel(RESPONSES, "Log-odds of the preferred response", "nats", {"train/margin": "mean over pairs"})
+LOG_ODDS = Panel(RESPONSES, "Log-odds of the preferred response", "nats", {"train/log_odds": "mean over pairs"})
 ANSWER_MASS = Panel(
     RESPONSES, "Mass on the answer tokens", "probability", {"train/answer_mass": "mean"}, lines={"alarm": 0.95}
 )
