@@ -210,8 +210,6 @@ def test_the_comparison_writes_tables_and_picture(tmp_path, four_runs, monkeypat
 
 def test_the_tables_in_the_repository_are_those_of_the_rows_in_it():
     folder = REPO / "docs" / "comparison"
-    if not folder.exists():
-        pytest.skip("no rows are kept yet: python studies/comparison.py --keep=WORKDIR")
     runs = finished.read_kept(folder)
     assert pages.between((REPO / "README.md").read_text()) == comparison.short(runs)
     assert pages.between((REPO / "docs" / "comparison.md").read_text()) == comparison.whole(runs)
