@@ -66,8 +66,13 @@ def _response(value) -> str:
     return turns[0]["content"]
 
 
-def questions_of(row: Row, kind: str, dialogue: Dialogue) -> list[Question]:
-    """The questions about a row. A pairwise judge is asked about every ordered pair of responses. Raises Malformed."""
+def questions_of(row: Row, kind: str, dialogue: Dialogue, limit: int) -> tuple[list[Question], int]:
+    """The questions about a row, and the number of turns that were dropped so that each fits in `limit` tokens.
+
+    A pairwise judge is asked about every ordered pair of responses. Too long a conversation loses its oldest exchanges,
+    the same for all responses, as in training; a system message, the last user turn and the response stay. Raises
+    Malformed.
+    """
     texts = [*(turn["content"] for turn in row.prompt), *row.responses]
     if any(has_control_token(dialogue, text) for text in texts):
         raise Malformed("control token in text")
@@ -77,22 +82,25 @@ def questions_of(row: Row, kind: str, dialogue: Dialogue) -> list[Question]:
     count = range(len(row.responses))
     if kind == "label":
         about = [(i, j) for i in count for j in count if i != j]
-        asked = [(row.prompt, (row.responses[i], row.responses[j])) for i, j in about]
+        judged = [(row.responses[i], row.responses[j]) for i, j in about]
     else:
-        about = [(i,) for i in count]
-        asked = [(row.prompt, response) for response in row.responses]
-    ids = prefix_ids_batch(dialogue, asked)
-    return [Question(which, np.asarray(prefix, np.int32)) for which, prefix in zip(about, ids)]
+        about, judged = [(i,) for i in count], list(row.responses)
+    keep = 1 if row.prompt[0]["role"] == "system" else 0
+    for dropped in range(0, len(row.prompt) - keep, 2):
+        prompt = (*row.prompt[:keep], *row.prompt[keep + dropped :])
+        ids = prefix_ids_batch(dialogue, [(prompt, responses) for responses in judged])
+        longest = max(map(len, ids))
+        if longest <= limit:
+            return [Question(which, np.asarray(prefix, np.int32)) for which, prefix in zip(about, ids)], dropped
+    raise Malformed(f"too long: {longest} tokens, at most {limit}")
 
 
 def bucket_of(length: int, card: JudgeCard, limit: int) -> int:
-    """The padded length of a prefix, in tokens. It depends only on the row.
+    """The padded length of a prefix of at most `limit` tokens. It depends only on the row.
 
     It is the card's smallest bucket that holds the prefix. If none does, the largest bucket is doubled as often as
-    needed, up to `limit`. Raises Malformed for a prefix longer than `limit`.
+    needed, up to `limit`.
     """
-    if length > limit:
-        raise Malformed(f"too long: {length} tokens, at most {limit}")
     size = next((bucket for bucket in card.buckets if bucket >= length), card.buckets[-1])
     while size < length:
         size *= 2

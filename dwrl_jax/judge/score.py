@@ -26,7 +26,7 @@ from dwrl_jax.judge.load import LoadedJudge
 from dwrl_jax.judge.rows import Question, bucket_of, questions_of, read_row
 
 WINDOW = 8  # number of batches of rows whose questions are sorted by length together
-ADDED = ("score", "log_odds", "votes", "thoughts", "rank", "error")  # the columns of a scored row
+ADDED = ("score", "log_odds", "votes", "thoughts", "rank", "dropped_turns", "error")  # the columns of a scored row
 
 
 @dataclass
@@ -49,6 +49,7 @@ def score(
     `votes`     the score of each vote, in the order of asking;
     `thoughts`  the texts of the votes' thoughts, in the same order;
     `rank`      1 for the best response;
+    `dropped_turns`  only where the model is too short for the conversation: the number of oldest turns left out;
     `error`     only in a row that cannot be scored: the reason. The other columns are then None.
 
     If the row has `responses`, the columns are lists over them. If the row already has a column of such a name, that
@@ -67,19 +68,18 @@ def score(
 
 
 def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | None], batch_size: int) -> Iterator[dict]:
-    read, asked, reasons = {}, {}, {}
+    read, asked, dropped, reasons = {}, {}, {}, {}
+    limit = longest_prefix(loaded)
     for index, row in enumerate(rows):
         try:
             read[index] = read_row(row, loaded.card.kind)
-            asked[index] = [
-                (bucket_of(len(question.prefix), loaded.card, longest_prefix(loaded)), question)
-                for question in questions_of(read[index], loaded.card.kind, loaded.dialogue)
-            ]
+            questions, dropped[index] = questions_of(read[index], loaded.card.kind, loaded.dialogue, limit)
+            asked[index] = [(bucket_of(len(each.prefix), loaded.card, limit), each) for each in questions]
         except (Malformed, UserError) as reason:  # a chat template may refuse a conversation
             reasons[index] = str(reason)
     by_bucket: dict[int, list[tuple[int, Question]]] = {}
     for index, questions in asked.items():
-        for bucket, question in questions if index not in reasons else ():
+        for bucket, question in questions:
             by_bucket.setdefault(bucket, []).append((index, question))
     answers: dict[int, dict[tuple[int, ...], Answer]] = {index: {} for index in asked}
     for bucket, questions in sorted(by_bucket.items()):
@@ -89,6 +89,8 @@ def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | None], b
                 answers[index][question.responses] = answer
     for index, row in enumerate(rows):
         scored = {"error": reasons[index]} if index in reasons else _scored(loaded, read[index], answers[index])
+        if dropped.get(index) and "error" not in scored:
+            scored["dropped_turns"] = dropped[index]
         yield _merged(row, scored)
 
 
@@ -211,5 +213,5 @@ def _embedding_odds(loaded: LoadedJudge, values: Float[np.ndarray, "R K"]) -> Fl
 
 def _merged(row: dict | None, scored: dict) -> dict:
     kept = {f"input_{name}" if name in ADDED else name: value for name, value in (row or {}).items()}
-    empty = dict.fromkeys(ADDED[:-1]) if "error" in scored else {}
+    empty = dict.fromkeys(ADDED[:-2]) if "error" in scored else {}
     return kept | empty | scored

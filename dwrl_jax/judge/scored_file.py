@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dwrl_jax.core import files, hosts
+from dwrl_jax.core import files, hosts, lock
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.judge.card import as_json
 from dwrl_jax.judge.load import LoadedJudge
@@ -28,6 +28,12 @@ def score_file(
         raise UserError(f"--output={output}: already there; remove it or choose another name")
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: its folder is not there; make it first")
+    with lock.held(output.with_name(f".{output.name}.lock"), "choose another --output"):
+        _score_file(loaded, source, output, votes, seed, batch_size)
+    hosts.by_first(Path.unlink)(output.with_name(f".{output.name}.lock"), missing_ok=True)
+
+
+def _score_file(loaded: LoadedJudge, source: Path, output: Path, votes: int, seed: int, batch_size: int) -> None:
     total, digest = measure(source)
     head = {"judge": loaded.name, "card": as_json(loaded.card), "input": digest, "votes": votes, "seed": seed}
     partial = output.with_name(f".{output.name}.partial")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax.core import hosts
+from dwrl_jax.core import hosts, lock
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE, CARD
 from dwrl_jax.data import world
@@ -33,8 +33,8 @@ from dwrl_jax.training.assemble import (
 )
 from dwrl_jax.training.config import changes, check
 from dwrl_jax.training.sources import Held
-from dwrl_jax.workdir import lock, records
 from dwrl_jax.workdir import model as export
+from dwrl_jax.workdir import records
 
 
 def fit(config: ConfigDict, workdir: Path) -> dict | None:
@@ -45,7 +45,7 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     check(config)
     load_objective(config)  # bad input ends the run before a base model is made
     check_weights(config)
-    with lock.held(workdir):
+    with lock.held(workdir / lock.NAME, "choose another --workdir"):
         return _fit(config, workdir)
 
 

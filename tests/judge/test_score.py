@@ -12,7 +12,7 @@ import pytest
 from scipy.special import expit
 
 from dwrl_jax import score as command
-from dwrl_jax.core import sharding
+from dwrl_jax.core import lock, sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import PreferenceBatch
 from dwrl_jax.data import world
@@ -151,7 +151,7 @@ def test_judges_without_thoughts_have_one_vote():
 
 
 def questions(judge):
-    return questions_of(read_row(ROWS[2], judge.card.kind), judge.card.kind, judge.dialogue)
+    return questions_of(read_row(ROWS[2], judge.card.kind), judge.card.kind, judge.dialogue, 100)[0]
 
 
 def forced(judge, prefix):
@@ -287,3 +287,29 @@ def test_a_second_call_compiles_nothing(judge, scored, monkeypatch):
     monkeypatch.setattr(scoring, "answer_logps", lambda *arguments: traced.append(arguments))
     list(score(judge, ROWS[1:2], votes=4, batch_size=4))
     assert not traced
+
+
+def test_a_long_conversation_loses_its_oldest_exchanges_and_says_so(judge):
+    """The same number for all responses; the rest is scored as if it had never been longer."""
+    exchange = [{"role": "user", "content": "o1 " * 60}, {"role": "assistant", "content": "s1 warm"}]
+    last = {"role": "user", "content": "s4 o1 o2"}
+    long, short = score(
+        judge,
+        [
+            {"prompt": [*exchange * 3, last], "responses": ["s2 warm", "s3 " * 60]},
+            {"prompt": [last], "response": "s2 warm"},
+        ],
+        votes=2,
+        batch_size=4,
+    )
+    assert long["dropped_turns"] == 6 and "dropped_turns" not in short
+    assert long["thoughts"][0] == short["thoughts"]
+    np.testing.assert_allclose(long["log_odds"][0], short["log_odds"], atol=1e-5)
+
+
+def test_two_commands_with_one_output(folder, tmp_path, capsys):
+    """The second one is told, and writes nothing into the first one's file."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[1]) + "\n")
+    with lock.held(tmp_path / ".out.jsonl.lock", "go"), pytest.raises(SystemExit) as stopped:
+        run(folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    assert stopped.value.code == 2 and "is at work here; stop it, or choose another --output" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_exact_errors_of_files(saved, tiny, tmp_path):
     folder, config = saved
     with pytest.raises(UserError, match="not an empty folder"):
         hf.save_model(folder, tiny[2], config, tiny[0])
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="does not describe the model of the parameters"):
         hf.save_model(tmp_path / "new", tiny[2], config, tiny[0] | {"vocab_size": 7})
     whole_file = (folder / hf.SINGLE).read_bytes()
     (folder / hf.SINGLE).write_bytes(whole_file[: len(whole_file) // 2])

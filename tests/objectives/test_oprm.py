@@ -132,4 +132,4 @@ def test_its_update_traces():
     _, batch, thoughts, _ = trace_update("oprm,smoke").args_info[0]
     assert thoughts.thought.shape == (*batch.answer.shape, 1, 1)
     judge = recipe_of(config_of()).judge
-    assert judge.readout == "ordinal" and len(set(judge.answers)) == 5
+    assert judge.kind == "score" and len(set(judge.answers)) == 5

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax.core import hosts
+from dwrl_jax.core import hosts, lock
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.data.examples import Examples
@@ -21,7 +21,7 @@ from dwrl_jax.dialogue import Texts, make_dialogue
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import sources
-from dwrl_jax.workdir import checkpoint, lock
+from dwrl_jax.workdir import checkpoint
 from dwrl_jax.workdir import model as export
 from tests.runs import REPO, TINY, assert_same_run, call, command, fit, lines, params_of, run_command
 
@@ -122,7 +122,7 @@ def test_thoughts_about_the_same_drawn_pairs_are_written_before_and_after(four_s
 
 def test_a_second_run_in_a_workdir_is_refused(base, tmp_path, capsys):
     arguments = [*TINY, f"--config.model.path={base}", f"--workdir={tmp_path}"]
-    with lock.held(tmp_path):
+    with lock.held(tmp_path / lock.NAME, "go"):
         assert run_command("train", *arguments) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and f"process {os.getpid()} on" in errors[0] and "choose another --workdir" in errors[0]
@@ -317,6 +317,7 @@ def test_real_tokenizer_and_pairs(shared_data, tmp_path, capsys):
     assert "<td>hh-rlhf/helpful-base</td>" in page and "sources.hh-rlhf" not in page
 
 
+@pytest.mark.slow
 def test_real_checkpoint_and_pairs(shared_data, tmp_path, capsys):
     model = f"--config.model.path={shared_data / 'models' / 'stories260K'}"
     train_on_real_pairs(shared_data, tmp_path, capsys, "--config=configs/stories_hh.py:smoke", model)

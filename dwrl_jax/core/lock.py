@@ -1,4 +1,4 @@
-"""One run at a time in a workdir: a lock on workdir/lock, held by the run's first process until it ends."""
+"""One process, or one run of several, at a time: a lock on a file, held by the first process until it ends."""
 
 import contextlib
 import fcntl
@@ -15,14 +15,14 @@ NAME = "lock"
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
-    """Hold the lock of a workdir; all processes of a run come here together.
+def held(path: Path, advice: str) -> Iterator[None]:
+    """Hold the lock on a file; all processes of a run come here together. `advice` ends the message of a refusal.
 
     The system releases the lock when the process ends, in any way. The file stays; without its lock it means nothing.
     UserError where another run holds it.
     """
     files = []
-    hosts.attempt(lambda: files.append(_take(workdir / NAME)))
+    hosts.attempt(lambda: files.append(_take(path, advice)))
     try:
         yield
     finally:
@@ -30,7 +30,7 @@ def held(workdir: Path) -> Iterator[None]:
             file.close()
 
 
-def _take(path: Path) -> TextIO:
+def _take(path: Path, advice: str) -> TextIO:
     """The open file, locked by this process. Its text names the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+")  # noqa: SIM115, closing it releases the lock
@@ -40,7 +40,7 @@ def _take(path: Path) -> TextIO:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise UserError(f"{path}: {holder} is at work here; stop it, or choose another --workdir") from None
+        raise UserError(f"{path}: {holder} is at work here; stop it, or {advice}") from None
     except OSError as error:
         print(f"warning: {path}: no locks on this file system ({error.strerror}); start no second run here", flush=True)
         return file

@@ -10,15 +10,15 @@ import sys
 
 import pytest
 
+from dwrl_jax.core import lock
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.workdir import lock
 from tests.small import REPO
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from dwrl_jax.workdir import lock
-with lock.held(Path(sys.argv[1])):
+from dwrl_jax.core import lock
+with lock.held(Path(sys.argv[1]) / lock.NAME, "go"):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -30,13 +30,13 @@ def test_a_second_run_is_told_who_is_there_until_that_process_dies(tmp_path):
         try:
             assert other.stdout.readline() == "held\n"
             told = f"process {other.pid} on {socket.gethostname()} is at work here"
-            with pytest.raises(UserError, match=told), lock.held(tmp_path):
+            with pytest.raises(UserError, match=told), lock.held(tmp_path / lock.NAME, "go"):
                 pass
         finally:
             other.send_signal(signal.SIGKILL)
-    with lock.held(tmp_path):
+    with lock.held(tmp_path / lock.NAME, "go"):
         assert (tmp_path / lock.NAME).read_text().startswith(f"process {os.getpid()} on ")
-    with lock.held(tmp_path):
+    with lock.held(tmp_path / lock.NAME, "go"):
         pass
 
 
@@ -45,7 +45,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with lock.held(tmp_path / "run"):
+    with lock.held(tmp_path / "run" / lock.NAME, "go"):
         pass
     said = capsys.readouterr().out
     assert said.startswith("warning: ") and "no locks on this file system (No locks available)" in said
