@@ -107,7 +107,7 @@ def _resolve(dialogue, messages, response, thought) -> dict:
     if question_ids[1] == end_id:
         raise unusable("two end tokens close an assistant turn")
     return {
-        "begin_ids": begin_ids(dialogue.tokenizer, ids, end_id),
+        "begin_ids": begin_ids(dialogue.tokenizer, ids, question_ids),
         "question_ids": question_ids,
         "end_id": end_id,
         "answer_ids": tuple(

@@ -98,16 +98,17 @@ def _conversation(tokenizer) -> list[int]:
         raise unusable(one_line(error)) from error
 
 
-def begin_ids(tokenizer, ids, end_id) -> tuple[int, ...]:
-    """The begin token to add before a rendered conversation so that it has exactly one; () if none is to be added.
+def begin_ids(tokenizer, ids, question_ids) -> tuple[int, ...]:
+    """The begin token to add before a rendered conversation so that it begins with exactly one; () if none is to be.
 
-    UserError if the template prints it several times or not at the front.
+    UserError if the template prints it several times at the front, or elsewhere without being a mark of turns.
     """
     bos = tokenizer.bos_token_id
     if bos is None:
         return ()
-    # If a token is both begin and end token, only a begin token at the front differs from the ends of turns.
-    printed = (ids[:2] if bos == end_id else ids).count(bos)
+    # A token between two turns marks turns: it closes them (GPT-2's), opens them (SmolLM2's), or both. Only at the
+    # front it is a begin token as well.
+    printed = (ids[:2] if bos in question_ids else ids).count(bos)
     if printed > 1 or (printed == 1 and ids[0] != bos):
         raise unusable(f"begin token {tokenizer.bos_token!r} printed {printed} times; it must come once, at the front")
     added = tokenizer("a", verbose=False)["input_ids"][:1] == [bos]

@@ -205,6 +205,18 @@ def test_begin_token_stands_once(adds_bos, prints_bos):
     assert dg.encode_thought(dialogue, "ok three") == [WORDS.index("ok"), WORDS.index("three"), 1]
 
 
+def test_a_begin_token_that_opens_turns_is_not_added_again():
+    """SmolLM2 and other ChatML models have <|im_start|> as begin token."""
+    template = TEMPLATE.removeprefix("{{ bos_token }}").replace("'a'", "'u'").replace("<a>", "<u>")
+    tokenizer = word_tokenizer(template, bos_token="<u>")
+    dialogue = word_dialogue(tokenizer)
+    ids = dg.prefix_ids(dialogue, [user("one")], "two")
+    assert dialogue.begin_ids == () and tokenizer.decode(ids) == "<u> one </s> <u> two </s> <u> judge </s> <u>"
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    with pytest.raises(UserError, match="'<u>' printed 2 times"):
+        word_dialogue(tokenizer)
+
+
 def test_shortening_drops_the_oldest_exchanges_of_both_sides():
     dialogue = word_dialogue()
     system, turns = (

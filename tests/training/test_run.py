@@ -254,7 +254,10 @@ def test_exports_load_in_transformers(four_steps, tmp_path, capsys):
     "name",
     [
         "qwen7b",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3b", "llama3b", "llama8b", "stories_hh")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("qwen3b", "llama3b", "llama8b", "stories_hh", "smollm2_hh")
+        ),
     ],
 )
 def test_every_config_has_a_smoke_run(name, tmp_path):
