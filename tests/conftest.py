@@ -1,5 +1,6 @@
 """Fixtures that more than one test module needs."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -12,8 +13,13 @@ from tests.launching import StandIns
 from tests.runs import base_model, fit
 from tests.small import VOCAB, lively
 
-# most of the tests' time is compiling, and much of that is LLVM's work on programs that run once
-FAST_COMPILING = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# most of the tests' time is compiling, and much of that is the search for fast code of programs that run once
+ON_GPU = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+FAST_COMPILING = (
+    "--xla_gpu_autotune_level=0"
+    if ON_GPU
+    else "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILING}".strip()
 
 

@@ -2,6 +2,7 @@
 
     python -m studies.accelerator.run --output=runs/accelerator              # a GPU with 80 GB or more
     python -m studies.accelerator.run --output=runs/trial --small            # any machine: does the script run?
+    python -m studies.accelerator.run --output=... --beside="python -m pytest tests/models/test_gpu.py"
 
 Every work is a process of its own. All compile at the same time; each is then timed alone. A work that fails or
 takes too long costs itself. Figures are written to OUTPUT/figures.jsonl as they come.
@@ -30,7 +31,8 @@ WORKS = {
     "decode 7B, 64 sequences": {"kind": "decode", "shape": B7, "prompts": 8},
     "decode 7B, 256 sequences": {"kind": "decode", "shape": B7, "prompts": 32},
     "update 0.5B": {"kind": "update", "shape": B05, "prompts": 16},
-    "update 7B, 8 of 28 layers": {"kind": "update", "shape": B7, "prompts": 16, "layers": 8},
+    "update 7B, 8 of 28 layers": {"kind": "update", "shape": B7, "prompts": 16, "layers": 8, "micro_batches": 2},
+    "update 7B": {"kind": "update", "shape": B7, "prompts": 8, "remat": "full"},
     "transformers generate 0.5B, 64 sequences": {"kind": "peer_generate", "shape": B05, "prompts": 8},
     "transformers generate 7B, 64 sequences": {"kind": "peer_generate", "shape": B7, "prompts": 8},
     "PyTorch update 0.5B": {"kind": "peer_update", "shape": B05, "prompts": 16, "micro_batches": 4},
@@ -42,6 +44,11 @@ WORKS = {
         "micro_batches": 4,
     },
 }
+ENVIRONMENT = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
+    "PYTHONUNBUFFERED": "1",
+}
 SMALL = {"shape": "tiny", "layers": 1, "group": 2, "plen": 64, "new": 32, "prompts": 4}
 
 
@@ -49,7 +56,7 @@ class Child:
     """A work in a process of its own; `lines` are those that it printed."""
 
     def __init__(self, name: str, work: dict, log: Path):
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | ENVIRONMENT
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {work.get('flags', '')}".strip()
         command = [sys.executable, "-m", "studies.accelerator.run", f"--work={json.dumps(work)}"]
         self.name, self.lines = name, []
@@ -113,6 +120,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=8, help="after these minutes nothing more is begun")
     parser.add_argument("--at-once", type=int, default=6, help="works that compile at the same time")
     parser.add_argument("--works", type=Path, help="a JSON file of works in the place of the built-in ones")
+    parser.add_argument(
+        "--beside", help="a command that runs while the works compile; they are timed after it has ended"
+    )
     parser.add_argument("--work", help=argparse.SUPPRESS)
     a = parser.parse_args(arguments)
     if a.work:
@@ -122,10 +132,12 @@ def main(arguments: list[str] | None = None) -> None:
     works = json.loads(a.works.read_text(encoding="utf-8")) if a.works else WORKS
     works = {name: work | (SMALL if a.small else {}) for name, work in works.items() if a.only in name}
     a.output.mkdir(parents=True, exist_ok=True)
-    measure_all(works, a.output, time.monotonic() + 60 * a.minutes, a.at_once)
+    until = time.monotonic() + 60 * a.minutes
+    beside = subprocess.Popen(a.beside, shell=True, env=os.environ | ENVIRONMENT) if a.beside else None
+    measure_all(works, a.output, until, a.at_once, beside)
 
 
-def measure_all(works: dict, output: Path, until: float, at_once: int) -> None:
+def measure_all(works: dict, output: Path, until: float, at_once: int, beside: subprocess.Popen | None) -> None:
     waiting, children = list(works), []
     bar = tqdm(total=len(works), disable=not sys.stderr.isatty(), dynamic_ncols=True)
     with open(output / "figures.jsonl", "a", encoding="utf-8") as figures:
@@ -138,6 +150,9 @@ def measure_all(works: dict, output: Path, until: float, at_once: int) -> None:
                 break
             for child in children:
                 child.wait(READY, until)
+            if beside:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    beside.wait(max(until - time.monotonic(), 0))
             for child in children:
                 bar.set_description(child.name)
                 child.say(GO)
