@@ -21,6 +21,7 @@ from dwrl_jax.models.attention.regions import KEPT, Region, attend_at_once
 
 LANES = 128  # lanes of a TPU's vector unit; block sizes are multiples of it
 BLOCKS = (512, 384, 256)  # possible numbers of tokens in a block
+STEP = 64  # cuDNN's causal pass failed at 11 tokens on an H200 (JAX 0.11.2); it runs at multiples of this number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +256,8 @@ def cudnn(
     call = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
     q, k, v = (x.reshape(P * G, T, -1, H) for x in (q, k, v))
     if not regions and segments is None:
-        return call(q, k, v, is_causal=True).reshape(P, G, T, N, H)
+        q, k, v = (jnp.pad(x, ((0, 0), (0, -T % STEP), (0, 0), (0, 0))) for x in (q, k, v))
+        return call(q, k, v, is_causal=True)[:, :T].reshape(P, G, T, N, H)
     keys = [*(_per_branch(r.k.transpose(0, 1, 4, 2, 3), G) for r in regions), k]
     values = [*(_per_branch(r.v.transpose(0, 1, 3, 2, 4), G) for r in regions), v]
     seen = jnp.broadcast_to(jnp.tri(T, dtype=bool), (P, G, T, T))
