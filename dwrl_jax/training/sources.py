@@ -1,6 +1,7 @@
 """From a config to the pairs of a run: dialogue, source, tokens and batches."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ def make_talk(config: ConfigDict, tokenizer, kind: str) -> dialogue.Dialogue:
         date=config.dialogue.date,
         turn=config.dialogue.turn if kind == "label" else None,
         kind=kind,
+        layout=config.dialogue.layout,
+        template_arguments=json.loads(config.dialogue.template_arguments or "{}"),
     )
     return dialogue.make_dialogue(tokenizer, texts)
 

@@ -320,7 +320,7 @@ def test_answer_of_two_tokens(qwen):
     "template, why",
     [
         ("{{ bos_token }}" + TEMPLATE, "printed 2 times"),
-        (TEMPLATE.replace("<a> {% endif %}", "<a> <u> {% endif %}"), "next turn begins"),
+        (TEMPLATE.replace("{{ m.content }}", "{{ m.content if m.role == 'user' }}"), "does not show all turns"),
         (TEMPLATE.replace(" </s>", " ok ok"), "no end token"),
         (TEMPLATE.replace(" </s>", " </s></s>"), "two end tokens"),
         (TEMPLATE.replace("{{ m.content }}", "{{ raise_exception('not here') }}"), "not here"),
