@@ -126,19 +126,26 @@ def no_such_word(where, word) -> UserError:
     )
 
 
-def fit_prefixes(dialogue, messages, responses, max_length) -> tuple[list[int], list[int], int] | None:
-    """Prefix ids of (chosen, rejected) with at most `max_length` tokens, and the number of dropped turns.
+def fit_prefixes(dialogue, messages, responses, max_length) -> tuple | None:
+    """Prefix ids of each response, with at most `max_length` tokens, and behind them the number of dropped turns.
 
-    A conversation that is too long loses its oldest exchanges, each a user turn and an assistant turn. Both sides lose
-    the same exchanges. A system message, the last user turn and the response stay. None if that is still too long.
+    A conversation that is too long loses its oldest exchanges, each a user turn and an assistant turn. All responses
+    lose the same exchanges, as few as possible. A system message, the last user turn and the response stay. None if
+    that is still too long.
     """
     keep = 1 if messages[0]["role"] == "system" else 0
-    for dropped in range(0, len(messages) - keep, 2):
-        shorter = (*messages[:keep], *messages[keep + dropped :])
-        chosen, rejected = prefix_ids_batch(dialogue, [(shorter, response) for response in responses])
-        if max(len(chosen), len(rejected)) <= max_length:
-            return chosen, rejected, dropped
-    return None
+    drops, best = range(0, len(messages) - keep, 2), None
+    # From the shortest form on, doubled steps and then halved ones: a long conversation is not rendered again and again
+    too_long, fitting, step = -1, len(drops), 1
+    while fitting - too_long > 1:
+        at = max(fitting - step, (too_long + fitting) // 2)
+        shorter = (*messages[:keep], *messages[keep + drops[at] :])
+        prefixes = prefix_ids_batch(dialogue, [(shorter, response) for response in responses])
+        if max(map(len, prefixes)) <= max_length:
+            best, fitting, step = (*prefixes, drops[at]), at, 2 * step
+        else:
+            too_long = at
+    return best
 
 
 def _check_words(dialogue, text) -> None:

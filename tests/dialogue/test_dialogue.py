@@ -233,6 +233,29 @@ def test_shortening_drops_the_oldest_exchanges_of_both_sides():
     assert dg.fit_prefixes(*args, longest_short - 1) is None
 
 
+def test_shortening_is_linear_in_turns(monkeypatch):
+    """The fewest dropped exchanges, as by trying each number of them, and few renderings of many turns."""
+    dialogue = word_dialogue()
+    turns = [[user, assistant][i % 2]("one two" if i % 6 else "three") for i in range(301)]
+    rendered = []
+    batch = dg.dialogue.prefix_ids_batch
+
+    def count(dialogue, rows):
+        rendered.append(sum(len(messages) for messages, _ in rows))
+        return batch(dialogue, rows)
+
+    for limit in (8, 9, 40, 41, 200, 1200, 1500):
+        drops = range(0, 301, 2)
+        each = ((*batch(dialogue, [(turns[d:], y) for y in ("ok", "no no")]), d) for d in drops)
+        expected = next((fitted for fitted in each if max(map(len, fitted[:2])) <= limit), None)
+        monkeypatch.setattr(dg.dialogue, "prefix_ids_batch", count)
+        rendered.clear()
+        assert dg.fit_prefixes(dialogue, turns, ("ok", "no no"), limit) == expected
+        kept = 2 if expected is None else 2 * (301 - expected[2])
+        assert sum(rendered) <= 20 * kept, "more than ten times what is kept, and once more"
+        monkeypatch.undo()
+
+
 def test_real_dialogues_keep_their_end_when_shortened(qwen, hh_rows):
     dialogue = dg.make_dialogue(qwen, dg.Texts(JUDGE, ASK, ("A", "B")))
     shortened = 0
