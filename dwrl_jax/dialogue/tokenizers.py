@@ -42,16 +42,30 @@ def load_tokenizer(path) -> Any:
     return with_template(tokenizer)
 
 
+def end_ids(folder) -> tuple[int, ...]:
+    """The end tokens that generation_config.json and config.json of a model folder name. Llama 3.1 has three."""
+    ends = set()
+    for name in ("generation_config.json", "config.json"):
+        named = _read(Path(folder) / name).get("eos_token_id")
+        ends |= {i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)}
+    return tuple(sorted(ends))
+
+
+def _read(path: Path) -> dict:
+    """The JSON object in a file; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _is_generic(path) -> bool:
     """Whether a local folder says that its tokenizer is generic: tokenizer.json defines it, and no class of a model.
 
     AutoTokenizer would replace it by the class of the model's family, which splits words in another way.
     """
-    try:
-        config = json.loads((Path(path) / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("tokenizer_class") in GENERIC
+    return _read(Path(path) / "tokenizer_config.json").get("tokenizer_class") in GENERIC
 
 
 def with_template(tokenizer) -> Any:
