@@ -10,12 +10,18 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dwrl_jax.core import files
+from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import PreferenceBatch
 from dwrl_jax.dialogue import Texts, make_dialogue, prefix_ids, render
 from dwrl_jax.generation.keys import TRAINING, sampling_key
 from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge import JudgeCard, load
+from dwrl_jax.judge.card import as_json
 from dwrl_jax.judge.judge import logps
 from dwrl_jax.judge.thoughts import sample
+from dwrl_jax.models import hf
+from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import logits, output_table
 from tests.small import given_thoughts, make_judge
 
@@ -106,3 +112,19 @@ def test_scores_are_those_of_the_plain_model_on_the_templates_text(case, table):
             expected = jax.nn.log_softmax(plain(padded, jnp.arange(24)[None, None])[0, 0, at])[ids[at + 1]]
             found = score[side, thoughts.index((word, talk.end_id))]
             np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_judge_json_carries_the_layout_and_a_folder_its_end_tokens(case, tmp_path):
+    talk, judge, params, _ = case
+    card = JudgeCard(texts=talk.texts, max_thought=T, buckets=(16,))
+    hf_config = shrink(PRESETS["qwen2.5-3b"], len(WORDS))
+    hf.save_model(tmp_path, params, judge.model.config, hf_config, tokenizer=talk.tokenizer)
+    files.write_json(tmp_path / "judge.json", as_json(card))
+    files.write_json(tmp_path / "generation_config.json", {"eos_token_id": [1, 2]})
+    loaded = load(tmp_path)
+    assert loaded.card == card and loaded.judge.question == talk.question_ids
+    assert loaded.judge.stops == (1, 2) and judge.stops == (1,)
+    assert prefix_ids(loaded.dialogue, MESSAGES, "two") == prefix_ids(talk, MESSAGES, "two")
+    files.write_json(tmp_path / "judge.json", as_json(card) | {"texts": vars(talk.texts) | {"layout": "three_turns"}})
+    with pytest.raises(UserError, match=r"judge.json: dialogue.layout='three_turns': choose one of"):
+        load(tmp_path)
