@@ -17,6 +17,10 @@ def get_config(objective="dwrl", smoke=False):
     config = base_config()
     config.model.path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     config.data.train = config.data.eval = "Anthropic/hh-rlhf"
+    if not smoke:  # these words have more of the model's probability than A and B, and the thoughts are short
+        config.dialogue.judge_question = "Judge the response in one short sentence."
+        config.dialogue.answer_question = "Is this a good response? Yes or No?"
+        config.dialogue.answers = ("Yes", "No")
     config.data.buckets = (128, 192, 256)
     config.data.batch_size = 8
     config.sampler.group_size = 4

@@ -3,7 +3,8 @@
 `apply_chat_template(tokenize=False)` makes a text, and `tokenizer(text, add_special_tokens=False)` makes its ids. A
 conversation is cut into three parts: a prefix, up to the place where the thought begins; the thought, with its end
 token; and `question_ids`, from the same end token to the place where the answer begins. Joined with that end token
-only once, the parts equal the template's rendering of the whole conversation, token for token.
+only once, the parts equal the template's rendering of the whole conversation, token for token. So `question_ids` have
+all that the template inserts before the answer, such as an empty <think> block.
 """
 
 import dataclasses
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.dialogue.questions import Texts, after_prefix, before_thought, message
-from dwrl_jax.dialogue.tokenizers import one_line
+from dwrl_jax.dialogue.questions import Texts, before_thought, message
+from dwrl_jax.dialogue.rendering import as_text, encode, up_to_thought, whole
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Dialogue:
     """The two questions and their tokens. `making.make_dialogue` makes a dialogue.
 
     `answer_ids` has the token of each of `texts.answers`, in the same order. `question_ids[0]` is `end_id`, the token
-    that closes a thought. So after a thought with its end token append `question_ids[1:]`.
+    that closes a thought. So after a thought with its end token append `question_ids[1:]`. A thought may also stop by
+    one of `stop_ids`, the other end tokens of the model. `form`, `cut`, `opening` and `closing` are those of
+    `rendering`; `closing` is the text behind the answer.
     """
 
     tokenizer: Any
@@ -32,10 +35,15 @@ class Dialogue:
     begin_ids: tuple[int, ...] = ()  # the begin token, if the tokenizer adds it and the template does not
     question_ids: tuple[int, ...] = ()
     end_id: int = -1
+    stop_ids: tuple[int, ...] = ()
     answer_ids: tuple[int, ...] = (-1, -1)
     pad_id: int = -1
     control: re.Pattern = re.compile("(?!)")
     words: frozenset[str] | None = None  # all words that a tokenizer of whole words knows
+    form: str = "turns"
+    cut: str = ""
+    opening: str = ""
+    closing: str = ""
 
     @property
     def kind(self) -> str:
@@ -56,13 +64,14 @@ def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
         for text in (*(turn["content"] for turn in messages), *responses):
             _check_words(dialogue, text)
     conversations = [before_thought(dialogue.texts, *row) for row in rows]
-    return encode(dialogue, as_text(dialogue, conversations, prompt=dialogue.kind != "bare"))
+    bare = dialogue.kind == "bare"
+    return encode(dialogue, as_text(dialogue, conversations, False) if bare else up_to_thought(dialogue, conversations))
 
 
 def render(dialogue, messages, response, thought, answer) -> list[int]:
     """Ids of the whole conversation including the answer, from a single rendering by the template."""
-    asked = before_thought(dialogue.texts, messages, response) + after_prefix(dialogue.texts, thought)
-    return encode(dialogue, as_text(dialogue, [asked + [message("assistant", answer)]], prompt=False))[0]
+    asked = before_thought(dialogue.texts, messages, response)
+    return encode(dialogue, whole(dialogue, [(asked, thought, answer)]))[0]
 
 
 def encode_thought(dialogue, text) -> list[int]:
@@ -78,11 +87,11 @@ def encode_thoughts(dialogue, texts) -> list[list[int]]:
     """
     if not texts:
         return []
-    opening = [message("user", dialogue.texts.judge_question)]
-    before = encode(dialogue, as_text(dialogue, [opening], prompt=True))[0]
-    asked = [opening + after_prefix(dialogue.texts, text) for text in texts]
+    asked = [message("user", dialogue.texts.judge_question)]
+    before = encode(dialogue, up_to_thought(dialogue, [asked]))[0]
+    written = whole(dialogue, [(asked, text, dialogue.texts.answers[0]) for text in texts])
     thoughts = []
-    for text, ids in zip(texts, encode(dialogue, as_text(dialogue, asked, prompt=False))):
+    for text, ids in zip(texts, encode(dialogue, written)):
         if has_control_token(dialogue, text) or ids[: len(before)] != before:
             raise UserError(f"the thought {text[:40]!r} does not fit in: take out control tokens and outer blanks")
         _check_words(dialogue, text)
@@ -117,41 +126,26 @@ def no_such_word(where, word) -> UserError:
     )
 
 
-def fit_prefixes(dialogue, messages, responses, max_length) -> tuple[list[int], list[int], int] | None:
-    """Prefix ids of (chosen, rejected) with at most `max_length` tokens, and the number of dropped turns.
+def fit_prefixes(dialogue, messages, responses, max_length) -> tuple | None:
+    """Prefix ids of each response, with at most `max_length` tokens, and behind them the number of dropped turns.
 
-    A conversation that is too long loses its oldest exchanges, each a user turn and an assistant turn. Both sides lose
-    the same exchanges. A system message, the last user turn and the response stay. None if that is still too long.
+    A conversation that is too long loses its oldest exchanges, each a user turn and an assistant turn. All responses
+    lose the same exchanges, as few as possible. A system message, the last user turn and the response stay. None if
+    that is still too long.
     """
     keep = 1 if messages[0]["role"] == "system" else 0
-    for dropped in range(0, len(messages) - keep, 2):
-        shorter = (*messages[:keep], *messages[keep + dropped :])
-        chosen, rejected = prefix_ids_batch(dialogue, [(shorter, response) for response in responses])
-        if max(len(chosen), len(rejected)) <= max_length:
-            return chosen, rejected, dropped
-    return None
-
-
-def as_text(dialogue, conversations, prompt) -> list[str]:
-    """The texts of conversations. With `prompt`, each ends where the assistant's next turn begins."""
-    try:
-        return dialogue.tokenizer.apply_chat_template(
-            conversations,
-            chat_template=dialogue.template,
-            add_generation_prompt=prompt,
-            tokenize=False,
-            date_string=dialogue.texts.date,
-        )
-    except Exception as error:  # a template is a program from somebody else and may raise anything
-        raise UserError(f"the chat template refuses a conversation: {one_line(error)}") from error
-
-
-def encode(dialogue, texts) -> list[list[int]]:
-    """Ids of rendered conversations, after the begin token if only the tokenizer adds it."""
-    # verbose=False: data.buckets limits the lengths, not the tokenizer's model_max_length
-    batch = dialogue.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    begin = list(dialogue.begin_ids)
-    return [begin + ids for ids in batch["input_ids"]] if begin else batch["input_ids"]
+    drops, best = range(0, len(messages) - keep, 2), None
+    # From the shortest form on, doubled steps and then halved ones: a long conversation is not rendered again and again
+    too_long, fitting, step = -1, len(drops), 1
+    while fitting - too_long > 1:
+        at = max(fitting - step, (too_long + fitting) // 2)
+        shorter = (*messages[:keep], *messages[keep + drops[at] :])
+        prefixes = prefix_ids_batch(dialogue, [(shorter, response) for response in responses])
+        if max(map(len, prefixes)) <= max_length:
+            best, fitting, step = (*prefixes, drops[at]), at, 2 * step
+        else:
+            too_long = at
+    return best
 
 
 def _check_words(dialogue, text) -> None:

@@ -6,12 +6,15 @@
                                               user: answer_question  ->  assistant: answer, one token
     bare             user: x   assistant: y
 
+This is the layout "two_turns". In the layout "one_turn" a user turn asks both questions, and the assistant's turn has
+the thought in its <think> block and the answer behind the block. There "</think>" is the end token of the thought.
+
 A verdict says whether a response is good. A score says how good it is. A label says which of two responses is better.
 A bare dialogue ends with the response, and a value head reads it there.
 """
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dwrl_jax.core.errors import UserError
 
@@ -22,6 +25,7 @@ KEYS = {
     "score": ("judge_question", "score_question", "scores"),
     "bare": ("judge_question", "answer_question", "answers"),
 }
+LAYOUTS = ("two_turns", "one_turn")
 SHOWN = {"conversation", "first", "second"}  # the fields of a label's first question
 
 
@@ -29,7 +33,8 @@ SHOWN = {"conversation", "first", "second"}  # the fields of a label's first que
 class Texts:
     """All texts of a dialogue. `make_dialogue(tokenizer, texts)` makes the dialogue.
 
-    `Texts(**json.loads(json.dumps(dataclasses.asdict(texts))))` equals `texts`. UserError for an unknown kind.
+    `Texts(**json.loads(json.dumps(dataclasses.asdict(texts))))` equals `texts`. UserError for an unknown kind or an
+    unknown layout.
     """
 
     judge_question: str  # asks for the thought; kind "label": with the fields {conversation}, {first}, {second}
@@ -39,12 +44,16 @@ class Texts:
     date: str = "26 Jul 2024"  # for templates that print today's date
     turn: str | None = None  # kind "label": format of a turn in the shown conversation, with {role} and {content}
     kind: str = "verdict"
+    layout: str = "two_turns"
+    template_arguments: dict = field(default_factory=dict)  # for the chat template, such as {"enable_thinking": False}
 
     def __post_init__(self):
         object.__setattr__(self, "answers", tuple(self.answers))  # JSON has only lists
         object.__setattr__(self, "system", self.system or None)
         if self.kind not in KEYS:
             raise UserError(f"kind of question {self.kind!r}: choose one of {', '.join(KEYS)}")
+        if self.layout not in LAYOUTS:
+            raise UserError(f"dialogue.layout={self.layout!r}: choose one of {', '.join(LAYOUTS)}")
 
 
 def key_of(texts: Texts, name: str) -> str:
@@ -94,21 +103,21 @@ def message(role, content) -> dict[str, str]:
 
 
 def before_thought(texts: Texts, messages, response) -> list[dict[str, str]]:
-    """The conversation up to and including the first question. For kind "bare" it ends with the response."""
+    """The conversation up to the thought: it ends with the question. For kind "bare" it ends with the response."""
     system, said = _opened(texts, messages)
     if texts.kind == "bare":
         return [*system, *said, message("assistant", response)]
     if texts.kind != "label":
-        return [*system, *said, message("assistant", response), message("user", texts.judge_question)]
+        return [*system, *said, message("assistant", response), message("user", _asked(texts, texts.judge_question))]
     conversation = "\n\n".join(texts.turn.format(**turn) for turn in said)
     first, second = response
     question = texts.judge_question.format(conversation=conversation, first=first, second=second)
-    return [*system, message("user", question)]
+    return [*system, message("user", _asked(texts, question))]
 
 
-def after_prefix(texts: Texts, thought) -> list[dict[str, str]]:
-    """The thought and the second question."""
-    return [message("assistant", thought), message("user", texts.answer_question)]
+def _asked(texts, question) -> str:
+    """The turn that asks for the thought. In the layout "one_turn" it asks for the answer too."""
+    return question if texts.layout == "two_turns" else f"{question}\n\n{texts.answer_question}"
 
 
 def _opened(texts, messages):

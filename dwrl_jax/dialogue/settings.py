@@ -1,8 +1,18 @@
 """The section `dialogue` of a config: the words that the judge reads."""
 
 import dataclasses
+import json
+from typing import Literal
 
 from dwrl_jax.core.settings import setting
+
+
+def _json_object(value) -> str | None:
+    try:
+        known = not value or isinstance(json.loads(value), dict)
+    except (TypeError, ValueError):
+        known = False
+    return None if known else "give a JSON object, such as '{\"enable_thinking\": false}'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,3 +36,11 @@ class DialogueSettings:
         tuple("123456789"), "ordinal: the scores, the lowest first, each a single token in its place", fewest=2
     )
     date: str = setting("26 Jul 2024", "today's date for templates that print it; the same in training and evaluation")
+    layout: Literal["two_turns", "one_turn"] = setting(
+        "two_turns",
+        'the answer in a turn of its own, after a second question ("two_turns"), or in the turn of the thought, behind '
+        'its <think> block ("one_turn")',
+    )
+    template_arguments: str = setting(
+        "", "arguments of the chat template as a JSON object; empty for none", rule=_json_object
+    )

@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from dwrl_jax.core.errors import UserError
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that do exactly what tokenizer.json says
+SENTENCEPIECE = ("LlamaTokenizer", "LlamaTokenizerFast")
 # The template for tokenizers without one, such as those of base models. The blank line is before a turn and not after
 # it, so that nothing follows the eos token of the last turn.
 FALLBACK_TEMPLATE = (
@@ -39,19 +40,41 @@ def load_tokenizer(path) -> Any:
             f"tokenizer {str(path)!r} cannot be loaded: give a folder with tokenizer.json or a hub id "
             f"({one_line(error)})"
         ) from error
+    named = [i for i in end_ids(path) if i in tokenizer.added_tokens_decoder]
+    if tokenizer.eos_token_id is None and named:  # only the model's own config names it
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(named[0])
     return with_template(tokenizer)
 
 
-def _is_generic(path) -> bool:
-    """Whether a local folder says that its tokenizer is generic: tokenizer.json defines it, and no class of a model.
+def end_ids(folder) -> tuple[int, ...]:
+    """The end tokens that generation_config.json and config.json of a model folder name. Llama 3.1 has three."""
+    ends = set()
+    for name in ("generation_config.json", "config.json"):
+        named = _read(Path(folder) / name).get("eos_token_id")
+        ends |= {i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)}
+    return tuple(sorted(ends))
 
-    AutoTokenizer would replace it by the class of the model's family, which splits words in another way.
-    """
+
+def _read(path: Path) -> dict:
+    """The JSON object in a file; empty where there is none."""
     try:
-        config = json.loads((Path(path) / "tokenizer_config.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("tokenizer_class") in GENERIC
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_generic(path) -> bool:
+    """Whether a local folder's tokenizer is generic: tokenizer.json defines it, and no class of a model.
+
+    AutoTokenizer would replace it by the class of the model's family, which splits words in another way. Llama's class
+    is that of SentencePiece; early transformers 5 lose all blanks where a tokenizer of bytes names it, as that of
+    DeepSeek-R1-Distill-Llama does.
+    """
+    named = _read(Path(path) / "tokenizer_config.json").get("tokenizer_class")
+    if named in SENTENCEPIECE:
+        return '"ByteLevel"' in json.dumps(_read(Path(path) / "tokenizer.json").get("pre_tokenizer"))
+    return named in GENERIC
 
 
 def with_template(tokenizer) -> Any:
@@ -60,7 +83,9 @@ def with_template(tokenizer) -> Any:
     UserError if it has no eos token.
     """
     if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no eos token: set eos_token in its config")
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r} has no eos token: set eos_token in tokenizer_config.json"
+        )
     if not tokenizer.chat_template:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     return tokenizer

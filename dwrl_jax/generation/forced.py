@@ -6,7 +6,8 @@ the prefix needs no lm-head. The tokens of a branch are
     last prefix token, thought without its end token, END, the rest of the following turn
 
 END is the first of the tokens that follow the thought. If the thought has its end token, END was sampled and counts in
-the thought's density. If the thought reached the length limit, we add END, and it does not count.
+the thought's density. If the thought stopped by another end token, that token was sampled and counts, and END stands in
+its place. If the thought reached the length limit, we add END, and it does not count.
 """
 
 from typing import NamedTuple
@@ -52,18 +53,19 @@ def teacher_forced(
     that of G independent sequences, also if `packing` puts the branches into fewer lanes.
     """
     rows, G, T = thought.shape
-    content = content_length(writer.end, thought, thought_len)
+    content = content_length(writer, thought, thought_len)
     tokens, positions = _branches(writer, thought, content, last_token(prefix, prefix_len), prefix_len, following)
     size = tokens.shape[-1]
+    targets = jnp.pad(thought, ((0, 0), (0, 0), (0, size - T)))
     start, segments = jnp.arange(G) * size, None
     if packing is not None:
         source = packing.source.reshape(rows, -1, size)
         start, segments = packing.place.reshape(rows, G), source // size
-        tokens, positions = (_pick(x, jnp.maximum(source, 0)) for x in (tokens, positions))
+        tokens, positions, targets = (_pick(x, jnp.maximum(source, 0)) for x in (tokens, positions, targets))
     hidden, _ = writer.model.apply(params, tokens, positions, prefix=Prefix(prefix, prefix_len - 1), segments=segments)
 
     # the hidden state of a token predicts the next token; results after the end of a thought are masked below
-    heard, targets = (hidden[:, :, :T], thought) if packing is None else (hidden, jnp.roll(tokens, -1, -1))
+    heard, targets = (hidden[:, :, :T], thought) if packing is None else (hidden, targets)
     logp, entropy = token_logps(
         heard, output_table(params), targets[..., None], temperature=writer.temperature, chunk=writer.chunk
     )

@@ -37,7 +37,7 @@ class SamplingState(NamedTuple):
 
     position: Int[Array, ""]  # index of the thought token that is sampled next
     token: Int[Array, "P G"]  # the input token of the next step, directly before `position`
-    done: Bool[Array, "P G"]  # the thought has its end token
+    done: Bool[Array, "P G"]  # the thought has stopped
     thought: Int[Array, "P G T"]
     logp: Float[Array, "P G T"]
     k: tuple[Float[Array, "P G K H C"], ...]  # for each layer the keys of this chunk's C input tokens
@@ -93,10 +93,11 @@ def write(
     writer = dataclasses.replace(writer, model=Decoder(unstacked))
     state, written = _write(writer, options, params, Group(region, prefix_len, keys), last)
 
-    is_end = state.thought == writer.end
-    ended = is_end.any(-1)
-    length = jnp.where(ended, is_end.argmax(-1) + 1, T)
-    written = written._replace(length=content_length(writer.end, state.thought, length))
+    stops = writer.stopped_by(state.thought)
+    stopped = stops.any(-1)
+    length = jnp.where(stopped, stops.argmax(-1) + 1, T)
+    ended = (state.thought == writer.end).any(-1)
+    written = written._replace(length=content_length(writer, state.thought, length))
     opened = jnp.concatenate([jnp.broadcast_to(last[:, None, None], (rows, G, 1)), state.thought], -1)
     cache = Cache(writer, params, region, prefix_len, written, opened)
     return Sample(state.thought, length, state.logp, ended), cache
@@ -193,7 +194,7 @@ def _step(writer, options, params, group: Group, start: int, written: tuple[Regi
     return SamplingState(
         position=t + 1,
         token=token,
-        done=state.done | (token == writer.end),
+        done=state.done | writer.stopped_by(token),
         thought=put(state.thought, token[..., None], t, 2),
         logp=put(state.logp, logp[..., None], t, 2),
         k=tuple(put(old, new, t - start, 4) for old, new in zip(state.k, k)),

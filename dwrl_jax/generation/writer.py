@@ -1,9 +1,10 @@
 """The model that writes thoughts, with the settings that every pass over its thoughts needs."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from dwrl_jax.models.transformer import Decoder
 
@@ -12,6 +13,8 @@ from dwrl_jax.models.transformer import Decoder
 class Writer:
     """A decoder that writes thoughts. The token `end` closes a thought, and `pad` fills the places after it.
 
+    A thought also stops by one of the tokens `stops`, with which the model ends something else, such as all its output.
+    That token counts in the thought's density. Everything behind the thought is then read as if `end` stood there.
     `temperature` is that of the thoughts' density. The lm-head is applied to `chunk` tokens at a time.
     """
 
@@ -20,6 +23,11 @@ class Writer:
     pad: int
     temperature: float = 1.0
     chunk: int = 1024
+    stops: tuple[int, ...] = ()
+
+    def stopped_by(self, token: Int[Array, "*rows"]) -> Bool[Array, "*rows"]:
+        """Whether each token ends a thought."""
+        return functools.reduce(jnp.logical_or, [token == stop for stop in self.stops], token == self.end)
 
 
 def last_token(prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Int[Array, " P"]:
@@ -27,7 +35,9 @@ def last_token(prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Int[A
     return jnp.take_along_axis(prefix, prefix_len[:, None] - 1, 1)[:, 0]
 
 
-def content_length(end: int, thought: Int[Array, "*rows T"], thought_len: Int[Array, "*rows"]) -> Int[Array, "*rows"]:
-    """The number of thought tokens without the end token: `thought_len` - 1 if there is an end token."""
+def content_length(
+    writer: Writer, thought: Int[Array, "*rows T"], thought_len: Int[Array, "*rows"]
+) -> Int[Array, "*rows"]:
+    """The number of thought tokens without the end: `thought_len` - 1 if the last token ends the thought."""
     final = jnp.take_along_axis(thought, thought_len[..., None] - 1, -1)[..., 0]
-    return thought_len - (final == end)
+    return thought_len - writer.stopped_by(final)

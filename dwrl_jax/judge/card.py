@@ -53,7 +53,7 @@ def read_card(path: Path) -> JudgeCard:
         texts = Texts(**content.pop("texts")) if "texts" in content else DEFAULT_TEXTS
         card = JudgeCard(texts=texts, **content)
         card = dataclasses.replace(card, buckets=tuple(sorted(map(int, card.buckets))))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: {error}") from None
     if card.kind not in KINDS:
         raise UserError(f"{path}: kind={card.kind!r}; choose one of {', '.join(KINDS)}")

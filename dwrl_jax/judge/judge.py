@@ -31,7 +31,8 @@ class Judge:
     "reward"            the value head's output at the last token of the prefix, without a second turn.
 
     If an objective reads scores in its own way, `value_scores` computes the scores of a pair from a value head's
-    outputs or from the log-probabilities of the scores. `temperature` is that of the thoughts' density.
+    outputs or from the log-probabilities of the scores. `temperature` is that of the thoughts' density, and `stops` are
+    the other end tokens by which a thought may stop.
     """
 
     model: Decoder
@@ -43,6 +44,7 @@ class Judge:
     readout: str = "vocab"
     chunk: int = 1024
     value_scores: Callable[[Float[Array, "B 2 *G K"]], Float[Array, "B 2 *G"]] | None = None
+    stops: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -54,7 +56,7 @@ class Judge:
 
     @property
     def writer(self) -> Writer:
-        return Writer(self.model, self.end, self.pad, self.temperature, self.chunk)
+        return Writer(self.model, self.end, self.pad, self.temperature, self.chunk, self.stops)
 
 
 def question_kind(kind: str) -> str:

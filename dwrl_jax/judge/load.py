@@ -13,7 +13,7 @@ from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE, BEST, CARD, CHECKPOINTS
 from dwrl_jax.dialogue import Dialogue, make_dialogue
-from dwrl_jax.dialogue.tokenizers import load_tokenizer
+from dwrl_jax.dialogue.tokenizers import end_ids, load_tokenizer
 from dwrl_jax.judge.card import JudgeCard, read_card
 from dwrl_jax.judge.judge import Judge, question_kind
 from dwrl_jax.models import hf, orbax_files
@@ -67,7 +67,8 @@ def load(
     _check(folder, card, outputs)
     shape = model_config(hf_config, dtype=card.dtype)
     places = _make_mesh(mesh, shape)
-    dialogue = make_dialogue(load_tokenizer(folder), dataclasses.replace(card.texts, kind=question_kind(card.kind)))
+    texts = dataclasses.replace(card.texts, kind=question_kind(card.kind))
+    dialogue = make_dialogue(load_tokenizer(folder), texts, end_ids(folder))
     name = str(folder)
     if trained:
         step = orbax_files.choose(workdir / CHECKPOINTS, checkpoint, BEST)
@@ -101,6 +102,7 @@ def make_judge(card: JudgeCard, shape: ModelConfig, dialogue: Dialogue) -> Judge
         readout=card.readout,
         chunk=card.chunk,
         value_scores=value_scores,
+        stops=dialogue.stop_ids,
     )
 
 

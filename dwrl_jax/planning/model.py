@@ -16,7 +16,7 @@ QUESTION = 24  # tokens of the second question where no tokenizer is at hand; ou
 
 
 def model_of(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, list[str]]:
-    """The model's shape, the ids of the second question, the answers and padding, and a list of assumptions."""
+    """The model's shape, the ids of the second question, the answers, padding and stops, and a list of assumptions."""
     kind = build.judge_kind(config)
     hf_config, tokenizer, assumed = _architecture(config)
     if outputs := build.value_outputs(config):
@@ -27,10 +27,10 @@ def model_of(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, lis
     shape = model_config(hf_config, **numerics)
     if tokenizer is None:
         answers = tuple(range(1, 1 + len(config.dialogue.scores))) if kind == "score" else (1, 2)
-        return shape, (tuple(range(QUESTION)), answers, 0), [*assumed, f"the second question has {QUESTION} tokens"]
+        return shape, (tuple(range(QUESTION)), answers, 0, ()), [*assumed, f"the second question has {QUESTION} tokens"]
     talk = sources.make_talk(config, tokenizer, question_kind(kind))
     build.check_lengths(config, shape, talk)
-    return shape, (talk.question_ids, talk.answer_ids, talk.pad_id), assumed
+    return shape, (talk.question_ids, talk.answer_ids, talk.pad_id, talk.stop_ids), assumed
 
 
 def _architecture(config: ConfigDict):

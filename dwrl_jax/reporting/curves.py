@@ -43,6 +43,7 @@ def common(series: Series) -> list[Panel]:
         Panel(LEARNING, "The two orders disagree", "% of pairs", {"train/flips": train, "eval/flips": held}, 100),
         Panel(LEARNING, "Position bias", "P(first is better) − 1/2", {"eval/position_bias": held}, lines={"none": 0}),
         Panel(THOUGHTS, "Cut off at the limit", "% of thoughts", {"train/cut_off": "share"}, 100),
+        Panel(THOUGHTS, "Stopped by another end token", "% of thoughts", {"train/other_end": "share"}, 100),
         Panel(OPTIMISATION, "Loss", "mean over pairs", phases(series, "train/loss_")),
         Panel(OPTIMISATION, "Gradient norm", "L2", phases(series, "train/grad_norm_")),
         Panel(SPEED, "Throughput", "tokens / s", speed),

@@ -52,6 +52,7 @@ class Start(NamedTuple):
     hf_config: dict  # config.json of the model to train
     tokenizer: Any
     folder: Callable[[], Path]  # fetches or makes the starting model, which a run that goes on rarely needs
+    ends: tuple[int, ...]  # the end tokens that the model's folder names
 
 
 def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | None, dict[str, str]]:
@@ -59,14 +60,14 @@ def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | 
     tokenizer = start.tokenizer
     objective, _ = load_objective(config)
     shape = model_config(start.hf_config, **{name: config.model[name] for name in NUMERICS})
-    talk = make_talk(config, tokenizer, question_kind(judge_kind(config)))
+    talk = make_talk(config, tokenizer, question_kind(judge_kind(config)), start.ends)
     check_lengths(config, shape, talk)
     supervised = objective.thoughts == "written"
     source, train_note = training_source(config, talk, workdir, supervised)
     if source.examples(0, 1)[0].thoughts is None and supervised:
         raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
     held, eval_note = held_out(config, talk, workdir) if config.eval.pairs else (None, "none")
-    parts = recipe(config, shape, talk.question_ids, talk.answer_ids, talk.pad_id)
+    parts = recipe(config, shape, talk.question_ids, talk.answer_ids, talk.pad_id, talk.stop_ids)
     run = Run(
         **vars(parts),
         workdir=workdir,
@@ -97,8 +98,8 @@ def check_weights(config: ConfigDict) -> None:
         )
 
 
-def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, devices=None) -> Recipe:
-    """The recipe of the programs, from the ids of the second question, the answers and padding."""
+def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, stops=(), devices=None) -> Recipe:
+    """The recipe of the programs, from the ids of the second question, the answers, padding and other end tokens."""
     check_weights(config)
     objective, hyper = load_objective(config)
     phases, value_scores = objective.phases(hyper), objective.value_scores
@@ -114,6 +115,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
             readout=config.score.readout,
             chunk=config.score.chunk,
             value_scores=value_scores and functools.partial(value_scores, hyper=hyper),
+            stops=stops,
         ),
         mesh=make_mesh(config, shape, devices),
         thoughts=ThoughtPlan(

@@ -100,6 +100,7 @@ def thought_rows(run: Run, batch, thoughts, log_scores, weights, *, step: int, s
         *jax.device_get((thoughts, log_scores, weights)),
         pairs=run.thought_pairs,
         end=run.judge.end,
+        stops=run.judge.stops,
         decode=run.decode,
         describe=run.describe if split == "train" else run.describe_held_out,
         rewards=run.judge.has_value_head or run.judge.value_scores is not None,

@@ -131,8 +131,10 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
 def _sampling_metrics(judge: Judge, batch: PreferenceBatch, thoughts: ThoughtBatch, seconds: float):
     thought, length = np.asarray(thoughts.thought)[batch.valid], np.asarray(thoughts.thought_len)[batch.valid]
     final = np.take_along_axis(thought, length[..., None] - 1, -1)[..., 0]
+    other = np.isin(final, judge.stops)
     return {
-        "train/cut_off": float((final != judge.end).mean()),
+        "train/cut_off": float(((final != judge.end) & ~other).mean()),
+        **({"train/other_end": float(other.mean())} if judge.stops else {}),
         "sample/tokens": float(length.sum()),
         "sample/tokens_per_second": float(length.sum() / seconds),
     }

@@ -92,13 +92,14 @@ def new_start(config: ConfigDict, workdir: Path) -> Start:
     if not config.model.path and config.base is None:
         make_random(config, folder)
     tokenizer = load_tokenizer(config, folder)
-    return Start(architecture(config, folder, tokenizer), tokenizer, lambda: folder)
+    return Start(architecture(config, folder, tokenizer), tokenizer, lambda: folder, tokenizers.end_ids(folder))
 
 
 def kept_start(config: ConfigDict, workdir: Path) -> Start:
     """The starting model of a run that goes on: the workdir has all that it needs, apart from the parameters."""
     kept = workdir / ARCHITECTURE
-    return Start(read_config(kept), tokenizers.load_tokenizer(kept), lambda: starting_folder(config, workdir))
+    tokenizer, ends = tokenizers.load_tokenizer(kept), tokenizers.end_ids(kept)
+    return Start(read_config(kept), tokenizer, lambda: starting_folder(config, workdir), ends)
 
 
 def starting_folder(config: ConfigDict, workdir: Path) -> Path:

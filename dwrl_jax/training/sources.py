@@ -1,6 +1,7 @@
 """From a config to the pairs of a run: dialogue, source, tokens and batches."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,8 @@ class Held(NamedTuple):
     world: world.World | None
 
 
-def make_talk(config: ConfigDict, tokenizer, kind: str) -> dialogue.Dialogue:
-    """The config's dialogue with this kind of question."""
+def make_talk(config: ConfigDict, tokenizer, kind: str, ends: tuple[int, ...] = ()) -> dialogue.Dialogue:
+    """The config's dialogue with this kind of question. `ends` are the end tokens that the model folder names."""
     judge_question, answer_question, answers = (config.dialogue[key] for key in dialogue.KEYS[kind])
     texts = dialogue.Texts(
         judge_question=judge_question,
@@ -36,8 +37,10 @@ def make_talk(config: ConfigDict, tokenizer, kind: str) -> dialogue.Dialogue:
         date=config.dialogue.date,
         turn=config.dialogue.turn if kind == "label" else None,
         kind=kind,
+        layout=config.dialogue.layout,
+        template_arguments=json.loads(config.dialogue.template_arguments or "{}"),
     )
-    return dialogue.make_dialogue(tokenizer, texts)
+    return dialogue.make_dialogue(tokenizer, texts, ends)
 
 
 def batches(

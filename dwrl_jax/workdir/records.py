@@ -77,6 +77,7 @@ def thought_rows(
     *,
     pairs: int,
     end: int,
+    stops: tuple[int, ...] = (),
     decode: Callable[[np.ndarray], str],
     describe: Callable[[int], Pair],
     rewards: bool = False,
@@ -85,7 +86,8 @@ def thought_rows(
 
     `describe` gives the pair of an id. Scores and weights are those under the policy that sampled. "score" is the
     probability exp(log score). Where the judge gives `rewards`, which have no bound, "reward" is the log score itself.
-    A side of a pairwise judge shows its own response first, and its score is that of the right label.
+    A side of a pairwise judge shows its own response first, and its score is that of the right label. A thought that
+    stopped by one of the tokens `stops` has that token as "other_end".
     """
     rows = []
     for b in np.flatnonzero(batch.valid)[:pairs]:
@@ -93,7 +95,7 @@ def thought_rows(
         for s, side in enumerate(SIDES):
             for g in range(log_scores.shape[2]):
                 ids = thoughts.thought[b, s, g, : thoughts.thought_len[b, s, g]]
-                ended, log_score = ids[-1] == end, float(log_scores[b, s, g])
+                ended, other, log_score = ids[-1] == end, ids[-1] in stops, float(log_scores[b, s, g])
                 rows.append(
                     {
                         "pair": int(batch.pair_id[b]),
@@ -101,9 +103,10 @@ def thought_rows(
                         "sample": g,
                         "prompt": list(pair.prompt),
                         "response": getattr(pair, side),
-                        "thought": decode(ids[:-1] if ended else ids),
-                        "cut_off": bool(not ended),
+                        "thought": decode(ids[:-1] if ended or other else ids),
+                        "cut_off": bool(not (ended or other)),
                     }
+                    | ({"other_end": decode(ids[-1:])} if other else {})
                     | ({"reward": log_score} if rewards else {"score": float(np.exp(log_scores[b, s, g]))})
                     | {name: float(weight[(b, s, g)[: weight.ndim]]) for name, weight in weights.items()}
                 )

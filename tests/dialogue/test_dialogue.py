@@ -6,8 +6,8 @@ import json
 import re
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dwrl_jax import dialogue as dg
 from dwrl_jax.core.errors import UserError
@@ -233,6 +233,27 @@ def test_shortening_drops_the_oldest_exchanges_of_both_sides():
     assert dg.fit_prefixes(*args, longest_short - 1) is None
 
 
+def test_shortening_is_linear_in_turns(monkeypatch):
+    """The fewest dropped exchanges, as by trying each number of them, and few renderings of many turns."""
+    dialogue, count, rendered = word_dialogue(), 301, []
+    turns = [[user, assistant][i % 2]("one two" if i % 6 else "three") for i in range(count)]
+    whole = dg.prefix_ids_batch
+
+    def counted(dialogue, rows):
+        rendered.append(sum(len(messages) for messages, _ in rows))
+        return whole(dialogue, rows)
+
+    each = [(*whole(dialogue, [(turns[d:], y) for y in ("ok", "no no")]), d) for d in range(0, count, 10)]
+    monkeypatch.setattr(dg.dialogue, "prefix_ids_batch", counted)
+    for *ids, dropped in each:
+        rendered.clear()
+        longest = max(map(len, ids))
+        assert dg.fit_prefixes(dialogue, turns, ("ok", "no no"), longest) == (*ids, dropped)
+        assert sum(rendered) <= 20 * (count - dropped), "ten times what is kept of both sides"
+        *_, more = dg.fit_prefixes(dialogue, turns, ("ok", "no no"), longest - 1) or (count + 1,)
+        assert more == dropped + 2
+
+
 def test_real_dialogues_keep_their_end_when_shortened(qwen, hh_rows):
     dialogue = dg.make_dialogue(qwen, dg.Texts(JUDGE, ASK, ("A", "B")))
     shortened = 0
@@ -320,7 +341,7 @@ def test_answer_of_two_tokens(qwen):
     "template, why",
     [
         ("{{ bos_token }}" + TEMPLATE, "printed 2 times"),
-        (TEMPLATE.replace("<a> {% endif %}", "<a> <u> {% endif %}"), "next turn begins"),
+        (TEMPLATE.replace("{{ m.content }}", "{{ m.content if m.role == 'user' }}"), "does not show all turns"),
         (TEMPLATE.replace(" </s>", " ok ok"), "no end token"),
         (TEMPLATE.replace(" </s>", " </s></s>"), "two end tokens"),
         (TEMPLATE.replace("{{ m.content }}", "{{ raise_exception('not here') }}"), "not here"),
@@ -348,3 +369,32 @@ def test_a_tokenizer_of_words_is_not_taken_for_that_of_the_model(family, tmp_pat
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     assert load_tokenizer(tmp_path)("yes s1 off3")["input_ids"] == tokenizer("yes s1 off3")["input_ids"]
+
+
+def byte_folder(folder, **settings):
+    """A folder with a byte-level tokenizer, and its settings."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=280, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    core.train_from_iterator(["Can you tell me how to bake bread?"], trainer)
+    core.add_special_tokens(["<|eot|>"])
+    core.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return core
+
+
+def test_bytes_that_name_llamas_class_keep_their_blanks(tmp_path, monkeypatch):
+    """DeepSeek-R1-Distill-Llama; AutoTokenizer of transformers 5.3 loses the blanks."""
+    core = byte_folder(tmp_path, tokenizer_class="LlamaTokenizerFast", eos_token="<|eot|>")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: pytest.fail("the class of a family"))
+    tokenizer = load_tokenizer(tmp_path)
+    text = "Can you tell me how to bake bread?"
+    assert tokenizer(text)["input_ids"] == core.encode(text).ids and tokenizer.decode(core.encode(text).ids) == text
+
+
+def test_an_end_token_that_only_the_model_names(tmp_path):
+    core = byte_folder(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    with pytest.raises(UserError, match="has no eos token: set eos_token in tokenizer_config.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [10**6, core.token_to_id("<|eot|>")]}))
+    assert load_tokenizer(tmp_path).eos_token == "<|eot|>"

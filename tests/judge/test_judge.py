@@ -62,19 +62,28 @@ def test_thoughts_that_outgrow_their_chunk():
     assert np.histogram(thoughts.thought_len, [0, 33, 66, T, T + 1])[0].all(), "the case is not in the sample"
 
 
-@pytest.mark.parametrize("readout", ["vocab", "choices"])
-def test_judge_is_the_plain_model_on_the_written_out_dialogue(readout):
-    """Every log-probability against one pass of the decoder over prefix, thought, end and question in a row."""
-    judge, params = make_judge(readout=readout, temperature=0.7, sharpness=1.5)
+@pytest.mark.parametrize(("readout", "stops"), [("vocab", ()), ("choices", (6, 7, 8))])
+def test_judge_is_the_plain_model_on_the_written_out_dialogue(readout, stops):
+    """Every log-probability against one pass of the decoder over prefix, thought, end and question in a row.
+
+    A thought that stopped by another end token is read as if it had the usual one; its log-probability is that of the
+    token that was drawn.
+    """
+    judge, params = make_judge(readout=readout, temperature=0.7, sharpness=1.5, stops=stops)
     batch = make_batch(pairs=2)
-    thoughts, _, _ = draw(judge, params, batch, SamplerOptions(group_size=3, max_thought=5))
+    thoughts, score, _ = draw(judge, params, batch, SamplerOptions(group_size=3, max_thought=5))
     found = reread(judge, params, batch, thoughts)
+    np.testing.assert_allclose(found.thought, thoughts.old_logp, atol=1e-4)
+    np.testing.assert_allclose(found.answer, score, atol=1e-4)
+    ends = set()
     plain = jax.jit(lambda ids, at: logits(judge.model.apply(params, ids, at)[0], output_table(params)))
     for b, s, g in np.ndindex(2, 2, 3):
         prefix = np.asarray(batch.prefix)[b, s, : int(batch.prefix_len[b, s])].tolist()
         thought = np.asarray(thoughts.thought)[b, s, g, : int(thoughts.thought_len[b, s, g])].tolist()
-        closing = judge.question[1:] if thought[-1] == judge.end else judge.question
-        ids = [*prefix, *thought, *closing]
+        assert not {judge.end, *stops} & set(thought[:-1]), "it goes on behind an end token"
+        ends.add(thought[-1])
+        content = thought[:-1] if thought[-1] in (judge.end, *stops) else thought
+        ids = [*prefix, *content, *judge.question]
         padded = jnp.asarray([[ids + [9] * (24 - len(ids))]])
         out = np.asarray(plain(padded, jnp.arange(24)[None, None]))[0, 0]
         by_token = jax.nn.log_softmax(out[len(prefix) - 1 : len(prefix) + len(thought) - 1] / 0.7)
@@ -86,6 +95,7 @@ def test_judge_is_the_plain_model_on_the_written_out_dialogue(readout):
         expected = answer[1] - mass if readout == "choices" else answer[1]
         np.testing.assert_allclose(found.answer[b, s, g], expected, atol=1e-4)
         np.testing.assert_allclose(found.answer_mass[b, s, g], jnp.exp(mass), atol=1e-4)
+    assert judge.end in ends and (not stops or ends & set(stops)), "the case is not in the sample"
 
 
 def test_sides_steps_and_seeds_have_keys_of_their_own():
@@ -231,11 +241,11 @@ def test_invariant_to_micro_batches(case, micro_batches):
 def test_invariant_to_packing(case, micro_batches):
     """Six thoughts in three lanes: a full one alone, two and three shorter ones together, in any order."""
     judge, params, batch, _, _ = case
-    rng = np.random.default_rng(4)
+    judge, rng = dataclasses.replace(judge, stops=(6,)), np.random.default_rng(4)
     length = rng.permuted(np.broadcast_to([12, 3, 3, 1, 1, 1], (4, 2, 6)), axis=-1)
     thought = rng.integers(4, 24, (4, 2, 6, 12))
-    ended = rng.random((4, 2, 6)) < 0.5
-    thought[(np.arange(12) == length[..., None] - 1) & ended[..., None]] = judge.end
+    final = np.arange(12) == length[..., None] - 1
+    thought[final] = rng.choice([judge.end, judge.stops[0], 9], size=final.sum())
     group = given_thoughts(thought, length)
     packing = pack(length + 1 + len(judge.question), branch_length(judge, 12))
     assert packing.source.shape == (4, 2, 3, 16)

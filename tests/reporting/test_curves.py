@@ -13,8 +13,9 @@ from dwrl_jax.reporting.curves import NOT_DRAWN, common, curves, thinned
 
 B, G, T = 3, 4, 5
 LOOP = (  # what the training loop adds to an objective's metrics
-    "data/padding", "train/cut_off", "sample/tokens", "sample/tokens_per_second", "train/tokens_per_second",
-    "train/padding", "time/step_seconds", "eval/accuracy", "eval/nll", "eval/ties", "eval/brier", "eval/ece",
+    "data/padding", "train/cut_off", "train/other_end", "sample/tokens", "sample/tokens_per_second",
+    "train/tokens_per_second", "train/padding", "time/step_seconds", "eval/accuracy", "eval/nll", "eval/ties",
+    "eval/brier", "eval/ece",
     "eval/flips", "eval/position_bias",
 )  # fmt: skip
 

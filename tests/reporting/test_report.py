@@ -129,7 +129,7 @@ def thoughts(step, pairs=6, group=4):
                     "dual_weight": (1 if side == "chosen" else -1) * 0.3 * weight,
                     "misalignment_weight": 0.3,
                     "split": "eval",
-                }
+                } | ({"other_end": "<|eom|>"} if sample == 2 else {})
 
 
 def write_jsonl(path, rows):
@@ -171,6 +171,7 @@ def test_thoughts_are_escaped_and_show_before_and_after(workdir):
     assert "<script" not in raw and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so ? on" in raw
     assert raw.count("<b>Before</b>, step 0") == raw.count("<b>After</b>, step 200") == 4
     assert "step 100," not in raw and "cut off</span>" in raw
+    assert "stopped by &lt;|eom|&gt;</span>" in raw
 
 
 def test_null_references_and_absent_logs_are_left_out(workdir):

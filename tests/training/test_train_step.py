@@ -1,6 +1,7 @@
 """The step: schedule, weight decay, phases, and log-probabilities that never meet the whole vocabulary at once."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,13 @@ import pytest
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.generation.token_logps import token_logps
 from dwrl_jax.objectives import dwrl
+from dwrl_jax.training import loop
 from dwrl_jax.training import step as step_module
 from dwrl_jax.training.optimizer import decayed, learning_rate, make_optimizer
 from dwrl_jax.training.settings import OptimSettings
 from dwrl_jax.training.step import gradient, make_train_step
 from tests.judge.test_judge import draw
-from tests.small import assert_trees_close, make_batch, make_judge
+from tests.small import assert_trees_close, given_thoughts, make_batch, make_judge
 
 OPTIONS = OptimSettings(steps=24, learning_rate=1e-3, warmup=4)
 
@@ -123,3 +125,16 @@ def test_chunks_change_nothing_and_bound_the_memory():
 
     whole = 4 * 4096 * 4096  # bytes of [tokens, vocabulary]
     assert temporary_bytes(4096) < whole / 4
+
+
+def test_thoughts_that_stop_by_another_end_token_are_counted_apart():
+    """Four thoughts of a valid pair: closed, stopped by each of the two other end tokens, cut off."""
+    judge = SimpleNamespace(end=3, stops=(6, 7))
+    thought = jnp.asarray([[[[4, 3], [4, 6]], [[7, 0], [4, 4]]], [[[4, 4]] * 2] * 2])
+    thoughts = given_thoughts(thought, [[[2, 2], [1, 2]], [[2, 2]] * 2])
+    batch = SimpleNamespace(valid=np.array([True, False]))
+    found = loop._sampling_metrics(judge, batch, thoughts, 2.0)
+    assert (found["train/cut_off"], found["train/other_end"], found["sample/tokens"]) == (0.25, 0.5, 7)
+    judge.stops = ()
+    found = loop._sampling_metrics(judge, batch, thoughts, 2.0)
+    assert found["train/cut_off"] == 0.75 and "train/other_end" not in found

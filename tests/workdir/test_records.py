@@ -20,9 +20,9 @@ def strict(line):
     return json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-def written(folder, log_scores, rewards):
+def written(folder, log_scores, rewards, final=5):
     """Lines of thoughts.jsonl of one pair with two thoughts for each side, and what tensorboard is given."""
-    thoughts = given_thoughts(np.full((1, 2, 2, 3), 5), np.full((1, 2, 2), 3))
+    thoughts = given_thoughts(np.full((1, 2, 2, 3), final), np.full((1, 2, 2), 3))
     rows = records.thought_rows(
         SimpleNamespace(valid=np.array([True]), pair_id=np.array([7])),
         SimpleNamespace(thought=np.asarray(thoughts.thought), thought_len=np.asarray(thoughts.thought_len)),
@@ -30,6 +30,7 @@ def written(folder, log_scores, rewards):
         {"thought_weight": np.full((1, 2, 2), 0.5, np.float32)},
         pairs=1,
         end=5,
+        stops=(6, 7),
         decode=str,
         describe=lambda pair_id: Pair((), "y", "z"),
         rewards=rewards,
@@ -45,6 +46,16 @@ def test_rewards_without_a_bound_stay_numbers(tmp_path):
     rows, told = written(tmp_path, [[[200.0, -200.0], [0.5, -0.25]]], rewards=True)
     assert [row["reward"] for row in rows] == [200, -200, 0.5, -0.25] and "score" not in rows[0]
     assert "reward 200.000" in told
+
+
+@pytest.mark.parametrize(
+    ("final", "said"),
+    [(5, ("[5 5]", False, None)), (6, ("[6 6]", False, "[6]")), (8, ("[8 8 8]", True, None))],
+)
+def test_a_thought_says_how_it_stopped(final, said, tmp_path):
+    """By its end token, by another end token, or at the limit."""
+    rows, _ = written(tmp_path, np.zeros((1, 2, 2)), rewards=False, final=final)
+    assert {(row["thought"], row["cut_off"], row.get("other_end")) for row in rows} == {said}
 
 
 def test_scores_of_a_language_model_are_probabilities(tmp_path):
