@@ -84,7 +84,7 @@ def test_sampled_density_is_the_trained_one(dtype, tolerance):
 
 
 def packed_lanes(judge: Judge, thoughts) -> Packing:
-    content = content_length(judge.end, thoughts.thought, thoughts.thought_len)
+    content = content_length(judge.writer, thoughts.thought, thoughts.thought_len)
     size = branch_length(judge, thoughts.thought.shape[-1])
     packing = pack(np.asarray(1 + content + len(judge.question)), size)
     assert packing is not None
