@@ -68,10 +68,13 @@ def weight_table(config: ModelConfig, tensor_name: Callable[[str], str] = str) -
         layer("input_layernorm.weight", "attention_norm", "scale", groups=((D,),), order=(0,)),
         layer("post_attention_layernorm.weight", "mlp_norm", "scale", groups=((D,),), order=(0,)),
         layer("self_attn.o_proj.weight", "o", "kernel", groups=((D,), (N, H)), order=(1, 2, 0)),
-        layer("mlp.gate_proj.weight", "gate", "kernel", groups=((F,), (D,)), order=(1, 0)),
-        layer("mlp.up_proj.weight", "up", "kernel", groups=((F,), (D,)), order=(1, 0)),
-        layer("mlp.down_proj.weight", "down", "kernel", groups=((D,), (F,)), order=(1, 0)),
     ]
+    if c.o_bias:
+        table.append(layer("self_attn.o_proj.bias", "o", "bias", groups=((D,),), order=(0,)))
+    for name, out, into in (("gate", F, D), ("up", F, D), ("down", D, F)):
+        table.append(layer(f"mlp.{name}_proj.weight", name, "kernel", groups=((out,), (into,)), order=(1, 0)))
+        if c.mlp_bias:
+            table.append(layer(f"mlp.{name}_proj.bias", name, "bias", groups=((out,),), order=(0,)))
     for name, count in heads.items():
         key = f"self_attn.{name}_proj"
         table.append(layer(f"{key}.weight", name, "kernel", groups=((count, H), (D,)), order=(2, 0, 1)))
