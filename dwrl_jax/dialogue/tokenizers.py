@@ -66,6 +66,18 @@ def with_template(tokenizer) -> Any:
     return tokenizer
 
 
+def check_vocabulary(tokenizer, vocab_size: int) -> None:
+    """UserError if a token has no row in the embedding of a model with `vocab_size` rows."""
+    tokens = {i: token for token, i in tokenizer.get_vocab().items()}
+    if max(tokens) >= vocab_size:
+        first = min(i for i in tokens if i >= vocab_size)
+        raise UserError(
+            f"the tokenizer has token ids up to {max(tokens)}, but the model's vocabulary ends at {vocab_size - 1}: "
+            f"{tokens[first]!r} and later tokens were added without a row for them; resize the model "
+            "(transformers: resize_token_embeddings) and save it again, or give the tokenizer that belongs to it"
+        )
+
+
 def set_pad_token(tokenizer, vocab_size: int) -> int | None:
     """The id of a pad token that occurs in no conversation. If the pad token occurs in one, the tokenizer gets another.
 
