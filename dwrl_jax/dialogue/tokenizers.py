@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from dwrl_jax.core.errors import UserError
 
+DOWNLOADED = ["*.json", "*.jinja", "*.txt", "*.model"]
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that do exactly what tokenizer.json says
 # The template for tokenizers without one, such as those of base models. The blank line is before a turn and not after
 # it, so that nothing follows the eos token of the last turn.
@@ -32,8 +34,11 @@ def load_tokenizer(path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        kind = PreTrainedTokenizerFast if _is_generic(path) else AutoTokenizer
-        tokenizer = kind.from_pretrained(str(path))
+        folder = (
+            path if Path(path).is_dir() else huggingface_hub.snapshot_download(str(path), allow_patterns=DOWNLOADED)
+        )
+        kind = PreTrainedTokenizerFast if _is_generic(Path(folder)) else AutoTokenizer
+        tokenizer = kind.from_pretrained(str(folder))
     except Exception as error:  # transformers raises many types without a common base class
         raise UserError(
             f"tokenizer {str(path)!r} cannot be loaded: give a folder with tokenizer.json or a hub id "
@@ -42,16 +47,27 @@ def load_tokenizer(path) -> Any:
     return with_template(tokenizer)
 
 
-def _is_generic(path) -> bool:
-    """Whether a local folder says that its tokenizer is generic: tokenizer.json defines it, and no class of a model.
+def _is_generic(folder: Path) -> bool:
+    """Whether a folder's tokenizer is defined by tokenizer.json alone, and by no class of a model.
 
-    AutoTokenizer would replace it by the class of the model's family, which splits words in another way.
+    AutoTokenizer would replace it by the class of the model's family, which splits words in another way. Some folders
+    of Llama 3's kind name Llama's class, which does not split at bytes: transformers 5.3 to 5.21 then lose all blanks
+    (DeepSeek-R1-Distill-Llama).
     """
+    name = _read_object(folder / "tokenizer_config.json").get("tokenizer_class") or ""
+    if name.removesuffix("Fast") != "LlamaTokenizer":
+        return name in GENERIC
+    splitter = _read_object(folder / "tokenizer.json").get("pre_tokenizer") or {}
+    return "ByteLevel" in {part.get("type") for part in (splitter, *(splitter.get("pretokenizers") or ()))}
+
+
+def _read_object(path: Path) -> dict:
+    """The object in a JSON file; an empty one where there is none."""
     try:
-        config = json.loads((Path(path) / "tokenizer_config.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("tokenizer_class") in GENERIC
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def with_template(tokenizer) -> Any:

@@ -106,13 +106,15 @@ def _one_rope(hf_config: dict, name: str, longest: int):
         raise UserError(f"config.json: partial_rotary_factor = {partial!r} is not supported, only 1.0")
     if kind not in ROPES:
         raise UserError(f"config.json: {name}.rope_type = {kind!r} is not supported, only {', '.join(ROPES)}")
+    original = value_of(hf_config, "original_max_position_embeddings", rope.get("original_max_position_embeddings"))
+    original = longest if original is None else original
+    if kind == "yarn" and "factor" in rope and rope["factor"] is None:
+        rope = rope | {"factor": longest / original}
     needed = {"llama3": ("factor", "low_freq_factor", "high_freq_factor"), "linear": ("factor",), "yarn": ("factor",)}
     for key in needed.get(kind, ()):
         if not isinstance(rope.get(key), int | float):
             raise UserError(f"config.json: the key {name}.{key} is missing or no number")
     theta = _theta(hf_config, rope)
-    original = value_of(hf_config, "original_max_position_embeddings", rope.get("original_max_position_embeddings"))
-    original = longest if original is None else original
     if kind == "llama3":
         return theta, Llama3(rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], original), longest
     if kind == "linear":

@@ -11,7 +11,7 @@ import huggingface_hub
 import numpy as np
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.models.families import Family, family_of, labelled, read_config
+from dwrl_jax.models.families import Family, family_of, labelled, read_config, read_json
 from dwrl_jax.models.hf import adapters, foreign
 from dwrl_jax.models.hf.names import plain_names
 from dwrl_jax.models.hf.table import EMBEDDING, LAST_NORM, LM_HEAD, VALUE_HEAD
@@ -20,6 +20,7 @@ from dwrl_jax.models.hf.tensor_files import EIGHT_BITS, FLOATS, Scaled, Tensors,
 DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt"]
 NOT_DOWNLOADED = ["consolidated*", "original/*"]  # the same weights once more, with other names
 CONSTANTS = ("rotary_emb.inv_freq", "_extra_state")  # ends of names of stored tensors that are no weights
+QUANTISED = ("quantization_config", "compression_config", "quantization")  # keys of config.json
 SCALES = (".weight_scale_inv", ".weight_scale")  # of 8-bit floats, in the place of ".weight"
 UNUSED_SCALES = ("input_scale", "output_scale", "activation_scale", "k_scale", "v_scale", "kv_cache_scale")
 
@@ -60,7 +61,12 @@ def resolve(path_or_hub_id: str) -> Path:
 def base_of(folder: Path) -> Path:
     """The folder itself, or the base model's for an adapter: it has config.json and the small files."""
     settings = adapters.settings_of(folder)
-    return folder if settings is None else resolve(adapters.base_name(folder, settings))
+    if settings is None:
+        return folder
+    try:
+        return resolve(adapters.base_name(folder, settings))
+    except UserError as error:
+        raise UserError(f"{folder / adapters.SETTINGS}: the base model is not there: {error}") from None
 
 
 def tokenizer_of(folder: Path) -> Path:
@@ -84,11 +90,11 @@ def describe(folder: Path, *, weights: bool = True) -> ModelFolder:
     family = family_of(hf_config)
     _check_class(folder, hf_config)
     if not weights:
-        return ModelFolder(folder, _dequantised(hf_config), {}, ())
+        return ModelFolder(folder, _dequantised(folder, hf_config), {}, ())
     try:
         tensors, notes = find_tensors(folder)
     except UserError:
-        if (how := _quantisation(hf_config)) and not _has_8_bits(how):
+        if (how := _quantisation(folder, hf_config)) and not _has_8_bits(how):
             raise foreign.quantised(folder, how) from None
         raise
     tensors = _weights(plain_names(tensors, family.tensor_name(LAST_NORM)))
@@ -100,7 +106,10 @@ def _with_adapter(folder: Path, settings: dict, weights: bool) -> ModelFolder:
     path = base_of(folder)
     if adapters.settings_of(path) is not None:
         raise UserError(f"{folder}: an adapter of an adapter, {path}; {adapters.MERGE}")
-    base = describe(path, weights=weights)
+    try:
+        base = describe(path, weights=weights)
+    except UserError as error:
+        raise UserError(f"{error} (the base model in {folder / adapters.SETTINGS})") from None
     if not weights:
         return dataclasses.replace(base, path=folder)
     family, hf_config = family_of(base.hf_config), dict(base.hf_config)
@@ -143,23 +152,27 @@ def _weights(tensors: Tensors) -> Tensors:
     return tensors
 
 
-def _quantisation(hf_config: dict) -> dict | None:
-    return hf_config.get("quantization_config") or hf_config.get("compression_config")
+def _quantisation(folder: Path, hf_config: dict) -> dict | None:
+    """What the folder says about quantised weights: in config.json, or in the file of AutoGPTQ."""
+    said = next(filter(None, map(hf_config.get, QUANTISED)), None)
+    if said is None and (folder / "quantize_config.json").is_file():
+        return {"quant_method": "gptq"} | read_json(folder / "quantize_config.json")
+    return said
 
 
 def _has_8_bits(how: dict) -> bool:
     return "fp8" in str(how.get("quant_method")) or how.get("format") == "float-quantized"
 
 
-def _dequantised(hf_config: dict) -> dict:
+def _dequantised(folder: Path, hf_config: dict) -> dict:
     """The config of the same model in plain numbers."""
-    left_out = ("quantization_config", "compression_config") if _quantisation(hf_config) else ()
+    left_out = QUANTISED if _quantisation(folder, hf_config) else ()
     return {key: value for key, value in hf_config.items() if key not in left_out}
 
 
 def _scaled(folder: Path, tensors: Tensors, hf_config: dict) -> tuple[Tensors, dict]:
     """The tensors with 8-bit floats times their scales, and the config of such a model. UserError for other forms."""
-    how = _quantisation(hf_config)
+    how = _quantisation(folder, hf_config)
     codes = {key for key, tensor in tensors.items() if tensor.dtype in EIGHT_BITS and key.endswith(".weight")}
     block, plain = (how or {}).get("weight_block_size"), {}
     for key, tensor in tensors.items():
@@ -167,8 +180,8 @@ def _scaled(folder: Path, tensors: Tensors, hf_config: dict) -> tuple[Tensors, d
             continue
         if how and key.endswith(UNUSED_SCALES):
             continue
-        if how and tensor.dtype not in FLOATS and key not in codes:
-            raise foreign.quantised(folder, how)
+        if tensor.dtype not in FLOATS and key not in codes and (how or not key.endswith(".weight")):
+            raise foreign.quantised(folder, how or {"quant_method": f"{key} has type {tensor.dtype}"})
         if key in codes:
             scales = next((tensors[key[:-7] + end] for end in SCALES if key[:-7] + end in tensors), None)
             made = scales and Scaled(tensor, scales, tuple(block) if block else None)
@@ -178,7 +191,7 @@ def _scaled(folder: Path, tensors: Tensors, hf_config: dict) -> tuple[Tensors, d
                 )
             tensor = made
         plain[key] = tensor
-    return plain, _dequantised(hf_config)
+    return plain, _dequantised(folder, hf_config)
 
 
 def _plain(folder: Path, hf_config: dict, family: Family, tensors: Tensors, notes: list[str]) -> ModelFolder:

@@ -10,12 +10,12 @@ ORIGINAL = "give the original model's folder in full precision"
 FORMS = (
     (("*.gguf",), f"GGUF, a quantised form for llama.cpp; {ORIGINAL}, with *.safetensors"),
     (
-        ("model_world_size_*_rank_*.pt", "*/model_world_size_*_rank_*.pt"),
+        ("model_world_size_*_rank_*.pt", "*/model_world_size_*_rank_*.pt", "*/*/model_world_size_*_rank_*.pt"),
         "the shards of a verl run (FSDP); merge them: "
         "python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT",
     ),
     (
-        ("zero_to_fp32.py", "*zero_pp_rank_*", "mp_rank_*", "global_step*"),
+        ("zero_to_fp32.py", "*zero_pp_rank_*", "mp_rank_*", "global_step[0-9]*"),
         "the shards of a DeepSpeed ZeRO run; merge them: python zero_to_fp32.py FOLDER OUT --safe_serialization",
     ),
     (

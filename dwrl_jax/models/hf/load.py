@@ -72,20 +72,22 @@ def _check_tensors(opened: ModelFolder, tensors: Tensors, config: ModelConfig, t
     folder, head_key = opened.path, tensor_name(LM_HEAD)
     expected = {key: weight.hf_shape for key, weight, _ in hf_tensors(config, tensor_name)}
     missing = sorted(expected.keys() - tensors.keys())
+    unknown = min(tensors.keys() - expected.keys() - {head_key}, default=None)
+    beside = f"; tensor {unknown} is there, which is not known{_hint(unknown)}" if unknown else ""
     if missing == [head_key]:
         raise UserError(
             f"{folder}: {head_key} is missing, and config.json has tie_word_embeddings = false; set it to true if the "
-            "head is the embedding; only a reward model (objective bt) can start without a head"
+            f"head is the embedding; only a reward model (objective bt) can start without a head{beside}"
         )
     if missing:
-        raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+        raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}{beside}")
     if config.tied and head_key in tensors:  # a stored copy of the embedding
         if not opened.hf_config.get("tie_word_embeddings"):
             raise UserError(f"{folder}: {head_key} differs from {tensor_name(EMBEDDING)}, but the config ties the two")
         expected[head_key] = expected[tensor_name(EMBEDDING)]
     for key, tensor in sorted(tensors.items()):
         if key not in expected:
-            raise UserError(f"{tensor.path}: unexpected tensor {key}{HINTS.get(key.split('.')[0], '')}")
+            raise UserError(f"{tensor.path}: unexpected tensor {key}{_hint(key)}")
         if tensor.shape != expected[key]:
             raise UserError(
                 f"{tensor.path}: tensor {key} has shape {tensor.shape}, config.json makes it {expected[key]}"
@@ -95,6 +97,10 @@ def _check_tensors(opened: ModelFolder, tensors: Tensors, config: ModelConfig, t
                 f"{tensor.path}: tensor {key} has type {tensor.dtype}, only F32, BF16 and F16 are read: quantised "
                 f"weights cannot be trained on; {ORIGINAL}"
             )
+
+
+def _hint(key: str) -> str:
+    return HINTS.get(key.split(".")[0], "")
 
 
 def _load_weight(tensors: Tensors, weight: Weight, config: ModelConfig, sharding) -> jax.Array:

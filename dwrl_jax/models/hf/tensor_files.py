@@ -109,25 +109,34 @@ def find_tensors(folder: Path) -> tuple[Tensors, list[str]]:
     single, index = folder / SINGLE, folder / INDEX
     if single.exists():
         tensors = read_header(single)
-        if not index.exists():
+        if not index.exists() or set(_places(index).values()) == {SINGLE}:
             return tensors, []
         if any(map(_has_values, tensors.values())):
             return tensors, [f"{single} is read; the files of {INDEX} beside it are not"]
-        return _indexed(folder), [f"{single} is empty; the files of {INDEX} are read"]
+        tensors, notes = _indexed(folder)
+        return tensors, [f"{single} is empty; the files of {INDEX} are read", *notes]
     if not index.exists():
         raise no_weights(folder)
-    return _indexed(folder), []
+    return _indexed(folder)
 
 
-def _indexed(folder: Path) -> Tensors:
-    places = read_json(folder / INDEX).get("weight_map")
+def _places(index: Path) -> dict[str, str]:
+    """The name of the file of each tensor."""
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise UserError(f"{folder / INDEX}: it has no weight_map; download it again")
+        raise UserError(f"{index}: it has no weight_map; download it again")
+    return places
+
+
+def _indexed(folder: Path) -> tuple[Tensors, list[str]]:
+    places = _places(folder / INDEX)
     by_file = {name: read_header(folder / name) for name in sorted(set(places.values()))}
     for key, name in places.items():
         if key not in by_file[name]:
             raise UserError(f"{folder / name}: tensor {key} is missing, which {INDEX} puts there; download it again")
-    return {key: by_file[name][key] for key, name in places.items()}
+    twice = sorted(key for name, tensors in by_file.items() for key in tensors if places.get(key, name) != name)
+    notes = [f"{folder}: {key} stands in two files; it is read from {places[key]}, as {INDEX} says" for key in twice]
+    return {key: by_file[name][key] for key, name in places.items()}, notes
 
 
 def read_header(path: Path) -> Tensors:
