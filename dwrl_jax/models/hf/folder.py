@@ -5,6 +5,7 @@ or none, tied heads that are stored, an adapter beside its base. `describe` give
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import huggingface_hub
@@ -15,7 +16,7 @@ from dwrl_jax.models.families import Family, family_of, labelled, read_config, r
 from dwrl_jax.models.hf import adapters, foreign
 from dwrl_jax.models.hf.names import plain_names
 from dwrl_jax.models.hf.table import EMBEDDING, LAST_NORM, LM_HEAD, VALUE_HEAD
-from dwrl_jax.models.hf.tensor_files import EIGHT_BITS, FLOATS, Scaled, Tensors, find_tensors
+from dwrl_jax.models.hf.tensor_files import EIGHT_BITS, FLOATS, Scaled, Stored, Tensors, find_tensors
 
 DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt"]
 NOT_DOWNLOADED = ["consolidated*", "original/*"]  # the same weights once more, with other names
@@ -103,6 +104,9 @@ def describe(folder: Path, *, weights: bool = True) -> ModelFolder:
 
 
 def _with_adapter(folder: Path, settings: dict, weights: bool) -> ModelFolder:
+    name = adapters.base_name(folder, settings)
+    if not weights and not Path(name).expanduser().is_dir():
+        raise UserError(f"{folder}: its base model {name} is not on this machine; give the base model instead")
     path = base_of(folder)
     if adapters.settings_of(path) is not None:
         raise UserError(f"{folder}: an adapter of an adapter, {path}; {adapters.MERGE}")
@@ -196,20 +200,20 @@ def _scaled(folder: Path, tensors: Tensors, hf_config: dict) -> tuple[Tensors, d
 
 def _plain(folder: Path, hf_config: dict, family: Family, tensors: Tensors, notes: list[str]) -> ModelFolder:
     """The model with the head that its tensors have. A head decides, and not what config.json calls the class."""
-    embedding, head = family.tensor_name(EMBEDDING), family.tensor_name(LM_HEAD)
+    embedding, head, score = map(family.tensor_name, (EMBEDDING, LM_HEAD, VALUE_HEAD))
     tensors, hf_config, notes = dict(tensors), dict(hf_config), list(notes)
     if not hf_config.get("num_key_value_heads"):  # transformers' default is not the same for all families
         hf_config["num_key_value_heads"] = hf_config.get("num_attention_heads")
     for alias in (hf_config.get("value_head_prefix"), "value_head"):
-        if f"{alias}.weight" in tensors and VALUE_HEAD not in tensors:
-            tensors[VALUE_HEAD] = tensors.pop(f"{alias}.weight")
-            notes.append(f"{folder}: {alias}.weight is read as {VALUE_HEAD}, the head of a reward model")
+        if f"{alias}.weight" in tensors and score not in tensors:
+            tensors[score] = tensors.pop(f"{alias}.weight")
+            notes.append(f"{folder}: {alias}.weight is read as {score}, the head of a reward model")
     classes = [name.removeprefix("FSDP") for name in hf_config.get("architectures") or ()]
-    if VALUE_HEAD in tensors and (classes == [family.reward_model] or head not in tensors):
+    if score in tensors and (classes == [family.reward_model] or head not in tensors):
         if classes != [family.reward_model]:
-            notes.append(f"{folder}: read as a reward model, because it has {VALUE_HEAD} and no {head}")
+            notes.append(f"{folder}: read as a reward model, because it has {score} and no {head}")
         tensors.pop(head, None)
-        hf_config = labelled(hf_config, tensors[VALUE_HEAD].shape[0])
+        hf_config = labelled(hf_config, tensors[score].shape[0])
     elif classes != [family.reward_model]:
         hf_config, said = _tied(hf_config, tensors, embedding, head)
         notes += said
@@ -224,7 +228,14 @@ def _tied(hf_config: dict, tensors: Tensors, embedding: str, head: str) -> tuple
         tensors[embedding] = tensors.pop(head)
         return hf_config, []
     ours, theirs = tensors[embedding], tensors[head]
-    if ours.shape != theirs.shape or all(map(np.array_equal, ours.view(), theirs.view())):  # holds two rows at a time
+    changed = tuple(tensor.path.stat().st_mtime_ns for tensor in (ours, theirs))
+    if ours.shape != theirs.shape or _equal(ours, theirs, changed):
         return hf_config, []
     note = f"{theirs.path}: {head} differs from {embedding}; the two are not tied, although tie_word_embeddings is true"
     return hf_config | {"tie_word_embeddings": False}, [note]
+
+
+@functools.lru_cache
+def _equal(ours: Stored, theirs: Stored, changed: tuple[int, ...]) -> bool:
+    """Whether two matrices are the same. It reads both, so it is done once for files that were last `changed` then."""
+    return all(map(np.array_equal, ours.view(), theirs.view()))  # row by row: holds two rows at a time

@@ -61,7 +61,7 @@ def load_params(folder, config: ModelConfig, *, head: bool = True, shardings=Non
     name, tensors = family_of(opened.hf_config).tensor_name, opened.tensors
     if not head:
         config = dataclasses.replace(config, value_head=0, tied=True)
-        tensors = {key: tensor for key, tensor in tensors.items() if key not in (name(LM_HEAD), VALUE_HEAD)}
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in map(name, (LM_HEAD, VALUE_HEAD))}
     _check_tensors(opened, tensors, config, name)
     params = {w.path: _load_weight(tensors, w, config, places.get(w.path)) for w in weight_table(config, name)}
     return {"params": unflatten_dict(params)}
