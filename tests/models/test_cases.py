@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from dwrl_jax.core.types import TrainState
+from dwrl_jax.dialogue.tokenizers import load_tokenizer
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.transformer import Decoder, logits
@@ -149,6 +151,16 @@ def test_what_is_refused(name, folders, flags, tmp_path, capsys):
     said = said.replace(str(folders[0] / name), "")
     for pattern in folders[1][name]["says"]:
         assert re.search(pattern, said, re.IGNORECASE), (pattern, said)
+
+
+@pytest.mark.skipif(not CASES, reason="no shared data")
+def test_tokenizers_under_a_wrong_class(folders, monkeypatch):
+    """tokenizer.json alone says what the tokens are. By its class transformers 5.3 to 5.21 would lose all blanks."""
+    folder = folders[0] / "tokenizer_class_llama"
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_: pytest.fail("read by its class"))
+    text = "Can you tell me how  to bake bread?"
+    expected = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    assert load_tokenizer(folder)(text)["input_ids"] == expected
 
 
 def exported(workdir, params, dtype):
