@@ -5,6 +5,7 @@ python -m dwrl_jax.export --workdir=runs/tiny --output=exports/tiny
 Any devices will do. The parameters are spread over those of this host, or of several hosts that all run the command.
 """
 
+from dwrl_jax.models import hf
 from dwrl_jax.settings.commandline import WORKDIR, Flag, command, folder, parse_flags, start
 from dwrl_jax.workdir.model import export
 
@@ -12,7 +13,7 @@ FLAGS = {
     "workdir": WORKDIR,
     "output": Flag("exports/tiny", "the folder to write, which must not exist", required=True, read=folder),
     "checkpoint": Flag("best", "last, best or the number of a step", default="last"),
-    "dtype": Flag("bfloat16", "of the weights, else the starting model's", choices=("float32", "bfloat16")),
+    "dtype": Flag("bfloat16", "of the weights, else the starting model's", choices=hf.DTYPES),
 }
 
 

@@ -8,18 +8,17 @@ the run fits, 1: it does not, 2: bad input.
 """
 
 import sys
-from pathlib import Path
 
 from dwrl_jax.core import files
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.planning.plan import make_plan
 from dwrl_jax.planning.text import table
-from dwrl_jax.settings.commandline import Flag, command, parse_config
+from dwrl_jax.settings.commandline import Flag, command, folder, parse_config
 from dwrl_jax.training.config import describe_keys
 
 FLAGS = {
     "topology": Flag("v5e:8x8", "the devices: kind and shape of a TPU slice, gpu, cpu, or cpu:8", required=True),
-    "json": Flag("plan.json", "a file for the whole plan", read=Path),
+    "json": Flag("plan.json", "a file for the whole plan", read=folder),
 }
 
 

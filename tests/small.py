@@ -1,5 +1,6 @@
 """A small random judge and batches for it, shared by tests."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -23,9 +24,9 @@ VOCAB = 192  # of the models that test files and the decoder
 
 
 @functools.cache
-def make_judge(vocab_size=24, preset="qwen2.5-3b", sharpness=2.0, **options):
+def make_judge(vocab_size=24, preset="qwen2.5-3b", sharpness=2.0, windows=(), **options):
     """A judge and random parameters; `sharpness` scales the embedding so that distributions are not flat."""
-    shape = model_config(shrink(PRESETS[preset], vocab_size))
+    shape = dataclasses.replace(model_config(shrink(PRESETS[preset], vocab_size)), windows=windows)
     params = hf.random_params(shape, 1)
     params["params"]["embed"]["embedding"] *= sharpness
     judge = Judge(Decoder(shape), question=(3, 4, 5), answers=(1, 2), pad=0, **{"chunk": 64} | options)

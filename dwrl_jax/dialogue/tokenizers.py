@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from dwrl_jax.core.errors import UserError
 
+DOWNLOADED = ["*.json", "*.jinja", "*.txt", "*.model"]
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that do exactly what tokenizer.json says
-SENTENCEPIECE = ("LlamaTokenizer", "LlamaTokenizerFast")
 # The template for tokenizers without one, such as those of base models. The blank line is before a turn and not after
 # it, so that nothing follows the eos token of the last turn.
 FALLBACK_TEMPLATE = (
@@ -33,14 +34,17 @@ def load_tokenizer(path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        kind = PreTrainedTokenizerFast if _is_generic(path) else AutoTokenizer
-        tokenizer = kind.from_pretrained(str(path))
+        folder = (
+            path if Path(path).is_dir() else huggingface_hub.snapshot_download(str(path), allow_patterns=DOWNLOADED)
+        )
+        kind = PreTrainedTokenizerFast if _is_generic(Path(folder)) else AutoTokenizer
+        tokenizer = kind.from_pretrained(str(folder))
     except Exception as error:  # transformers raises many types without a common base class
         raise UserError(
             f"tokenizer {str(path)!r} cannot be loaded: give a folder with tokenizer.json or a hub id "
             f"({one_line(error)})"
         ) from error
-    named = [i for i in end_ids(path) if i in tokenizer.added_tokens_decoder]
+    named = [i for i in end_ids(folder) if i in tokenizer.added_tokens_decoder]
     if tokenizer.eos_token_id is None and named:  # only the model's own config names it
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(named[0])
     return with_template(tokenizer)
@@ -50,31 +54,32 @@ def end_ids(folder) -> tuple[int, ...]:
     """The end tokens that generation_config.json and config.json of a model folder name. Llama 3.1 has three."""
     ends = set()
     for name in ("generation_config.json", "config.json"):
-        named = _read(Path(folder) / name).get("eos_token_id")
+        named = _read_object(Path(folder) / name).get("eos_token_id")
         ends |= {i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)}
     return tuple(sorted(ends))
 
 
-def _read(path: Path) -> dict:
-    """The JSON object in a file; empty where there is none."""
+def _is_generic(folder: Path) -> bool:
+    """Whether a folder's tokenizer is defined by tokenizer.json alone, and by no class of a model.
+
+    AutoTokenizer would replace it by the class of the model's family, which splits words in another way. Some folders
+    of Llama 3's kind name Llama's class, which does not split at bytes: transformers 5.3 to 5.21 then lose all blanks
+    (DeepSeek-R1-Distill-Llama).
+    """
+    name = _read_object(folder / "tokenizer_config.json").get("tokenizer_class") or ""
+    if name.removesuffix("Fast") != "LlamaTokenizer":
+        return name in GENERIC
+    splitter = _read_object(folder / "tokenizer.json").get("pre_tokenizer") or {}
+    return "ByteLevel" in {part.get("type") for part in (splitter, *(splitter.get("pretokenizers") or ()))}
+
+
+def _read_object(path: Path) -> dict:
+    """The object in a JSON file; an empty one where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _is_generic(path) -> bool:
-    """Whether a local folder's tokenizer is generic: tokenizer.json defines it, and no class of a model.
-
-    AutoTokenizer would replace it by the class of the model's family, which splits words in another way. Llama's class
-    is that of SentencePiece; early transformers 5 lose all blanks where a tokenizer of bytes names it, as that of
-    DeepSeek-R1-Distill-Llama does.
-    """
-    named = _read(Path(path) / "tokenizer_config.json").get("tokenizer_class")
-    if named in SENTENCEPIECE:
-        return '"ByteLevel"' in json.dumps(_read(Path(path) / "tokenizer.json").get("pre_tokenizer"))
-    return named in GENERIC
 
 
 def with_template(tokenizer) -> Any:
@@ -89,6 +94,18 @@ def with_template(tokenizer) -> Any:
     if not tokenizer.chat_template:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     return tokenizer
+
+
+def check_vocabulary(tokenizer, vocab_size: int) -> None:
+    """UserError if a token has no row in the embedding of a model with `vocab_size` rows."""
+    tokens = {i: token for token, i in tokenizer.get_vocab().items()}
+    if max(tokens) >= vocab_size:
+        first = min(i for i in tokens if i >= vocab_size)
+        raise UserError(
+            f"the tokenizer has token ids up to {max(tokens)}, but the model's vocabulary ends at {vocab_size - 1}: "
+            f"{tokens[first]!r} and later tokens were added without a row for them; resize the model "
+            "(transformers: resize_token_embeddings) and save it again, or give the tokenizer that belongs to it"
+        )
 
 
 def set_pad_token(tokenizer, vocab_size: int) -> int | None:

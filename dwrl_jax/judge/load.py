@@ -13,7 +13,7 @@ from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE, BEST, CARD, CHECKPOINTS
 from dwrl_jax.dialogue import Dialogue, make_dialogue
-from dwrl_jax.dialogue.tokenizers import end_ids, load_tokenizer
+from dwrl_jax.dialogue.tokenizers import check_vocabulary, end_ids, load_tokenizer
 from dwrl_jax.judge.card import JudgeCard, read_card
 from dwrl_jax.judge.judge import Judge, question_kind
 from dwrl_jax.models import hf, orbax_files
@@ -61,14 +61,16 @@ def load(
     if trained and card is None and not given:
         raise UserError(f"{folder}: no {CARD}; go on with the run once, by its own command, and it is written")
     card = read_card(folder / CARD) if given else card
-    hf_config = read_config(folder)
+    hf_config = read_config(folder) if trained else _described(folder)
+    tokenizer = load_tokenizer(folder if trained else hf.tokenizer_of(folder))
     outputs = model_config(hf_config).value_head
     card = card or (JudgeCard(kind="reward", thoughts="none") if outputs else JudgeCard())
     _check(folder, card, outputs)
     shape = model_config(hf_config, dtype=card.dtype)
+    check_vocabulary(tokenizer, shape.vocab_size)
     places = _make_mesh(mesh, shape)
     texts = dataclasses.replace(card.texts, kind=question_kind(card.kind))
-    dialogue = make_dialogue(load_tokenizer(folder), texts, end_ids(folder))
+    dialogue = make_dialogue(tokenizer, texts, end_ids(folder))
     name = str(folder)
     if trained:
         step = orbax_files.choose(workdir / CHECKPOINTS, checkpoint, BEST)
@@ -114,6 +116,14 @@ def _check(folder: Path, card: JudgeCard, outputs: int) -> None:
         raise UserError(f"{folder}: {outputs} outputs; a reward has a single output, and an embedding needs its {CARD}")
     if card.kind == "embedding" and card.objective not in objectives.names():
         raise UserError(f"{folder}: {CARD} must name the objective that compares embeddings, not {card.objective!r}")
+
+
+def _described(folder: Path) -> dict:
+    """config.json of a folder's model in plain form. What was chosen in reading the folder is printed."""
+    model = hf.describe(folder)
+    for note in model.notes:
+        print(f"note: {note}")
+    return model.hf_config
 
 
 def _from_folder(folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):

@@ -18,8 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dwrl_jax.core import sharding
-from dwrl_jax.models.attention import KEPT, Region, as_region
+from dwrl_jax.models import rope
+from dwrl_jax.models.attention import KEPT, Region, Window, as_region
 from dwrl_jax.models.attention.backends import attend
+
+EVERYTHING = 2**30  # a window that no text fills
 
 
 def _of_fused_attention(primitive, *_, **__) -> bool:
@@ -42,16 +45,6 @@ REMAT_POLICIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's frequency rescaling (`rope_type: llama3` in Hugging Face's config)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Shape and numerics of a decoder. `param_dtype` is the type of the weights, `dtype` that of the computation."""
 
@@ -63,12 +56,15 @@ class ModelConfig:
     head_dim: int
     mlp_size: int
     rope_theta: float
-    rope_scaling: RopeScaling | None
+    rope_scaling: rope.Llama3 | rope.Linear | rope.Yarn | None
     norm_eps: float
     tied: bool
     qkv_bias: bool
     qk_norm: bool
     max_position: int
+    o_bias: bool = False
+    mlp_bias: bool = False
+    windows: tuple[int, ...] = ()  # of each layer: how many tokens a query sees, itself included; 0 for all
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
@@ -82,29 +78,6 @@ class Prefix(NamedTuple):
 
     tokens: Int[Array, "P L"]
     length: Int[Array, " P"]
-
-
-def rope_frequencies(config: ModelConfig) -> Float[Array, " H/2"]:
-    """Angular frequencies of the rotary embedding (RoFormer), in radians per position.
-
-    They are theta^(-2i / H), with Llama 3.1's rescaling if `config.rope_scaling` is set.
-    """
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    turns = scaling.original_max_position * frequencies / (2 * jnp.pi)
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = jnp.clip(keep, 0.0, 1.0)
-    return frequencies * (keep + (1.0 - keep) / scaling.factor)
-
-
-def rotate(x: Float[Array, "*rows T heads H"], rope: tuple[Array, Array]) -> Float[Array, "*rows T heads H"]:
-    """Rotary embedding of queries or keys, in the half-split layout of Hugging Face's weights."""
-    cos, sin = (r[..., None, :] for r in rope)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 
 
 def _partitioned(*axes, init=None):
@@ -139,7 +112,9 @@ class Layer(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P M D"], keys_values, lengths, prefix_length, rope, segments):
+    def __call__(
+        self, x: Float[Array, "P M D"], keys_values, window, lengths, prefix_length, waves, segments, positions
+    ):
         c = self.config
         P, M = x.shape[:2]
         tokens = x.reshape(-1, c.hidden_size)  # XLA's matrix products are fastest with a single token axis
@@ -153,30 +128,37 @@ class Layer(nn.Module):
         q, k, v = heads("q", c.heads, h), heads("k", c.kv_heads, h), heads("v", c.kv_heads, h)
         if c.qk_norm:
             q, k = self.norm("q_norm", "head_dim")(q), self.norm("k_norm", "head_dim")(k)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k = rope.rotate(q, waves), rope.rotate(k, waves)
         regions = tuple(Region(*kv, length) for kv, length in zip(keys_values, lengths))
-        mixed, new = self.attend(q, k, v, regions, prefix_length, segments)
-        tokens = tokens + self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2)(mixed)
+        window = None if window is None else Window(window, positions)
+        mixed, new = self.attend(q, k, v, regions, prefix_length, segments, window)
+        output = self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2, bias=c.o_bias)
+        tokens = tokens + output(mixed)
         h = self.norm("mlp_norm")(tokens)
-        gate = self.dense("gate", c.mlp_size, ("embed", "mlp"))(h)
-        up = self.dense("up", c.mlp_size, ("embed", "mlp"))(h)
-        tokens = tokens + self.dense("down", c.hidden_size, ("mlp", "embed"))(nn.silu(gate) * up)
+        gate = self.dense("gate", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
+        up = self.dense("up", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
+        down = self.dense("down", c.hidden_size, ("mlp", "embed"), bias=c.mlp_bias)
+        tokens = tokens + down(nn.silu(gate) * up)
         return sharding.constrain(tokens.reshape(x.shape), sharding.ROWS, None, None), new
 
-    def attend(self, q, k, v, regions, prefix_length, segments):
+    def attend(self, q, k, v, regions, prefix_length, segments, window):
         """Mixed values [P * M, N, H], and the keys and values of the branches' tokens."""
         size, P, N, H = self.prefix_size, *q.shape[:1], *q.shape[2:]
 
         def of_branches(x):
             return x[:, size:].reshape(P, self.branches, -1, *x.shape[2:])
 
+        def near(positions):
+            return None if window is None else window._replace(positions=positions(window.positions))
+
         mixed = []
         if size:
             before = [x[:, :size][:, None] for x in (q, k, v)]
-            mixed.append(attend(*before, (), backend=self.config.attention).reshape(P, size, N, H))
+            mine = near(lambda x: x[:, None, :size])
+            mixed.append(attend(*before, (), window=mine, backend=self.config.attention).reshape(P, size, N, H))
             regions = (as_region(*before[1:], prefix_length[:, None]), *regions)
         k, v = of_branches(k), of_branches(v)
-        branches = attend(of_branches(q), k, v, regions, segments, backend=self.config.attention)
+        branches = attend(of_branches(q), k, v, regions, segments, near(of_branches), backend=self.config.attention)
         mixed.append(branches.reshape(P, -1, N, H))
         return jnp.concatenate(mixed, 1).reshape(-1, N, H), as_region(k, v)[:2]
 
@@ -223,18 +205,20 @@ class Decoder(nn.Module):
         elif not c.tied:
             shape = (c.vocab_size, c.hidden_size)
             self.param("lm_head", _partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))
-        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
-        rope = jnp.cos(angles), jnp.sin(angles)
-        shared = tuple(r.length for r in regions), prefix_length, rope, segments
+        angles = positions[..., None].astype(jnp.float32) * rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        waves = rope.waves(angles, c.rope_scaling)
+        windows = acting_windows(c, size + T + sum(r.v[0].shape[-2] for r in regions))
+        shared = tuple(r.length for r in regions), prefix_length, waves, segments, positions if any(windows) else None
         table = sharding.constrain(embed.embedding, sharding.TENSOR, None).astype(c.dtype)
         x = sharding.constrain(jnp.take(table, ids, axis=0), sharding.ROWS, None, None)
         if c.scanned:
-            x, new = self.stack(size, G)(x, tuple((r.k, r.v) for r in regions), *shared)
+            by_layer = jnp.array([window or EVERYTHING for window in windows]) if any(windows) else None
+            x, new = self.stack(size, G)(x, tuple((r.k, r.v) for r in regions), by_layer, *shared)
         else:
             new = []
             for i in range(c.layers):
                 layer = Layer(c, size, G, name=f"layer_{i}")
-                x, k_v = layer(x, tuple((r.k[i], r.v[i]) for r in regions), *shared)
+                x, k_v = layer(x, tuple((r.k[i], r.v[i]) for r in regions), windows[i] or None, *shared)
                 new.append(k_v)
             new = tuple(zip(*new))
         scale = _partitioned("embed", init=nn.initializers.ones)
@@ -249,11 +233,16 @@ class Decoder(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, *[nn.broadcast] * 4),
+            in_axes=(0, 0, *[nn.broadcast] * 5),
             length=self.config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return scan(self.config, prefix_size, branches, name="layers")
+
+
+def acting_windows(config: ModelConfig, tokens: int) -> list[int]:
+    """The window of each layer, 0 where it hides no token of a text of so many tokens."""
+    return [size if 0 < size < tokens else 0 for size in config.windows or (0,) * config.layers]
 
 
 def unstack(params, config: ModelConfig):

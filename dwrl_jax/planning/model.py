@@ -5,7 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dwrl_jax.judge.judge import question_kind
-from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_value_head
+from dwrl_jax.models import hf
+from dwrl_jax.models.families import NUMERICS, model_config, with_value_head
 from dwrl_jax.models.families.presets import published
 from dwrl_jax.models.transformer import ModelConfig
 from dwrl_jax.planning import chips
@@ -38,7 +39,7 @@ def _architecture(config: ConfigDict):
     if config.model.path:
         folder = Path(config.model.path).expanduser()
         local = folder.is_dir()
-        hf_config = read_config(folder) if local else published(config.model.path)
+        hf_config = hf.describe(folder, weights=False).hf_config if local else published(config.model.path)
         tokenizer = Path(config.model.tokenizer or folder).expanduser()
         at_hand = (tokenizer / "tokenizer.json").is_file()
         assumed = [] if local else [f"{config.model.path} has the shape published for it (models/families/presets.py)"]

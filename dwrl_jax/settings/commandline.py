@@ -98,7 +98,15 @@ def parse_config(
     given, overrides = parse_overrides(arguments, wanted, about, describe_keys)
     config, rest = _load(given.config, overrides)
     _refuse_rest(rest, wanted)
-    return config, given
+    return at_home(config), given
+
+
+def at_home(config: ConfigDict) -> ConfigDict:
+    """The config itself. A value that begins with ~/ becomes a path in the home folder, as a shell would make it."""
+    for key, value in flat(config.to_dict()).items():
+        if isinstance(value, str) and value.startswith("~/"):
+            config.update_from_flattened_dict({key: str(folder(value))})
+    return config
 
 
 def parse_overrides(
@@ -164,6 +172,7 @@ def _example(wanted: Mapping[str, Flag]) -> str:
 
 def _load(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:
     """The config of a file with its overrides, and the arguments that are not overrides."""
+    file = str(folder(file)) if file.startswith("~/") else file
     path = file.split(":")[0]
     if not Path(path).is_file():
         raise UserError(f"--config={path}: no such file")

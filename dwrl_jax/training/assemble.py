@@ -21,7 +21,7 @@ from dwrl_jax.judge.card import JudgeCard
 from dwrl_jax.judge.judge import Judge, question_kind
 from dwrl_jax.judge.thoughts import ThoughtPlan
 from dwrl_jax.models import hf
-from dwrl_jax.models.families import NUMERICS, model_config, read_config, with_value_head
+from dwrl_jax.models.families import NUMERICS, model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
 from dwrl_jax.training.optimizer import make_optimizer
@@ -35,7 +35,7 @@ def load_tokenizer(config: ConfigDict, folder: Path):
     """The tokenizer named by the config, or the model's own: for a `preset` that is the built-in world's."""
     if config.model.preset and not (config.model.path or config.model.tokenizer):
         return tokenizers.with_template(world.make_tokenizer())
-    return tokenizers.load_tokenizer(config.model.tokenizer or folder)
+    return tokenizers.load_tokenizer(config.model.tokenizer or hf.tokenizer_of(folder))
 
 
 def small_config(config: ConfigDict, tokenizer) -> dict:
@@ -139,12 +139,11 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
     )
 
 
-def architecture(config: ConfigDict, folder: Path, tokenizer) -> dict:
-    """config.json of the model to train: the starting model's, with a value head where the objective needs it.
+def architecture(config: ConfigDict, folder: Path, hf_config: dict, tokenizer) -> dict:
+    """config.json of the model to train: `hf_config` of the start, with a value head where the objective needs it.
 
     The tokenizer of a model with a value head gets a pad token that stands in no conversation (`set_pad_token`).
     """
-    hf_config = read_config(folder)
     wanted, given = value_outputs(config), model_config(hf_config).value_head
     if given and given != wanted:
         like = f"preference_embedding with objective.planes={given / 2:g}" if given > 1 else "bt"
@@ -164,10 +163,10 @@ def value_outputs(config: ConfigDict) -> int:
 def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):
     """The starting model's parameters. A language model gets a fresh value head where `shape` has a value head."""
     places = sharding.shardings(mesh, axis_names(shape))
-    given = dataclasses.replace(shape, value_head=model_config(read_config(folder)).value_head)
-    if given == shape:
-        return hf.load_params(folder, shape, shardings=places)
-    params = hf.load_params(folder, given, shardings=sharding.shardings(mesh, axis_names(given)))
+    fresh = shape.value_head and not model_config(hf.describe(folder).hf_config).value_head
+    params = hf.load_params(folder, shape, head=not fresh, shardings=places)
+    if not fresh:
+        return params
     return hf.with_value_head(params, shape, config.seed, config.objective.get("head_init", 1.0), shardings=places)
 
 
@@ -181,8 +180,9 @@ def keep_architecture(kept: Path, hf_config: dict, folder: Path, tokenizer) -> N
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     files.write_json(partial / "config.json", hf_config)
-    if (folder / "generation_config.json").exists():
-        shutil.copy(folder / "generation_config.json", partial)
+    generation = hf.base_of(folder) / "generation_config.json"
+    if generation.exists():
+        shutil.copy(generation, partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(kept, ignore_errors=True)
     os.replace(partial, kept)
@@ -224,12 +224,7 @@ def make_mesh(config: ConfigDict, shape: ModelConfig, devices=None) -> jax.shard
 
 def check_lengths(config: ConfigDict, shape: ModelConfig, talk: dialogue.Dialogue) -> None:
     """UserError where the tokenizer or the longest dialogue does not fit the model."""
-    largest = max(talk.tokenizer.get_vocab().values())
-    if largest >= shape.vocab_size:
-        raise UserError(
-            f"the tokenizer has token ids up to {largest}, but the model's vocabulary ends at "
-            f"{shape.vocab_size - 1}: set model.tokenizer to the model's own"
-        )
+    tokenizers.check_vocabulary(talk.tokenizer, shape.vocab_size)
     longest = config.data.buckets[-1] + config.sampler.max_thought + len(talk.question_ids) + 1
     if longest > shape.max_position:
         raise UserError(

@@ -17,6 +17,7 @@ from dwrl_jax.judge import card
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.reporting.page import write_report
+from dwrl_jax.settings.commandline import at_home
 from dwrl_jax.settings.config import as_json
 from dwrl_jax.training import loop
 from dwrl_jax.training.assemble import (
@@ -81,7 +82,8 @@ def is_begun(config: ConfigDict, workdir: Path) -> bool:
     path = workdir / "config.json"
     if not path.exists():
         return False
-    for key, (old, new) in changes(json.loads(path.read_text()), as_json(config)).items():
+    kept = as_json(at_home(ConfigDict(json.loads(path.read_text()))))
+    for key, (old, new) in changes(kept, as_json(config)).items():
         raise UserError(f"{path}: this run has {key}={old!r}, not {new!r}; choose another --workdir")
     return True
 
@@ -91,8 +93,12 @@ def new_start(config: ConfigDict, workdir: Path) -> Start:
     folder = starting_folder(config, workdir)
     if not config.model.path and config.base is None:
         make_random(config, folder)
+    model = hf.describe(folder)
+    for note in model.notes:
+        print(f"note: {note}")
     tokenizer = load_tokenizer(config, folder)
-    return Start(architecture(config, folder, tokenizer), tokenizer, lambda: folder, tokenizers.end_ids(folder))
+    ends = tokenizers.end_ids(folder)
+    return Start(architecture(config, folder, model.hf_config, tokenizer), tokenizer, lambda: folder, ends)
 
 
 def kept_start(config: ConfigDict, workdir: Path) -> Start:

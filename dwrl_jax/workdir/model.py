@@ -38,8 +38,19 @@ def export(workdir: Path, output: Path, which: str = "last", dtype: str | None =
         tokenizer=tokenizer,
         generation_config=files.read_json(generation) if generation.exists() else None,
         documents={CARD: files.read_json(folder / CARD)} if (folder / CARD).exists() else None,
-        dtype=dtype or hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32",
+        dtype=dtype or _dtype_of(hf_config),
     )
+
+
+def _dtype_of(hf_config: dict) -> str:
+    """The type of the starting model's weights; bfloat16 for a type of 8 bits, float32 where none is said."""
+    name = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32").removeprefix("torch.")
+    if name in hf.DTYPES:
+        return name
+    chosen = "bfloat16" if "8" in name else "float32"
+    if hosts.first():
+        print(f"note: weights are written in {chosen}, not in {name}, the type of the starting model; --dtype chooses")
+    return chosen
 
 
 def read_architecture(workdir: Path) -> tuple[dict, ModelConfig]:

@@ -32,6 +32,10 @@ def reread(judge, params, batch, thoughts):
     return jax.jit(lambda p, b, t: logps(judge, p, b, t))(params, batch, thoughts)
 
 
+def reread_packed(judge, params, batch, thoughts, packing):
+    return jax.jit(lambda p, b, t: logps(judge, p, b, t, packing=packing))(params, batch, thoughts)
+
+
 @pytest.mark.parametrize(
     ("preset", "readout"), [("qwen2.5-3b", "vocab"), ("llama3.1-8b", "choices"), ("qwen3-4b", "vocab")]
 )
@@ -60,6 +64,33 @@ def test_thoughts_that_outgrow_their_chunk():
     np.testing.assert_allclose(found.thought, thoughts.old_logp, atol=1e-4)
     np.testing.assert_allclose(found.answer, score, atol=1e-4)
     assert np.histogram(thoughts.thought_len, [0, 33, 66, T, T + 1])[0].all(), "the case is not in the sample"
+
+
+def test_sliding_windows_in_every_pass():
+    """Sampling in chunks and of the last thoughts apart, both kinds of update, and one plain pass: the same density."""
+    judge, params = make_judge(sharpness=0.3, windows=(0, 6))
+    batch = make_batch(pairs=2)
+    thoughts, score, _ = draw(judge, params, batch, SamplerOptions(group_size=4, max_thought=66))
+    lengths = np.asarray(thoughts.thought_len)
+    assert len(chunks(66)) == 2 and (lengths > 33).any() and lengths.min() < 20, "the case is not in the sample"
+    found = reread(judge, params, batch, thoughts)
+    np.testing.assert_allclose(found.thought, thoughts.old_logp, atol=1e-4)
+    np.testing.assert_allclose(found.answer, score, atol=1e-4)
+    short = np.minimum(lengths, [66, 15, 15, 15])
+    packing = pack(short + 1 + len(judge.question), branch_length(judge, 66))
+    assert packing.source.shape[2] == 2
+    cut = thoughts.replace(thought_len=jnp.asarray(short))
+    one, other = reread(judge, params, batch, cut), reread_packed(judge, params, batch, cut, packing)
+    np.testing.assert_allclose(one.thought, other.thought, atol=1e-5)
+    np.testing.assert_allclose(one.answer, other.answer, atol=1e-5)
+    plain = jax.jit(lambda ids, at: logits(judge.model.apply(params, ids, at)[0], output_table(params)))
+    batch, thoughts = jax.tree.map(np.asarray, (batch, thoughts))
+    for b, s in np.ndindex(2, 2):
+        count, first = lengths[b, s, 0], batch.prefix_len[b, s] - 1
+        ids = np.pad(np.concatenate([batch.prefix[b, s, : first + 1], thoughts.thought[b, s, 0]]), (0, 11 - first))
+        by_token = np.asarray(jax.nn.log_softmax(plain(ids[None, None], np.arange(78)[None, None])[0, 0]))
+        expected = by_token[first + np.arange(count), thoughts.thought[b, s, 0, :count]]
+        np.testing.assert_allclose(thoughts.old_logp[b, s, 0, :count], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("readout", "stops"), [("vocab", ()), ("choices", (6, 7, 8))])

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax.models import hf
+from dwrl_jax.models import hf, rope
 from dwrl_jax.models.attention import Region
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, Prefix, logits, output_table, unstack
-from tests.small import VOCAB
+from tests.small import VOCAB, lively
 
 CASES = [(name, tied) for name in ("llama3.1-8b", "qwen2.5-3b", "qwen3-4b") for tied in (True, False)]
 
@@ -132,6 +132,18 @@ def texts():
     return rng.integers(VOCAB, size=(3, 9)), rng.integers(VOCAB, size=(3, BRANCHES, WRITTEN))
 
 
+@pytest.fixture(scope="module", params=["plain", "special"])
+def small(request, tiny):
+    """Config and parameters of a plain Qwen3, and of a model with all that config.json can ask for beside."""
+    _, config, params = tiny
+    if request.param == "plain":
+        return config, params
+    yarn = rope.Yarn(4.0, 8, 32, 1, 1.2, True)
+    every = {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "rope_scaling": yarn, "windows": (0, 4)}
+    config = dataclasses.replace(config, **every)
+    return config, lively(config)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def whole(model, params, texts):
     """Hidden states of the branches [P, G, T, D], each branch as one sequence with its prefix."""
@@ -167,15 +179,15 @@ def before(model, params, texts):
 
 
 @pytest.mark.parametrize("run", [beside, before])
-def test_invariance_shared_prefix(tiny, texts, run):
-    _, config, params = tiny
+def test_invariance_shared_prefix(small, texts, run):
+    config, params = small
     ours = jax.jit(run, static_argnums=0)(Decoder(config), params, texts)
     np.testing.assert_allclose(ours, whole(Decoder(config), params, texts), atol=1e-5, rtol=0)
 
 
-def test_invariance_one_token_at_a_time(tiny, texts):
+def test_invariance_one_token_at_a_time(small, texts):
     """Decoding over the shared prefix and a region per branch, of which the first t tokens are written."""
-    _, config, params = tiny
+    config, params = small
     model = Decoder(config)
 
     @jax.jit
@@ -199,14 +211,14 @@ def test_invariance_one_token_at_a_time(tiny, texts):
     np.testing.assert_allclose(decode(params, *texts), expected, atol=1e-5, rtol=0)
 
 
-def test_invariance_gradient(tiny, texts):
+def test_invariance_gradient(small, texts):
     """The gradient through the shared prefix, with recomputed layers, is that of independent sequences."""
-    hf_config, config, params = tiny
+    config, params = small
     weights = np.random.default_rng(1).normal(size=(3, BRANCHES, WRITTEN, config.hidden_size))
 
     def gradient(run, model):
         return jax.jit(jax.grad(lambda params: (run(model, params, texts) * weights).mean()))(params)
 
     expected = gradient(whole, Decoder(config))
-    ours = gradient(beside, Decoder(model_config(hf_config, remat="full")))
+    ours = gradient(beside, Decoder(dataclasses.replace(config, remat="full")))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6, rtol=1e-4), ours, expected)

@@ -37,13 +37,18 @@ def test_exact_presets():
             {"model_type": "gemma2"},
             rf"model_type = 'gemma2' is not supported; choose a model of {', '.join(families.names())}$",
         ),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type = 'yarn'"),
-        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type = 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope_scaling.rope_type = 'longrope'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.factor is missing"),
         ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "rope_scaling.low_freq_factor is missing"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "only the same values for all layers"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+            "rope_scaling and rope_parameters say different things",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ({"use_sliding_window": True}, "use_sliding_window = True"),
-        ({"attention_bias": True}, "attention_bias = True"),
         ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention", "sliding_attention"] * 18}, "needs use_sliding_window = true"),
+        ({"layer_types": ["chunked_attention"] * 36}, "must say full_attention or sliding_attention"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -51,6 +56,27 @@ def test_exact_presets():
 def test_exact_errors_of_configs(change, message):
     with pytest.raises(UserError, match=message):
         model_config(PRESETS["qwen3-4b"] | change)
+
+
+def windows_of(**change):
+    return model_config(shrink(PRESETS["qwen3-4b"], VOCAB) | change).windows
+
+
+def test_exact_sliding_windows():
+    """Those of transformers: `layer_types` decides, else the number of the layer; a model of Llama has none."""
+    use = {"use_sliding_window": True, "sliding_window": 8}
+    assert windows_of(sliding_window=8) == windows_of(**use) == windows_of(**use, max_window_layers=2) == ()
+    assert windows_of(**use, max_window_layers=1) == (0, 8)
+    assert windows_of(**use, max_window_layers=1, layer_types=["sliding_attention", "full_attention"]) == (8, 0)
+    assert windows_of(use_sliding_window=True, sliding_window=None, max_window_layers=0) == ()
+    assert model_config(shrink(PRESETS["llama3.1-8b"], VOCAB) | use | {"max_window_layers": 0}).windows == ()
+
+
+def test_exact_lengths_by_rope_scaling():
+    """YaRN and linear rescaling are there for longer texts; with dynamic rescaling these change all frequencies."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    for scaling, longest in ((yarn, 131072), ({"type": "linear", "factor": 2}, 81920), ({"type": "dynamic"}, 40960)):
+        assert model_config(PRESETS["qwen3-4b"] | {"rope_scaling": scaling}).max_position == longest
 
 
 TREE = """

@@ -16,13 +16,13 @@ from dwrl_jax.generation.writer import content_length
 from dwrl_jax.judge.judge import Judge, branch_length, logps
 from dwrl_jax.judge.thoughts import sample
 from dwrl_jax.models import hf
-from dwrl_jax.models.attention import Region, attend_at_once, kernels
+from dwrl_jax.models.attention import Region, kernels
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder
 from dwrl_jax.objectives.dwrl import Hyper, phases
 from dwrl_jax.training.step import gradient
-from tests.models.test_attention import value_and_gradient
+from tests.models.test_attention import all_scores, value_and_gradient
 from tests.models.test_kernels import LONG, OWN, SEGMENTS, SHARED, inputs
 from tests.small import assert_trees_close, make_batch
 
@@ -35,6 +35,8 @@ CASES = {
     "own and shared": {"regions": (OWN, SHARED, (1, 3), (3, 2)), "H": 64},
     "segments": {"segments": SEGMENTS, "H": 64},
     "segments behind shared": {"regions": (SHARED, (1, 3)), "segments": SEGMENTS, "H": 64},
+    "window": {"regions": (SHARED, OWN), "window": 7, "H": 64},
+    "window in segments": {"regions": (SHARED,), "segments": SEGMENTS, "window": 3, "H": 64},
     "several blocks": {"regions": (LONG,), "T": 190, "N": 4, "K": 2, "H": 64},
 }
 
@@ -47,11 +49,11 @@ def narrowed(tree):
 def test_cudnn_equals_all_scores(case):
     """In bfloat16, as near to the float32 result as all scores at once in bfloat16 are; gradients too."""
     options = dict(CASES[case])
-    q, k, v, regions, segments = inputs(*options.pop("regions", ()), **options)
+    q, k, v, regions, segments, *window = inputs(*options.pop("regions", ()), **options)
     narrow = [narrowed(x) for x in (q, k, v)], tuple(Region(*narrowed(r[:2]), r.length) for r in regions)
-    found = value_and_gradient(kernels.cudnn, *narrow[0], narrow[1], segments)
+    found = value_and_gradient(kernels.cudnn, *narrow[0], narrow[1], segments, *window)
     with jax.default_matmul_precision("highest"):
-        expected = value_and_gradient(lambda *a: attend_at_once(*a)[0], q, k, v, regions, segments)
+        expected = value_and_gradient(all_scores, q, k, v, regions, segments, *window)
     for a, b in zip(found, expected):
         assert_trees_close(jax.tree.map(lambda x: x.astype(jnp.float32), a), b, 2e-2)
 

@@ -18,8 +18,8 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dwrl_jax.models.attention import Region, as_region, attend_at_once, kernels
-from tests.models.test_attention import value_and_gradient
+from dwrl_jax.models.attention import Region, Window, as_region, kernels
+from tests.models.test_attention import all_scores, value_and_gradient
 from tests.small import assert_trees_close
 
 BACKENDS = {
@@ -28,11 +28,7 @@ BACKENDS = {
 }
 
 
-def all_scores(*arguments):
-    return attend_at_once(*arguments)[0]
-
-
-def inputs(*regions, P=2, G=3, T=11, N=4, K=2, H=8, segments=None, dtype=jnp.float32):
+def inputs(*regions, P=2, G=3, T=11, N=4, K=2, H=8, segments=None, dtype=jnp.float32, window=None):
     """Random tokens; a region is given by its number of branches, its size and its lengths."""
     rng = np.random.default_rng(0)
 
@@ -44,7 +40,11 @@ def inputs(*regions, P=2, G=3, T=11, N=4, K=2, H=8, segments=None, dtype=jnp.flo
         return as_region(normal(P, branches, size, K, H), normal(P, branches, size, K, H), lengths)
 
     new = normal(P, G, T, N, H), normal(P, G, T, K, H), normal(P, G, T, K, H)
-    return *new, tuple(region(*r) for r in regions), None if segments is None else jnp.asarray(segments)
+    made = *new, tuple(region(*r) for r in regions), None if segments is None else jnp.asarray(segments)
+    if window is None:
+        return made
+    before = sum((r.v.shape[3] if r.length is None else r.length for r in made[3]), jnp.zeros((P, G), int))
+    return *made, Window(jnp.int32(window), before[..., None] + jnp.arange(T))
 
 
 SHARED = (1, 9, [[4], [0]])
@@ -63,6 +63,9 @@ CASES = {
     "segments": case(inputs, segments=SEGMENTS),
     "segments behind shared": case(inputs, SHARED, (1, 3), segments=SEGMENTS),
     "segments behind own": case(inputs, SHARED, OWN, segments=SEGMENTS),
+    "window": case(inputs, window=4),
+    "window behind shared and own": case(inputs, SHARED, OWN, (1, 3), window=7),
+    "window in segments": case(inputs, SHARED, segments=SEGMENTS, window=3),
     "one key head": case(inputs, SHARED, K=1),
     "as many key heads": case(inputs, SHARED, N=3, K=3),
     "several blocks": case(inputs, LONG, T=190, N=2, K=1),
@@ -125,6 +128,7 @@ def test_what_falls_back():
     assert not fallback(interpreted, *inputs(SHARED, segments=SEGMENTS))
     assert fallback(interpreted, *inputs(SHARED, OWN, segments=SEGMENTS))
     assert fallback(interpreted, *inputs((2, 5), G=4))
+    assert fallback(interpreted, *inputs(SHARED, window=4))
     long = jax.eval_shape(lambda: inputs(G=8, T=16385, N=1, K=1)[:3])
     assert fallback(interpreted, *long, ())
     assert fallback(cudnn, *inputs(SHARED))

@@ -11,7 +11,7 @@ import pytest
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.models import hf
-from dwrl_jax.models.families import model_config
+from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.transformer import Decoder
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training.assemble import architecture, keep_architecture
@@ -35,7 +35,7 @@ def exported(shared_data, tmp_path_factory):
     """stories260K with a value head, kept as a run keeps it and exported; its config and parameters."""
     folder, workdir = shared_data / "models/stories260K", tmp_path_factory.mktemp("run")
     tokenizer = tokenizers.load_tokenizer(folder)
-    hf_config = architecture(bt_config(), folder, tokenizer)
+    hf_config = architecture(bt_config(), folder, read_config(folder), tokenizer)
     config = model_config(hf_config)
     params = hf.load_params(folder, model_config(hf_config | {"architectures": ["LlamaForCausalLM"]}))
     params = hf.with_value_head(params, config, seed=0)
@@ -91,8 +91,7 @@ def test_parity_of_older_runs(exported, tmp_path):
     old = json.loads(mended) | {"pad_token_id": 2}
     tokenizer = tokenizers.load_tokenizer(workdir / export.ARCHITECTURE)
     tokenizer.pad_token = tokenizer.eos_token
-    (tmp_path / "config.json").write_text(json.dumps(old))
-    assert architecture(bt_config(), tmp_path, tokenizer) == json.loads(mended)
+    assert architecture(bt_config(), tmp_path, old, tokenizer) == json.loads(mended)
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(kept.parent)
     kept.write_text(json.dumps(old))

@@ -158,11 +158,10 @@ def test_a_head_of_another_size_is_refused(tmp_path):
     hf_config = with_value_head(shrink(PRESETS["qwen2.5-3b"], 24), pad_id=0, outputs=4)
     hf.save_model(tmp_path / "model", hf.random_params(model_config(hf_config), 0), model_config(hf_config), hf_config)
     tokenizer = build.load_tokenizer(config_of().base, tmp_path)
+    start = tmp_path / "model", hf_config, tokenizer
     with pytest.raises(UserError, match="objective.name=preference_embedding with objective.planes=2 alone"):
-        build.architecture(config_of("--config.objective.planes=3"), tmp_path / "model", tokenizer)
-    assert (
-        build.architecture(config_of("--config.objective.planes=2"), tmp_path / "model", tokenizer)["num_labels"] == 4
-    )
+        build.architecture(config_of("--config.objective.planes=3"), *start)
+    assert build.architecture(config_of("--config.objective.planes=2"), *start)["num_labels"] == 4
 
 
 def test_its_update_has_a_head_of_two_k_outputs():

@@ -1,6 +1,8 @@
 """Every command: its --help, typos, and the list of all."""
 
 import importlib
+import json
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +11,10 @@ import pytest
 from dwrl_jax import __main__ as console
 from dwrl_jax import train
 from dwrl_jax.core.errors import Stopped, UserError
-from dwrl_jax.settings.commandline import WORKDIR, Flag, command, parse_flags
-from dwrl_jax.settings.config import keys
+from dwrl_jax.settings.commandline import WORKDIR, Flag, command, parse, parse_flags
+from dwrl_jax.settings.config import as_json, flat, keys
 from dwrl_jax.training.config import sections
+from dwrl_jax.training.run import is_begun
 from tests.runs import REPO, TINY
 
 COMMANDS = console.commands()
@@ -69,6 +72,28 @@ def test_flags_are_read():
     assert given.votes == 8 and given.workdir.is_absolute()
     with pytest.raises(UserError, match="--votes: invalid int value: 'many'"):
         parse_flags(["--workdir=x", "--votes=many"], wanted)
+
+
+def test_paths_in_the_home_folder(monkeypatch, tmp_path):
+    """No shell expands ~ behind `--flag=`: every path of a config and of a command's flags is expanded here."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ("model.path", "model.tokenizer", "data.train", "data.eval", "base.data.train")
+    config, _ = parse([*TINY, "--workdir=x", *(f"--config.{key}=~/{key}" for key in keys)])
+    given = flat(config.to_dict())
+    assert {key: given[key] for key in keys} == {key: f"{tmp_path}/{key}" for key in keys}
+    shutil.copy(REPO / "configs" / "tiny.py", tmp_path)
+    assert parse(["--config=~/tiny.py:bt,smoke", "--workdir=x"])[0].objective.name == "bt"
+    for name, flag in (("export", "output"), ("score", "input"), ("score", "output"), ("plan", "json")):
+        assert importlib.import_module(f"dwrl_jax.{name}").FLAGS[flag].read("~/x") == tmp_path / "x"
+
+
+def test_a_run_that_began_before_paths_were_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config, _ = parse([*TINY, "--workdir=x", "--config.model.path=~/m"])
+    kept = as_json(config)
+    kept["model"]["path"] = "~/m"
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    assert is_begun(config, tmp_path)
 
 
 def test_the_list_of_commands(capsys):

@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from dwrl_jax.models.attention import kernels
-from dwrl_jax.models.attention.regions import Region, attend_at_once, attend_in_blocks
+from dwrl_jax.models.attention.regions import Region, Window, attend_at_once, attend_in_blocks
 
 BLOCK_BYTES = 8 * 2**20  # bytes of scores that a CPU computes at a time
 QUERIES = 128  # approximate number of a branch's queries in a block
@@ -18,6 +18,7 @@ def attend(
     v: Float[Array, "P G T K H"],
     regions: tuple[Region, ...],
     segments: Int[Array, "P G T"] | None = None,
+    window: Window | None = None,
     *,
     backend: str = "auto",
 ) -> Float[Array, "P G T N H"]:
@@ -34,12 +35,12 @@ def attend(
         backends = {"cpu": "xla" if mesh else "blocks", "tpu": "splash", "gpu": "cudnn"}
         backend = backends.get(jax.default_backend(), "xla")
     if backend == "splash" and T > FEW:
-        return kernels.splash(q, k, v, regions, segments, mesh=mesh)
+        return kernels.splash(q, k, v, regions, segments, window, mesh=mesh)
     if backend == "cudnn" and T > FEW:
-        return kernels.cudnn(q, k, v, regions, segments)
+        return kernels.cudnn(q, k, v, regions, segments, window)
     per_query = 4 * N * (T + sum(region.v.shape[3] for region in regions))  # bytes of scores
     if backend != "blocks" or P * G * T * per_query <= BLOCK_BYTES:
-        return attend_at_once(q, k, v, regions, segments)[0]
+        return attend_at_once(q, k, v, regions, segments, window=window)[0]
     size = max(min(-(-T // max(T // QUERIES, 1)), BLOCK_BYTES // per_query), -(-T // BLOCKS))
     together = max(n for n in range(1, G + 1) if G % n == 0 and (n == 1 or n * T * per_query <= BLOCK_BYTES))
-    return attend_in_blocks(q, k, v, regions, segments, size, together)
+    return attend_in_blocks(q, k, v, regions, segments, size, together, window)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from dwrl_jax.core.sharding import ROWS, TENSOR
-from dwrl_jax.models.attention.regions import KEPT, Region, attend_at_once
+from dwrl_jax.models.attention.regions import KEPT, Region, Window, attend_at_once, in_window
 
 LANES = 128  # lanes of a TPU's vector unit; block sizes are multiples of it
 BLOCKS = (512, 384, 256)  # possible numbers of tokens in a block
@@ -90,6 +90,7 @@ def splash(
     v: Float[Array, "P G T K H"],
     regions: tuple[Region, ...],
     segments: Int[Array, "P G T"] | None = None,
+    window: Window | None = None,
     *,
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
     interpret: bool = False,
@@ -105,16 +106,16 @@ def splash(
 
     The function calls `attend_at_once` in these cases: segments together with regions that differ by branch, because
     a query then sees three runs of keys and its id holds a single run; a region with neither 1 nor G branches; ids
-    that do not fit into 32 bits (8 branches of more than 16,384 tokens, including the branch's regions); a mesh that
-    does not divide the rows or the query heads.
+    that do not fit into 32 bits (8 branches of more than 16,384 tokens, including the branch's regions); a sliding
+    window, for the same reason as segments; a mesh that does not divide the rows or the query heads.
     """
     P, G, T, N, _ = q.shape
     shared = [r for r in regions if r.k.shape[1] == 1]
     private = [r for r in regions if r.k.shape[1] == G != 1]
     tree = _tree(shared, private, G, T)
     three_runs = segments is not None and private
-    if len(shared) + len(private) < len(regions) or three_runs or not tree.fits:
-        return attend_at_once(q, k, v, regions, segments)[0]
+    if len(shared) + len(private) < len(regions) or three_runs or window is not None or not tree.fits:
+        return attend_at_once(q, k, v, regions, segments, window=window)[0]
     shared, private = ([r._replace(length=_lengths(r)) for r in x] for x in (shared, private))
     call = functools.partial(_splash, tree=tree, interpret=interpret)
     if mesh is None:
@@ -122,7 +123,7 @@ def splash(
     rows, tensor = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape[TENSOR]
     copies = tensor // math.gcd(k.shape[3], tensor)
     if P % rows or N % (k.shape[3] * copies):
-        return attend_at_once(q, k, v, regions, segments)[0]
+        return attend_at_once(q, k, v, regions, segments, window=window)[0]
     if copies > 1:
         k, v = (jnp.repeat(x, copies, 3) for x in (k, v))
         repeated = functools.partial(jnp.repeat, repeats=copies, axis=2)
@@ -237,6 +238,7 @@ def cudnn(
     v: Float[Array, "P G T K H"],
     regions: tuple[Region, ...],
     segments: Int[Array, "P G T"] | None = None,
+    window: Window | None = None,
     *,
     implementation: str = "cudnn",
 ) -> Float[Array, "P G T N H"]:
@@ -252,10 +254,10 @@ def cudnn(
     """
     P, G, T, N, H = q.shape
     if implementation == "cudnn" and (q.dtype not in (jnp.bfloat16, jnp.float16) or H % 8 or H > 128):
-        return attend_at_once(q, k, v, regions, segments)[0]
+        return attend_at_once(q, k, v, regions, segments, window=window)[0]
     call = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
     q, k, v = (x.reshape(P * G, T, -1, H) for x in (q, k, v))
-    if not regions and segments is None:
+    if not regions and segments is None and window is None:
         q, k, v = (jnp.pad(x, ((0, 0), (0, -T % STEP), (0, 0), (0, 0))) for x in (q, k, v))
         return call(q, k, v, is_causal=True)[:, :T].reshape(P, G, T, N, H)
     keys = [*(_per_branch(r.k.transpose(0, 1, 4, 2, 3), G) for r in regions), k]
@@ -263,8 +265,12 @@ def cudnn(
     seen = jnp.broadcast_to(jnp.tri(T, dtype=bool), (P, G, T, T))
     if segments is not None:
         seen = seen & (segments[..., None] == segments[:, :, None])
+    if window is not None:
+        seen = seen & (window.positions[:, :, None] > window.positions[..., None] - window.size)
     inside = [_per_branch(_inside(r, P), G)[:, None] for r in regions]
     inside = [jnp.broadcast_to(x, (P * G, T, x.shape[2])) for x in inside]
+    if window is not None:
+        inside = [x & near.reshape(x.shape) for x, near in zip(inside, in_window(window, regions))]
     mask = jnp.concatenate([*inside, seen.reshape(P * G, T, T)], 2)[:, None]
     # with a mask, cuDNN's gradient supports only even lengths; an added query sees the same as the last query
     queries, others = T % 2, mask.shape[3] % 2

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 KEPT = "attention"  # name of the results that remat may keep, so that attention is not computed again
 MASKED = -1e30  # finite, so that a fully masked region has a zero gradient instead of nan
@@ -29,6 +29,17 @@ class Region(NamedTuple):
     length: Int[Array, "P Gr"] | None = None
 
 
+class Window(NamedTuple):
+    """A sliding window: a query at position p sees the keys at positions above p - size.
+
+    `positions` are those of the new tokens. A region's first key stands directly behind the visible keys of the region
+    before it, and the first region begins at position 0.
+    """
+
+    size: Int[Array, ""]
+    positions: Int[Array, "P G T"]
+
+
 def as_region(k: Float[Array, "P G T K H"], v: Float[Array, "P G T K H"], length=None) -> Region:
     """The keys and values of new tokens as a region for later tokens."""
     return Region(k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4), length)
@@ -41,11 +52,13 @@ def attend_at_once(
     regions: tuple[Region, ...],
     segments: Int[Array, "P G T"] | None = None,
     start: int = 0,
+    window: Window | None = None,
 ) -> tuple[Float[Array, "P G T N H"], Float[Array, "P G T K R"]]:
     """softmax(q k^T / sqrt(H)) v over all regions and causally over the new tokens, with a common softmax.
 
-    If a branch holds several segments, a new token sees only the new tokens of its own segment. The queries may be
-    fewer than the keys: they are then the new tokens from number `start` on. The second result is the logarithm of
+    If a branch holds several segments, a new token sees only the new tokens of its own segment. A `window` hides the
+    keys that lie too far back. The queries may be fewer than the keys: they are then the new tokens from number `start`
+    on. The second result is the logarithm of
     each query's sum of exponentiated scores.
 
     Scores and softmax are float32, and all scores are computed together. The regions share a maximum and a
@@ -53,7 +66,7 @@ def attend_at_once(
     """
     P, G, T, N, H = q.shape
     q = _scaled(q, k)
-    regions, scores = _all_scores(q, k, v, regions, segments, start)
+    regions, scores = _all_scores(q, k, v, regions, segments, start, window)
     tops = [_common(score.max(-1)) for score in scores]
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
     weights = [jnp.exp(score - _native(top, score.shape[1])[..., None]) for score in scores]
@@ -63,7 +76,7 @@ def attend_at_once(
     return out, top + jnp.log(total)
 
 
-def gradient_at_once(q, k, v, regions, segments, start, out, log_sum, d_out):
+def gradient_at_once(q, k, v, regions, segments, start, window, out, log_sum, d_out):
     """Gradients of `attend_at_once` with respect to q, k, v and every region's (k, v), given its results.
 
     With the weights w = exp(score - log_sum), d_score = w (d_w - sum_h d_out_h out_h), as in FlashAttention.
@@ -73,7 +86,7 @@ def gradient_at_once(q, k, v, regions, segments, start, out, log_sum, d_out):
     d_out, out = d_out.reshape(q.shape), out.reshape(q.shape)
     balance = jnp.einsum("...h,...h->...", d_out, out, preferred_element_type=jnp.float32)
     d_q, d_regions = 0.0, []
-    for region, score in zip(*_all_scores(q, k, v, regions, segments, start)):
+    for region, score in zip(*_all_scores(q, k, v, regions, segments, start, window)):
         rows = score.shape[1]
         weight = jnp.exp(score - _native(log_sum, rows)[..., None])
         d_weight = _scores(d_out, region._replace(k=region.v.swapaxes(-1, -2)))
@@ -89,39 +102,44 @@ def gradient_at_once(q, k, v, regions, segments, start, out, log_sum, d_out):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def attend_in_blocks(q, k, v, regions, segments, size: int, together: int) -> Float[Array, "P G T N H"]:
+def attend_in_blocks(
+    q, k, v, regions, segments, size: int, together: int, window: Window | None = None
+) -> Float[Array, "P G T N H"]:
     """`attend_at_once` in blocks: a single row, `together` of its branches and `size` queries of each at a time.
 
     A block leaves out the keys after its last query. The gradient computes the scores again.
     """
-    return _blocks_forward(q, k, v, regions, segments, size, together)[0]
+    return _blocks_forward(q, k, v, regions, segments, size, together, window)[0]
 
 
-def _blocks_forward(q, k, v, regions, segments, size, together):
+def _blocks_forward(q, k, v, regions, segments, size, together, window):
     def bundle(carry, row, branches):
-        (q, k, v, segments), before = branches[:4], _together(row, branches[4])
+        (q, k, v, segments, positions), before = branches[:5], _together(row, branches[5])
         parts = []
         for a, b in _cuts(q.shape[2], size):
             mine = None if segments is None else segments[:, :, :b]
-            parts.append(attend_at_once(q[:, :, a:b], k[:, :, :b], v[:, :, :b], before, mine, a))
+            near = None if window is None else Window(window.size, positions[:, :, :b])
+            parts.append(attend_at_once(q[:, :, a:b], k[:, :, :b], v[:, :, :b], before, mine, a, near))
         return carry, tuple(jnp.concatenate(part, 2) for part in zip(*parts))
 
     shared, private = _apart(regions)
-    _, results = _over_bundles(bundle, (), shared, (q, k, v, segments, private), together)
+    branches = (q, k, v, segments, window and window.positions, private)
+    _, results = _over_bundles(bundle, (), shared, branches, together)
     out, log_sum = (checkpoint_name(x, KEPT) for x in results)
-    return out, (q, k, v, regions, segments, out, log_sum)
+    return out, (q, k, v, regions, segments, window, out, log_sum)
 
 
 def _blocks_backward(size, together, kept, d_out):
-    q, k, v, regions, segments, out, log_sum = kept
+    q, k, v, regions, segments, window, out, log_sum = kept
 
     def bundle(sums, row, branches):
-        (q, k, v, segments, out, log_sum, d_out), before = branches[:7], _together(row, branches[7])
+        (q, k, v, segments, positions, out, log_sum, d_out), before = branches[:8], _together(row, branches[8])
         d_k, d_v, d_q, d_before = jnp.zeros_like(k), jnp.zeros_like(v), [], None
         for a, b in _cuts(q.shape[2], size):
             mine = None if segments is None else segments[:, :, :b]
+            near = None if window is None else Window(window.size, positions[:, :, :b])
             done = (x[:, :, a:b] for x in (out, log_sum, d_out))
-            parts = gradient_at_once(q[:, :, a:b], k[:, :, :b], v[:, :, :b], before, mine, a, *done)
+            parts = gradient_at_once(q[:, :, a:b], k[:, :, :b], v[:, :, :b], before, mine, a, near, *done)
             d_q.append(parts[0])
             d_k, d_v = d_k.at[:, :, :b].add(parts[1]), d_v.at[:, :, :b].add(parts[2])
             d_before = parts[3] if d_before is None else jax.tree.map(jnp.add, d_before, parts[3])
@@ -131,11 +149,11 @@ def _blocks_backward(size, together, kept, d_out):
 
     shared, private = _apart(regions)
     zeros = [tuple(jnp.zeros((1, *x.shape[1:]), jnp.float32) for x in (r.k, r.v)) for r in shared if r is not None]
-    branches = (q, k, v, segments, out, log_sum, d_out, private)
+    branches = (q, k, v, segments, window and window.positions, out, log_sum, d_out, private)
     d_shared, (d_q, d_k, d_v, d_private) = _over_bundles(bundle, zeros, shared, branches, together)
     d_shared, d_private = iter(jax.tree.map(lambda x: x.astype(q.dtype), d_shared)), iter(d_private)
     d_regions = tuple(Region(*next(d_private if region is None else d_shared), None) for region in shared)
-    return d_q, d_k, d_v, d_regions, None
+    return d_q, d_k, d_v, d_regions, None, None
 
 
 attend_in_blocks.defvjp(_blocks_forward, _blocks_backward)
@@ -189,23 +207,43 @@ def _scaled(q: Float[Array, "P G T N H"], k) -> Float[Array, "P G T K R H"]:
     return (q * H**-0.5).reshape(P, G, T, k.shape[3], -1, H)
 
 
-def _all_scores(q: Float[Array, "P G T K R H"], k, v, regions, segments, start):
+def _all_scores(q: Float[Array, "P G T K R H"], k, v, regions, segments, start, window):
     """The regions, with the new tokens as the first, and the masked scores for each, [P Gr K G/Gr T R S]."""
     at = start + jnp.arange(q.shape[2])
+    queries = slice(start, start + q.shape[2])
     seen = jnp.arange(k.shape[2]) <= at[:, None]  # [T, S]
     if segments is not None:
-        of_queries = segments[:, :, start : start + q.shape[2]]
-        seen = seen & (of_queries[..., None] == segments[:, :, None])  # [P, G, T, S]
+        seen = seen & (segments[:, :, queries, None] == segments[:, :, None])  # [P, G, T, S]
+    if window is not None:
+        seen = seen & (window.positions[:, :, None] > window.positions[:, :, queries, None] - window.size)
+    if seen.ndim > 2:
         seen = seen[:, :, None, None]
+    in_windows = in_window(window, regions, queries)
     regions = (as_region(k, v), *regions)
     scores = [jnp.where(seen[..., None, :], _scores(q, regions[0]), MASKED)]
-    for region in regions[1:]:
+    for region, near in zip(regions[1:], in_windows):
         score = _scores(q, region)
         if region.length is not None:
             seen = jnp.arange(region.v.shape[3]) < region.length[..., None]  # [P, Gr, S]
             score = jnp.where(seen[:, :, None, None, None, None], score, MASKED)
+        if near is not None:
+            rows = region.k.shape[1]
+            near = near.reshape(near.shape[0], rows, near.shape[1] // rows, *near.shape[2:])
+            score = jnp.where(near[:, :, None, :, :, None], score, MASKED)
         scores.append(score)
     return regions, scores
+
+
+def in_window(window: Window | None, regions, queries: slice = slice(None)) -> list[Bool[Array, "P G T S"] | None]:
+    """For each region, which of its keys lie in the window of each query. None for each without a window."""
+    if window is None:
+        return [None] * len(regions)
+    last_hidden, start, near = (window.positions - window.size)[:, :, queries, None], jnp.zeros((1, 1), int), []
+    for region in regions:
+        size = region.v.shape[3]
+        near.append(start[:, :, None, None] + jnp.arange(size) > last_hidden)
+        start = start + (size if region.length is None else region.length)
+    return near
 
 
 def _scores(q: Float[Array, "P G T K R H"], region: Region) -> Float[Array, "P Gr K g T R S"]:

@@ -98,6 +98,24 @@ def with_value_head(hf_config: dict, pad_id: int | None, outputs: int = 1) -> di
     }
 
 
+def labelled(hf_config: dict, outputs: int) -> dict:
+    """The config.json of a model whose value head has so many outputs. UserError if it says another number."""
+    names = hf_config.get("id2label") or {}
+    said = {len(names), hf_config.get("num_labels")} - {0, None}
+    if said and outputs not in said:
+        raise UserError(
+            f"config.json: num_labels or id2label say {min(said)} outputs, but the value head has {outputs}"
+        )
+    if len(names) != outputs:
+        names = {str(i): f"LABEL_{i}" for i in range(outputs)}
+    return hf_config | {
+        "architectures": [family_of(hf_config).reward_model],
+        "num_labels": outputs,
+        "id2label": names,
+        "label2id": {name: int(i) for i, name in names.items()},
+    }
+
+
 def _outputs(hf_config: dict) -> int:
     """The number of outputs of a model with a value head. transformers does not write the labels of two outputs."""
-    return len(hf_config.get("id2label") or (0, 1))
+    return len(hf_config.get("id2label") or ()) or hf_config.get("num_labels") or 2

@@ -35,10 +35,15 @@ def _llama3(*, rope_factor, **shape) -> dict:
     }
 
 
+def shape(hf_config: dict) -> dict:
+    bias = bool(hf_config.get("attention_bias"))
+    return parts.shape(hf_config, qkv_bias=bias, o_bias=bias, mlp_bias=bool(hf_config.get("mlp_bias")))
+
+
 FAMILY = Family(
     language_model="LlamaForCausalLM",
     reward_model="LlamaForSequenceClassification",
-    shape=parts.shape,
+    shape=shape,
     presets={
         "llama3.2-3b": _llama3(
             hidden_size=3072,

@@ -23,7 +23,7 @@ def _qwen25(**shape) -> dict:
 
 
 def shape(hf_config: dict) -> dict:
-    return parts.shape(hf_config, qkv_bias=True)
+    return parts.shape(hf_config, positions=32768, qkv_bias=True, windows=parts.windows(hf_config))
 
 
 FAMILY = Family(

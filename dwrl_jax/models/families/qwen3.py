@@ -4,7 +4,16 @@ from dwrl_jax.models.families import Family, parts
 
 
 def shape(hf_config: dict) -> dict:
-    return parts.shape(hf_config, qk_norm=True, head_dim=hf_config.get("head_dim") or 128)
+    bias = bool(hf_config.get("attention_bias"))
+    return parts.shape(
+        hf_config,
+        positions=32768,
+        head_dim=hf_config.get("head_dim") or 128,
+        qk_norm=True,
+        qkv_bias=bias,
+        o_bias=bias,
+        windows=parts.windows(hf_config),
+    )
 
 
 FAMILY = Family(

@@ -1,39 +1,26 @@
 """Parameters from a Hugging Face folder, or new random parameters."""
 
+import dataclasses
 from pathlib import Path
 
 import flax.linen as nn
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.models.families import family_of, read_config
-from dwrl_jax.models.hf.table import EMBEDDING, LM_HEAD, Weight, hf_tensors, weight_table
-from dwrl_jax.models.hf.tensor_files import FLOATS, Stored, find_tensors
+from dwrl_jax.models.families import family_of
+from dwrl_jax.models.hf.folder import ModelFolder, describe
+from dwrl_jax.models.hf.foreign import ORIGINAL
+from dwrl_jax.models.hf.table import EMBEDDING, LM_HEAD, VALUE_HEAD, Weight, hf_tensors, weight_table
+from dwrl_jax.models.hf.tensor_files import FLOATS, Tensors
 from dwrl_jax.models.transformer import Decoder, ModelConfig
 
-DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt"]
-
-
-def resolve(path_or_hub_id: str) -> Path:
-    """The local folder of a model. A path that is not a folder is a hub id and is downloaded from the Hugging Face hub.
-
-    UserError if the download fails.
-    """
-    path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
-        return path
-    try:
-        return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=DOWNLOADED))
-    except Exception as error:  # network, permission, cache and name errors have no common base class
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"{path_or_hub_id}: no such folder, and not to be had from the Hugging Face hub ({reason}); "
-            "give a folder with config.json and *.safetensors, or check the id, the network and the login"
-        ) from error
+HINTS = {  # by the beginning of an unexpected tensor's name
+    "score": ": a bias or a deeper head of a reward model is not read, only score.weight",
+    "v_head": ": the value head of a policy (TRL) is no reward model; take these tensors out to start from the model",
+}
 
 
 def random_params(config: ModelConfig, seed: int) -> dict:
@@ -58,48 +45,65 @@ def with_value_head(params, config: ModelConfig, seed: int, scale: float = 1.0, 
     return {"params": kept | {"value_head": jax.jit(draw, out_shardings=place)()}}
 
 
-def load_params(folder, config: ModelConfig, *, shardings=None) -> dict:
+def load_params(folder, config: ModelConfig, *, head: bool = True, shardings=None) -> dict:
     """{"params": ...} from config.json and the safetensors files of a folder, in `config.param_dtype`.
 
     `shardings` is a tree like the result and gives the sharding of each leaf; None puts everything on the default
-    device. A process reads only the parts that its devices hold. It reads a single part of a parameter at a time, and
-    once for all devices that hold the same part. The host needs memory for such a part beyond the result. Processes
-    send each other nothing. For a part with few columns of a matrix, the disk still reads the pages around them.
-    UserError names a tensor that is missing, unknown, of another shape or of a quantised type, or a file that cannot
-    be read.
+    device. `head=False` leaves out the lm-head and the value head. A process reads only the parts that its devices
+    hold. It reads a single part of a parameter at a time, and once for all devices that hold the same part. The host
+    needs memory for such a part beyond the result; 8-bit floats and merged adapters need it for a whole matrix.
+    Processes send each other nothing. For a part with few columns of a matrix, the disk still reads the pages around
+    them. UserError names a tensor that is missing, unknown, of another shape, of a quantised type or with numbers that
+    are not finite, or a file that cannot be read.
     """
     places = {} if shardings is None else flatten_dict(shardings["params"])
-    tensors, name = find_tensors(Path(folder)), family_of(read_config(folder)).tensor_name
-    _check_tensors(Path(folder), tensors, config, name)
+    opened = describe(folder)
+    name, tensors = family_of(opened.hf_config).tensor_name, opened.tensors
+    if not head:
+        config = dataclasses.replace(config, value_head=0, tied=True)
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in map(name, (LM_HEAD, VALUE_HEAD))}
+    _check_tensors(opened, tensors, config, name)
     params = {w.path: _load_weight(tensors, w, config, places.get(w.path)) for w in weight_table(config, name)}
     return {"params": unflatten_dict(params)}
 
 
-def _check_tensors(folder: Path, tensors: dict[str, Stored], config: ModelConfig, tensor_name) -> None:
+def _check_tensors(opened: ModelFolder, tensors: Tensors, config: ModelConfig, tensor_name) -> None:
     """UserError if a tensor is missing or unexpected, or has a wrong shape or a type that is not float."""
-    embedding_key, head_key = tensor_name(EMBEDDING), tensor_name(LM_HEAD)
+    folder, head_key = opened.path, tensor_name(LM_HEAD)
     expected = {key: weight.hf_shape for key, weight, _ in hf_tensors(config, tensor_name)}
     missing = sorted(expected.keys() - tensors.keys())
+    unknown = min(tensors.keys() - expected.keys() - {head_key}, default=None)
+    beside = f"; tensor {unknown} is there, which is not known{_hint(unknown)}" if unknown else ""
+    if missing == [head_key]:
+        raise UserError(
+            f"{folder}: {head_key} is missing, and config.json has tie_word_embeddings = false; set it to true if the "
+            f"head is the embedding; only a reward model (objective bt) can start without a head{beside}"
+        )
     if missing:
-        raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
-    expected.setdefault(head_key, expected[embedding_key])
+        raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}{beside}")
+    if config.tied and head_key in tensors:  # a stored copy of the embedding
+        if not opened.hf_config.get("tie_word_embeddings"):
+            raise UserError(f"{folder}: {head_key} differs from {tensor_name(EMBEDDING)}, but the config ties the two")
+        expected[head_key] = expected[tensor_name(EMBEDDING)]
     for key, tensor in sorted(tensors.items()):
-        if key.endswith("rotary_emb.inv_freq"):  # a constant in old exports
-            continue
-        where = f"{tensor.path}: tensor {key}"
         if key not in expected:
-            raise UserError(f"{tensor.path}: unexpected tensor {key}")
+            raise UserError(f"{tensor.path}: unexpected tensor {key}{_hint(key)}")
         if tensor.shape != expected[key]:
-            raise UserError(f"{where} has shape {tensor.shape}, config.json makes it {expected[key]}")
+            raise UserError(
+                f"{tensor.path}: tensor {key} has shape {tensor.shape}, config.json makes it {expected[key]}"
+            )
         if tensor.dtype not in FLOATS:
-            raise UserError(f"{where} has type {tensor.dtype}, only F32, BF16 and F16 are read")
-    if config.tied and head_key in tensors:
-        head, embedding = tensors[head_key], tensors[embedding_key]
-        if not all(map(np.array_equal, head.view(), embedding.view())):  # row by row: holds two rows at a time
-            raise UserError(f"{head.path}: {head_key} differs from {embedding_key}, but config.json ties the two")
+            raise UserError(
+                f"{tensor.path}: tensor {key} has type {tensor.dtype}, only F32, BF16 and F16 are read: quantised "
+                f"weights cannot be trained on; {ORIGINAL}"
+            )
 
 
-def _load_weight(tensors: dict[str, Stored], weight: Weight, config: ModelConfig, sharding) -> jax.Array:
+def _hint(key: str) -> str:
+    return HINTS.get(key.split(".")[0], "")
+
+
+def _load_weight(tensors: Tensors, weight: Weight, config: ModelConfig, sharding) -> jax.Array:
     shape = (config.layers,) * weight.stacked + weight.our_shape
     if sharding is None:
         return jnp.asarray(_read_piece(tensors, weight, config, tuple(map(slice, shape))))
@@ -114,13 +118,28 @@ def _load_weight(tensors: dict[str, Stored], weight: Weight, config: ModelConfig
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
-def _read_piece(tensors: dict[str, Stored], weight: Weight, config: ModelConfig, index: tuple) -> np.ndarray:
+def _read_piece(tensors: Tensors, weight: Weight, config: ModelConfig, index: tuple) -> np.ndarray:
     """`parameter[index]`. Its memory keeps the order of axes in the file, because JAX transposes faster than NumPy."""
     if not weight.stacked:
-        return np.array(weight.from_hf(tensors[weight.key].view())[index], config.param_dtype)
-    layers, rest = range(config.layers)[index[0]], index[1:]
-    views = [weight.from_hf(tensors[weight.key.format(layer=layer)].view())[rest] for layer in layers]
-    return np.stack(views, dtype=config.param_dtype, casting="unsafe")
+        piece = np.array(weight.from_hf(tensors[weight.key].view())[index], config.param_dtype)
+        return _finite(piece, tensors[weight.key].path, weight.key)
+    keys, rest = [weight.key.format(layer=layer) for layer in range(config.layers)[index[0]]], index[1:]
+    views = [weight.from_hf(tensors[key].view())[rest] for key in keys]
+    piece = np.stack(views, dtype=config.param_dtype, casting="unsafe")
+    for part, key in zip(piece, keys):
+        _finite(part, tensors[key].path, key)
+    return piece
+
+
+def _finite(piece: np.ndarray, path: Path, key: str) -> np.ndarray:
+    """The piece itself. UserError if a number in it is NaN or infinite."""
+    if piece.size and not (np.isfinite(piece.min()) and np.isfinite(piece.max())):  # both are NaN if a number is
+        count = piece.size - np.count_nonzero(np.isfinite(piece))
+        raise UserError(
+            f"{path}: tensor {key} has {count} numbers that are not finite (NaN or infinite): the model is broken; "
+            "give an earlier checkpoint, or set them (rows of unused tokens, for example to the mean of all rows)"
+        )
+    return piece
 
 
 def _place(piece: np.ndarray, devices: list) -> list[jax.Array]:

@@ -18,6 +18,8 @@ from dwrl_jax.models.hf.table import hf_tensors
 from dwrl_jax.models.hf.tensor_files import INDEX, SINGLE
 from dwrl_jax.models.transformer import ModelConfig
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def save_model(
     folder,
@@ -45,8 +47,8 @@ def save_model(
     numerics = {name: getattr(config, name) for name in NUMERICS}
     if model_config(hf_config, **numerics) != config:
         raise UserError(f"{folder}: the new config.json does not describe the model of the parameters")
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype = {dtype!r} is not supported; choose float32 or bfloat16")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype = {dtype!r} is not supported; choose {', '.join(DTYPES)}")
     documents = _configs(config, hf_config, generation_config, dtype) | (documents or {})
     entries = list(hf_tensors(config, family_of(hf_config).tensor_name))
     shards, index = _plan_files(entries, np.dtype(dtype), max_shard_bytes)
@@ -62,14 +64,26 @@ def save_model(
                 whole = _gather(flat[weight.path], layer)
                 if hosts.first() or not spread:
                     # safetensors writes an array's memory as it is: the values of a transposed view would be mixed up
-                    tensors[key] = np.ascontiguousarray(weight.to_hf(whole), dtype)
-            attempt(save_file, tensors, partial / name, metadata={"format": "pt"})
+                    with np.errstate(over="ignore"):
+                        tensors[key] = np.ascontiguousarray(weight.to_hf(whole), dtype)
+            attempt(_write_tensors, tensors, partial / name, dtype)
         if len(shards) > 1:
             attempt(_write_json, partial / INDEX, index)
         attempt(os.replace, partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _write_tensors(tensors: dict[str, np.ndarray], path: Path, dtype: str) -> None:
+    """Write a safetensors file. UserError if a number is not finite, or too large for `dtype`."""
+    for key, tensor in tensors.items():
+        if not (np.isfinite(tensor.min()) and np.isfinite(tensor.max())):
+            raise UserError(
+                f"tensor {key} has numbers that are not finite in {dtype}; "
+                "give --dtype=float32, or an earlier checkpoint if it is no matter of the type"
+            )
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _configs(config: ModelConfig, hf_config: dict, generation_config: dict | None, dtype: str) -> dict[str, dict]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from dwrl_jax.models.transformer import ModelConfig
 
-EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, LM_HEAD, VALUE_HEAD = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
+LAST_NORM = "model.norm.weight"
 
 
 class Weight(NamedTuple):
@@ -64,14 +65,17 @@ def weight_table(config: ModelConfig, tensor_name: Callable[[str], str] = str) -
 
     table = [
         Weight(EMBEDDING, ("embed", "embedding"), ((V,), (D,)), (0, 1)),
-        Weight("model.norm.weight", ("norm", "scale"), ((D,),), (0,)),
+        Weight(LAST_NORM, ("norm", "scale"), ((D,),), (0,)),
         layer("input_layernorm.weight", "attention_norm", "scale", groups=((D,),), order=(0,)),
         layer("post_attention_layernorm.weight", "mlp_norm", "scale", groups=((D,),), order=(0,)),
         layer("self_attn.o_proj.weight", "o", "kernel", groups=((D,), (N, H)), order=(1, 2, 0)),
-        layer("mlp.gate_proj.weight", "gate", "kernel", groups=((F,), (D,)), order=(1, 0)),
-        layer("mlp.up_proj.weight", "up", "kernel", groups=((F,), (D,)), order=(1, 0)),
-        layer("mlp.down_proj.weight", "down", "kernel", groups=((D,), (F,)), order=(1, 0)),
     ]
+    if c.o_bias:
+        table.append(layer("self_attn.o_proj.bias", "o", "bias", groups=((D,),), order=(0,)))
+    for name, out, into in (("gate", F, D), ("up", F, D), ("down", D, F)):
+        table.append(layer(f"mlp.{name}_proj.weight", name, "kernel", groups=((out,), (into,)), order=(1, 0)))
+        if c.mlp_bias:
+            table.append(layer(f"mlp.{name}_proj.bias", name, "bias", groups=((out,),), order=(0,)))
     for name, count in heads.items():
         key = f"self_attn.{name}_proj"
         table.append(layer(f"{key}.weight", name, "kernel", groups=((count, H), (D,)), order=(2, 0, 1)))
@@ -81,7 +85,7 @@ def weight_table(config: ModelConfig, tensor_name: Callable[[str], str] = str) -
         for name in ("q_norm", "k_norm"):
             table.append(layer(f"self_attn.{name}.weight", name, "scale", groups=((H,),), order=(0,)))
     if c.value_head:
-        table.append(Weight("score.weight", ("value_head",), ((c.value_head,), (D,)), (0, 1)))
+        table.append(Weight(VALUE_HEAD, ("value_head",), ((c.value_head,), (D,)), (0, 1)))
     elif not c.tied:
         table.append(Weight(LM_HEAD, ("lm_head",), ((V,), (D,)), (0, 1)))
     return [weight._replace(key=tensor_name(weight.key)) for weight in table]
