@@ -33,12 +33,12 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "prefix_ids_batch", lambda d, rows: (rendered.extend(rows), batch(d, rows))[1])
     path = pair_file(tmp_path / "pairs.jsonl")
 
-    def call(*changes, part="train", supervised=False):
+    def call(*changes, part="train", supervised=False, margins=False):
         flags = [f"--config.data.{part}={path}", *(f"--config.{change}" for change in changes)]
         config, _ = parse([f"--config={REPO / 'configs' / 'tiny.py'}", "--workdir=unused", *flags])
         rendered.clear()
         talk = sources.make_talk(config, TOKENIZER, "verdict")
-        found, note = sources.tokenised(config, talk, part, tmp_path, supervised)
+        found, note = sources.tokenised(config, talk, part, tmp_path, sources.Needs(supervised, margins))
         return found, note, len(rendered)
 
     call.path, call.kept = path, tmp_path / "tokens" / "train.npz"
