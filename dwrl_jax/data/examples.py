@@ -60,18 +60,21 @@ class FitReport:
         return f"{self.kept} pairs kept ({lost}), {self.skipped.summary()}"
 
 
-def tokenise(pairs, dialogue, max_length, *, strict=False, together=False) -> tuple[Examples, FitReport]:
+def tokenise(
+    pairs, dialogue, max_length, *, strict=False, together=False, watch=lambda chunks: chunks
+) -> tuple[Examples, FitReport]:
     """Examples with prefixes of at most `max_length` tokens, and a report. `pair_id` is the index in `pairs`.
 
     The targets are the pair's verdicts, or else the right answers of the dialogue's `sides`. A pair that does not fit,
     or that the chat template refuses, is left out; with `strict` it is a UserError. It is always a UserError if no pair
     is left or if the tokenizer does not know a word. With `together` all processes must call this with the same pairs.
-    Each process then tokenises a share, and all processes get all examples.
+    Each process then tokenises a share, and all processes get all examples. `watch` is put around the parts of a
+    process, to show progress.
     """
     chunks = [range(start, min(start + _CHUNK, len(pairs))) for start in range(0, len(pairs), _CHUNK)]
 
     def encode(chunks):
-        return [_encode(pairs, ids, dialogue, max_length, strict) for ids in chunks]
+        return [_encode(pairs, ids, dialogue, max_length, strict) for ids in watch(chunks)]
 
     encoded = hosts.share(encode, chunks) if together else encode(chunks)
     rows = tuple(replace(row, pair=pairs[row.pair_id]) for chunk, *_ in encoded for row in chunk)

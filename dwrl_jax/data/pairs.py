@@ -46,6 +46,7 @@ class Skipped:
 class Reading(Skipped):
     """What reading a file met, beside its pairs."""
 
+    count: int = 0  # number of rows
     formats: Counter = field(default_factory=Counter)  # number of rows of each format
     unused: Counter = field(default_factory=Counter)  # number of rows with something in each column that is not read
 
@@ -56,17 +57,30 @@ class Reading(Skipped):
         return f"format {kinds}{unread}"
 
 
-def read_pairs(
+def read_pairs(name, **options) -> tuple[list[Pair], Reading]:
+    """Pairs of a file, a folder or a data set, and what else was met. UserError if there is no usable row.
+
+    `options` are those of `look_for_pairs`.
+    """
+    pairs, reading = look_for_pairs(name, **options)
+    if not pairs:
+        unknown = any(reason.startswith("unknown format") for reason in reading.counts)
+        known = f"; give columns prompt, chosen, rejected, or those of another format: {', '.join(formats.load())}"
+        raise UserError(f"{name}: no usable row, {reading.summary()}{known if unknown else '; correct the rows'}")
+    return pairs, reading
+
+
+def look_for_pairs(
     name, *, split="train", strict=False, count=0, seed=0, format="", watch=lambda rows: rows
 ) -> tuple[list[Pair], Reading]:
-    """Pairs of a file, a folder or a data set, and what else was met.
+    """The same, perhaps no pairs.
 
     `containers.open_table` describes the files and `split`, and `formats/` the rows. Without `format`, the format of
     each row is detected; where a row could have several, the other rows of the file decide. With `count`, at most
     `count` rows are drawn at random before any row is read. The draw depends only on the seed and the number of rows,
     and a malformed row in it is not replaced. A malformed row is left out and listed; with `strict` it is a UserError.
-    It is always a UserError if the file cannot be read, has no usable row or can have several formats. `watch` is put
-    around the rows, to show progress.
+    It is always a UserError if the file cannot be read or can have several formats. `watch` is put around the rows, to
+    show progress.
     """
     table = containers.open_table(str(name), split)
     if format:
@@ -75,16 +89,11 @@ def read_pairs(
     indices = drawn(total, count, seed) if total > count else None
     default = Path(str(name)).name.split(".")[0]
     choice: dict[tuple[str, ...], str] = {}
-    pairs, reading, open_kinds = _read(watch(table.rows(indices)), default, strict, format, choice)
-    if open_kinds:
-        choice = {names: _decided(names, reading.formats, where) for names, where in open_kinds.items()}
+    pairs, reading, undecided = _read(watch(table.rows(indices)), default, strict, format, choice)
+    if undecided:
+        choice = {names: _decided(names, reading.formats, where) for names, where in undecided.items()}
         pairs, reading, _ = _read(watch(table.rows(indices)), default, strict, format, choice)
     reading = replace(reading, undrawn=max(total - count, 0))
-    if not pairs:
-        unknown = any(reason.startswith("unknown format") for reason in reading.counts)
-        known = f"; give columns prompt, chosen, rejected, or those of another format: {', '.join(formats.load())}"
-        wanted = known if unknown else "; correct the rows"
-        raise UserError(f"{name}: no usable row, {reading.summary()}{wanted}")
     if count and len(pairs) > count:  # a row can have several pairs
         reading = replace(reading, undrawn=reading.undrawn + len(pairs) - count)
         pairs = [pairs[index] for index in drawn(len(pairs), count, seed)]
@@ -99,7 +108,9 @@ def _read(
     Pairs without a source get `default`.
     """
     pairs, reading, undecided = [], Reading(), {}
+    count = 0
     for where, row in rows:
+        count += 1
         try:
             kinds = (format,) if format else formats.owners(row)
             if len(kinds) > 1 and kinds not in choice:
@@ -118,7 +129,7 @@ def _read(
                 skip(reading, where, str(pair), strict)
             else:
                 pairs.append(replace(pair, where=where, source=pair.source or default))
-    return pairs, reading, undecided
+    return pairs, replace(reading, count=count), undecided
 
 
 def _decided(names: tuple[str, ...], met: Counter, where: str) -> str:

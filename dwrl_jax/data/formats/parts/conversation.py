@@ -30,15 +30,11 @@ def make_pair(row, *, prompt, chosen, rejected, margin=None, source=None) -> Pai
     for key, value in (("chosen", chosen), ("rejected", rejected)):
         if value is None:
             raise Malformed(f"missing column: {key}")
-    if row.get("tools") not in (None, [], {}, "", "[]"):
-        raise Malformed("tools")
     prompt = None if prompt is None else messages(prompt, "user")
     if prompt and len(prompt) > 1 and prompt[-1]["role"] == "assistant" and not prompt[-1]["content"].strip():
         prompt = prompt[:-1]  # an empty last turn only opens the answer
     sides = [messages(value, "assistant") for value in (chosen, rejected)]
-    chosen, rejected = (_conversation(turns, prompt) for turns in sides)
-    if text := _system(row):
-        chosen, rejected = _with_system(chosen, text), _with_system(rejected, text)
+    chosen, rejected = (opened(row, _conversation(turns, prompt)) for turns in sides)
     _check_sides(chosen, rejected)
     thoughts, verdicts = _written(row)
     return Pair(
@@ -85,15 +81,13 @@ def _alike(turns, others) -> int:
     return count
 
 
-def _system(row) -> str:
-    for name in SYSTEM:
-        if isinstance(row.get(name), str) and row[name].strip():
-            return row[name]
-    return ""
-
-
-def _with_system(conversation, text: str) -> list[dict[str, str]]:
-    """The conversation, with the row's system column in front."""
+def opened(row, conversation) -> list[dict[str, str]]:
+    """The conversation with the text of the row's system column in front. Malformed for a row with tools."""
+    if row.get("tools") not in (None, [], {}, "", "[]"):
+        raise Malformed("tools")
+    text = row.get("system") or row.get("system_prompt") or row.get("system_message")
+    if not isinstance(text, str) or not text.strip():
+        return conversation
     if conversation[0]["role"] != "system":
         return [{"role": "system", "content": text}, *conversation]
     if conversation[0]["content"].strip() != text.strip():
