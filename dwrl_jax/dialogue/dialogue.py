@@ -6,6 +6,7 @@ token; and `question_ids`, from the same end token to the place where the answer
 only once, the parts equal the template's rendering of the whole conversation, token for token.
 """
 
+import bisect
 import dataclasses
 import hashlib
 import json
@@ -117,19 +118,25 @@ def no_such_word(where, word) -> UserError:
     )
 
 
-def fit_prefixes(dialogue, messages, responses, max_length) -> tuple[list[int], list[int], int] | None:
-    """Prefix ids of (chosen, rejected) with at most `max_length` tokens, and the number of dropped turns.
+def fit_prefixes(dialogue, messages, responses, max_length) -> tuple | None:
+    """Prefix ids of each of the responses with at most `max_length` tokens, and the number of dropped turns.
 
-    A conversation that is too long loses its oldest exchanges, each a user turn and an assistant turn. Both sides lose
-    the same exchanges. A system message, the last user turn and the response stay. None if that is still too long.
+    A conversation that is too long loses its oldest exchanges, each a user turn and an assistant turn. All responses
+    lose the same exchanges. A system message, the last user turn and the response stay. None if that is still too long.
+    Fewer turns are fewer tokens, so a bisection finds the number of exchanges in few renderings.
     """
     keep = 1 if messages[0]["role"] == "system" else 0
-    for dropped in range(0, len(messages) - keep, 2):
-        shorter = (*messages[:keep], *messages[keep + dropped :])
-        chosen, rejected = prefix_ids_batch(dialogue, [(shorter, response) for response in responses])
-        if max(len(chosen), len(rejected)) <= max_length:
-            return chosen, rejected, dropped
-    return None
+    fitting = {}
+
+    def fits(exchanges):
+        shorter = (*messages[:keep], *messages[keep + 2 * exchanges :])
+        ids = prefix_ids_batch(dialogue, [(shorter, response) for response in responses])
+        fitting[exchanges] = ids
+        return max(map(len, ids)) <= max_length
+
+    most = (len(messages) - keep + 1) // 2
+    dropped = bisect.bisect_left(range(most), True, key=fits)
+    return None if dropped == most else (*fitting[dropped], 2 * dropped)
 
 
 def as_text(dialogue, conversations, prompt) -> list[str]:

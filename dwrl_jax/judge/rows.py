@@ -10,7 +10,7 @@ from dwrl_jax.data.formats import Malformed
 from dwrl_jax.data.formats.parts.conversation import check_roles, opened
 from dwrl_jax.data.formats.parts.messages import messages
 from dwrl_jax.data.formats.parts.prompt import prompt_of
-from dwrl_jax.dialogue import Dialogue, has_control_token, prefix_ids_batch, unknown_word
+from dwrl_jax.dialogue import Dialogue, fit_prefixes, has_control_token, prefix_ids_batch, unknown_word
 from dwrl_jax.judge.card import JudgeCard
 
 COMPARING = ("label", "embedding")  # these judges compare a response with the other responses of its row
@@ -88,14 +88,15 @@ def questions_of(row: Row, kind: str, dialogue: Dialogue, limit: int) -> tuple[l
         judged = [(row.responses[i], row.responses[j]) for i, j in about]
     else:
         about, judged = [(i,) for i in count], list(row.responses)
-    keep = 1 if row.prompt[0]["role"] == "system" else 0
-    for dropped in range(0, len(row.prompt) - keep, 2):
-        prompt = (*row.prompt[:keep], *row.prompt[keep + dropped :])
-        ids = prefix_ids_batch(dialogue, [(prompt, responses) for responses in judged])
-        longest = max(map(len, ids))
-        if longest <= limit:
-            return [Question(which, np.asarray(prefix, np.int32)) for which, prefix in zip(about, ids)], dropped
-    raise Malformed(f"too long: {longest} tokens, at most {limit}")
+    ids, dropped = prefix_ids_batch(dialogue, [(row.prompt, responses) for responses in judged]), 0
+    if max(map(len, ids)) > limit:
+        fitted = fit_prefixes(dialogue, row.prompt, judged, limit)
+        if fitted is None:
+            last = (*(turn for turn in row.prompt[:1] if turn["role"] == "system"), row.prompt[-1])
+            ids = prefix_ids_batch(dialogue, [(last, responses) for responses in judged])
+            raise Malformed(f"too long: {max(map(len, ids))} tokens, at most {limit}")
+        *ids, dropped = fitted
+    return [Question(which, np.asarray(prefix, np.int32)) for which, prefix in zip(about, ids)], dropped
 
 
 def bucket_of(length: int, card: JudgeCard, limit: int) -> int:
