@@ -1,6 +1,6 @@
 """Look at a file of pairs before training: format, losses, lengths, dialogues as the model reads them.
 
-python -m dwrl_jax.inspect_data pairs.jsonl --model=FOLDER
+python -m dwrl_jax.inspect_data --model=FOLDER pairs.jsonl
 
 The file may be anything that data.train may be. Exit code 0: a run can train on it, 2: it cannot, with what to do. Of
 a large file a random part is read and tokenised, and the text says so. The lengths are those of the default questions.
@@ -49,6 +49,12 @@ FLAGS = {
 }
 
 
+def _with_file(arguments: list[str]) -> list[str]:
+    """The arguments, with --file= before a name that stands alone."""
+    values = [before.startswith("--") and "=" not in before for before in ["", *arguments]]
+    return [word if word.startswith("-") or value else f"--file={word}" for word, value in zip(arguments, values)]
+
+
 def _bar(items, what: str):
     return tqdm(items, desc=what, disable=None, leave=False, dynamic_ncols=True)
 
@@ -56,7 +62,7 @@ def _bar(items, what: str):
 @command
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = parse_flags([name if name.startswith("-") else f"--file={name}" for name in arguments], FLAGS, __doc__)
+    given = parse_flags(_with_file(arguments), FLAGS, __doc__)
     kept = Path(given.model) / ARCHITECTURE
     config = base_config()
     talk = make_talk(config, load_tokenizer(kept if kept.is_dir() else given.model), "verdict")

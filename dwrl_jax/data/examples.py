@@ -101,12 +101,14 @@ def _encode(pairs, ids, dialogue, max_length, strict) -> tuple[list[Example], li
     rendered = _each(lambda rows: _prefixes(dialogue, [pair for _, pair in rows]), clean)
     written = _each(lambda rows: _thoughts(dialogue, [pair for _, pair in rows]), clean)
     for (pair_id, pair), prefixes, thoughts in zip(clean, rendered, written):
-        fitted = next((each for each in (prefixes, thoughts) if isinstance(each, UserError)), (*prefixes, 0))
-        if not isinstance(fitted, UserError):
+        fitted = prefixes if isinstance(prefixes, UserError) else (*prefixes, 0)
+        if not isinstance(prefixes, UserError):
             lengths.append(max(map(len, prefixes)))
-            fitted = fitted if lengths[-1] <= max_length else _shortened(dialogue, pair, max_length)
-        if isinstance(fitted, UserError):
-            skip(skipped, pair.where, str(fitted), strict)
+            if lengths[-1] > max_length:
+                fitted = _shortened(dialogue, pair, max_length)
+        refused = next((each for each in (fitted, thoughts) if isinstance(each, UserError)), None)
+        if refused is not None:
+            skip(skipped, pair.where, str(refused), strict)
             continue
         prefix = tuple(np.asarray(ids, np.int32) for ids in fitted[:2])
         right = sides(dialogue, pair.chosen, pair.rejected)[1]

@@ -91,7 +91,7 @@ def look_for_pairs(
     choice: dict[tuple[str, ...], str] = {}
     pairs, reading, undecided = _read(watch(table.rows(indices)), default, strict, format, choice)
     if undecided:
-        choice = {names: _decided(names, reading.formats, where) for names, where in undecided.items()}
+        choice = {names: _decided(names, reading, where) for names, where in undecided.items()}
         pairs, reading, _ = _read(watch(table.rows(indices)), default, strict, format, choice)
     reading = replace(reading, undrawn=max(total - count, 0))
     if count and len(pairs) > count:  # a row can have several pairs
@@ -117,6 +117,8 @@ def _read(
                 undecided.setdefault(kinds, where)
                 continue
             kind = choice.get(kinds, kinds[0])
+            if not kind:
+                raise formats.Malformed(f"can have the formats {' and '.join(kinds)}")
             read = formats.pairs_of(row, kind)
         except formats.Malformed as reason:
             skip(reading, where, str(reason), strict)
@@ -132,12 +134,14 @@ def _read(
     return pairs, replace(reading, count=count), undecided
 
 
-def _decided(names: tuple[str, ...], met: Counter, where: str) -> str:
-    """The only one of these formats that other rows of the file have for certain."""
-    certain = [name for name in names if met[name]]
-    if len(certain) != 1:
-        raise formats.undecided(names, where)
-    return certain[0]
+def _decided(names: tuple[str, ...], reading: Reading, where: str) -> str:
+    """The only one of these formats that other rows of the file have for certain; "" where most rows have others."""
+    certain = [name for name in names if reading.formats[name]]
+    if len(certain) == 1:
+        return certain[0]
+    if 2 * reading.formats.total() > reading.count:
+        return ""
+    raise formats.undecided(names, where)
 
 
 def drawn(total: int, count: int, seed: int) -> list[int]:

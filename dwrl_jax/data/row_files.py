@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import lzma
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,13 @@ def _json_object(line: bytes) -> dict | str:
     return row if isinstance(row, dict) else NOT_JSON
 
 
-@functools.lru_cache(maxsize=1)
 def _listed(path: str) -> list[tuple[int, dict | str]] | None:
+    state = os.stat(path)
+    return _read_listed(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1)  # the rows are counted and then read
+def _read_listed(path: str, changed: int, size: int) -> list[tuple[int, dict | str]] | None:
     """The rows of a file whose objects do not each have a line of their own; None for JSON lines.
 
     It is an array, one object that holds the array, or objects of several lines. ValueError for an array that breaks

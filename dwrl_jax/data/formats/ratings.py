@@ -20,7 +20,7 @@ def has(columns) -> bool:
 
 def owns(row) -> bool:
     """Whether each response has a score."""
-    return several.list_of(row) is None or several.values_of(row, COLUMNS, KEYS) is not None
+    return several.values_of(row, COLUMNS, KEYS) is not None or _two_scores(columns_of(row)) is not None
 
 
 def pairs(row):
