@@ -10,6 +10,8 @@ import numpy as np
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import containers, formats
 
+TIE = "tie"  # how the reasons of rows begin that say that both responses are equally good
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -64,10 +66,15 @@ def read_pairs(name, **options) -> tuple[list[Pair], Reading]:
     """
     pairs, reading = look_for_pairs(name, **options)
     if not pairs:
-        unknown = any(reason.startswith("unknown format") for reason in reading.counts)
-        known = f"; give columns prompt, chosen, rejected, or those of another format: {', '.join(formats.load())}"
-        raise UserError(f"{name}: no usable row, {reading.summary()}{known if unknown else '; correct the rows'}")
+        raise UserError(no_usable_row(name, reading))
     return pairs, reading
+
+
+def no_usable_row(name, reading: Reading) -> str:
+    """A message that says why, and what to do."""
+    unknown = any(reason.startswith("unknown format") for reason in reading.counts)
+    known = f"give columns prompt, chosen, rejected, or those of another format: {', '.join(formats.load())}"
+    return f"{name}: no usable row, {reading.summary()}; {known if unknown else 'correct the rows'}"
 
 
 def look_for_pairs(
@@ -119,7 +126,7 @@ def _read(
             kind = choice.get(kinds, kinds[0])
             if not kind:
                 raise formats.Malformed(f"can have the formats {' and '.join(kinds)}")
-            read = formats.pairs_of(row, kind)
+            read = formats.pairs_of(row, format) if format else formats.read_as(row, kind)
         except formats.Malformed as reason:
             skip(reading, where, str(reason), strict)
             continue
@@ -153,7 +160,8 @@ def drawn(total: int, count: int, seed: int) -> list[int]:
 
 
 def skip(skipped: Skipped, where: str, reason: str, strict: bool) -> None:
-    if strict:
+    """List a row that is left out. With `strict` it is a UserError, unless it is a tie, which is no fault."""
+    if strict and not reason.startswith(TIE):
         raise UserError(f"{where}: {reason}; correct the row, or set strict to false to leave it out")
     skipped.rows.append((where, reason))
 

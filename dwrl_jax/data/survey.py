@@ -9,7 +9,7 @@ import numpy as np
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data.containers import open_table
 from dwrl_jax.data.examples import Example, Examples, FitReport, tokenise
-from dwrl_jax.data.pairs import Pair, Reading, Repeats, Skipped, drawn, look_for_pairs, repeats
+from dwrl_jax.data.pairs import TIE, Pair, Reading, Repeats, Skipped, drawn, look_for_pairs, repeats
 from dwrl_jax.dialogue import Dialogue
 
 SHOWN_ROWS = 2  # number of examples of each reason
@@ -62,7 +62,7 @@ class Survey:
 
     @property
     def ties(self) -> int:
-        return sum(count for reason, count in self.reading.counts.items() if reason.startswith("tie"))
+        return sum(count for reason, count in self.reading.counts.items() if reason.startswith(TIE))
 
     @property
     def lost(self) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dwrl_jax.core import files
+from dwrl_jax.data.pairs import no_usable_row
 from dwrl_jax.data.survey import Loss, Survey
 from dwrl_jax.reporting.page import render
 
@@ -76,9 +77,9 @@ def write_page(seen: Survey, verdict: str, path: Path) -> None:
 def verdict(seen: Survey, most_lost: float) -> tuple[bool, str]:
     """Whether a run can train on the file, and what to do if it cannot, or what to look at."""
     if not seen.pairs:
-        return False, f"{seen.name} cannot be trained on: no usable row, {seen.reading.summary()}"
+        return False, f"cannot be trained on: {no_usable_row(seen.name, seen.reading)}"
     if seen.failure:
-        return False, f"{seen.name} cannot be trained on with this model: {seen.failure}"
+        return False, f"cannot be trained on with this model: {seen.name}: {seen.failure}"
     said = f"{_percent(seen.lost)} of the rows of {seen.name} would be left out"
     if seen.lost > most_lost:
         return False, f"{said}: correct the file, or give data.most_lost={np.ceil(seen.lost * 100) / 100:g} to a run"

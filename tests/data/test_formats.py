@@ -79,7 +79,7 @@ TIES = [
 
 
 def test_ties_are_counted_and_no_pairs(tmp_path):
-    pairs, reading = read_pairs(write(tmp_path / "ties.jsonl", [*TIES, GOOD_ROW]))
+    pairs, reading = read_pairs(write(tmp_path / "ties.jsonl", [*TIES, GOOD_ROW]), strict=True)
     assert len(pairs) == 1 and sum(n for reason, n in reading.counts.items() if reason.startswith("tie")) == len(TIES)
 
 

@@ -99,7 +99,7 @@ def test_what_can_be_trained_on(dialogue, tmp_path):
         ([GOOD_ROW] * 9 + ["oops"], True, "it can be trained on; 10.0 % of the rows"),
         ([GOOD_ROW] * 7 + ["oops"] * 3, True, "30.0 % .*which is much"),
         ([GOOD_ROW] * 4 + ["oops"] * 6, False, "60.0 % .*correct the file, or give data.most_lost=0.6"),
-        (["oops"], False, "cannot be trained on: no usable row, 1 left out .not json 1."),
+        (["oops"], False, "cannot be trained on: .*no usable row, 1 left out .not json 1.; correct"),
         ([GOOD_ROW | {"prompt": "long " * 90}], False, "no pair is left.*raise data.buckets"),
     ):
         seen = survey(str(write(tmp_path / "rows.jsonl", rows)), dialogue, (64,))
@@ -125,7 +125,7 @@ def test_the_command(path, shared_data, tmp_path, capsys):
     assert command("--model", model.partition("=")[2], bad) == 2
     said = capsys.readouterr()
     assert "unknown format: answer, question" in said.out and f"{bad}:1  {{'question'" in said.out
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "cannot be trained on" in said.err
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "give columns prompt, chosen" in said.err
     assert command(tmp_path / "none.jsonl", model) == 2 and "cannot be read" in capsys.readouterr().err
     assert command(path, model, "--buckets=128,64") == 2 and "--buckets=128,64: give" in capsys.readouterr().err
     assert command(path, model, "--rows=-1") == 2 and "-1: give a number" in capsys.readouterr().err

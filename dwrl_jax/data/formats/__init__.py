@@ -88,14 +88,19 @@ def pairs_of(row: dict | str, name: str = "") -> list:
         names = owners(row)
         if len(names) > 1:
             raise undecided(names, f"a row with the columns {', '.join(row)}")
-        name = names[0]
+        return read_as(row, names[0])
     kind = named(name)
     if isinstance(row, str):
         raise Malformed(row)
     if not (kind.has(columns_of(row)) and kind.owns(row)):
         raise Malformed(f"not of format {name}, which needs {kind.columns}")
+    return read_as(row, name)
+
+
+def read_as(row: dict, name: str) -> list:
+    """`pairs_of` for a row that has this format."""
     try:
-        return list(kind.pairs(row))
+        return list(load()[name].pairs(row))
     except _BROKEN as error:  # somebody else's rows may hold anything
         raise Malformed(f"cannot be read as {name} ({type(error).__name__})") from error
 
