@@ -1,5 +1,6 @@
 """Preference pairs of a file or data set. A malformed row is left out, counted and listed."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -94,12 +95,11 @@ def look_for_pairs(
         formats.named(format)
     total = len(table) if count else 0
     indices = drawn(total, count, seed) if total > count else None
-    default = Path(str(name)).name.split(".")[0]
     choice: dict[tuple[str, ...], str] = {}
-    pairs, reading, undecided = _read(watch(table.rows(indices)), default, strict, format, choice)
+    pairs, reading, undecided = _read(watch(table.rows(indices)), strict, format, choice)
     if undecided:
         choice = {names: _decided(names, reading, where) for names, where in undecided.items()}
-        pairs, reading, _ = _read(watch(table.rows(indices)), default, strict, format, choice)
+        pairs, reading, _ = _read(watch(table.rows(indices)), strict, format, choice)
     reading = replace(reading, undrawn=max(total - count, 0))
     if count and len(pairs) > count:  # a row can have several pairs
         reading = replace(reading, undrawn=reading.undrawn + len(pairs) - count)
@@ -108,11 +108,11 @@ def look_for_pairs(
 
 
 def _read(
-    rows: Iterator[tuple[str, dict | str]], default: str, strict: bool, format: str, choice: dict[tuple[str, ...], str]
+    rows: Iterator[tuple[str, dict | str]], strict: bool, format: str, choice: dict[tuple[str, ...], str]
 ) -> tuple[list[Pair], Reading, dict[tuple[str, ...], str]]:
     """The pairs of the rows, what else was met, and {formats that a row could have: where}, unless `choice` knows them.
 
-    Pairs without a source get `default`.
+    Pairs without a source get the name of their file.
     """
     pairs, reading, undecided = [], Reading(), {}
     count = 0
@@ -137,8 +137,13 @@ def _read(
             if isinstance(pair, formats.Malformed):
                 skip(reading, where, str(pair), strict)
             else:
-                pairs.append(replace(pair, where=where, source=pair.source or default))
+                pairs.append(replace(pair, where=where, source=pair.source or _file_of(where.rpartition(":")[0])))
     return pairs, replace(reading, count=count), undecided
+
+
+@functools.lru_cache(maxsize=16)
+def _file_of(path: str) -> str:
+    return Path(path).name.split(".")[0]
 
 
 def _decided(names: tuple[str, ...], reading: Reading, where: str) -> str:

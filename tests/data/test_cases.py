@@ -117,6 +117,8 @@ def test_bytes_are_kept(shared_data):
 def test_folders_of_files(shared_data):
     for split, count in (("train", 24), ("test", 16), ("train[:25%]", 6)):
         assert len(read(shared_data, "15_containers/folder", split=split)[0]) == count
+    pairs, _ = read(shared_data, "15_containers/folder", split="test+train")
+    assert [pair.source for pair in pairs] == ["test"] * 16 + ["train"] * 24
     with pytest.raises(UserError, match="the folder has test, train"):
         read(shared_data, "15_containers/folder", split="validation")
 

@@ -9,6 +9,7 @@ from dwrl_jax.data import formats
 from dwrl_jax.data.formats.parts.conversation import make_pair
 from dwrl_jax.data.pairs import Pair, read_pairs, repeats
 from tests.data.test_pairs import GOOD_ROW, assistant, user, write
+from tests.small import REPO
 
 ASKED = [user("x")]
 TWO = {"prompt": "x", "response_a": "y", "response_b": "z"}
@@ -62,9 +63,11 @@ def test_a_row_of_each_format_gives_the_same_pair(row, kind, margin):
     assert formats.unused(row | {"id": 7, "note": None}, kind) == ["id"]
 
 
-def test_each_format_has_a_row_here():
+def test_each_format_has_a_row_here_and_a_line_in_the_docs():
     detected = {name for name, kind in formats.load().items() if kind.detect}
     assert detected - {kind for _, kind, _ in ROWS} == {"labelled_from_0"}
+    page = (REPO / "docs" / "data.md").read_text()
+    assert all(f"\n| `{name}` |" in page for name in formats.load())
 
 
 TIES = [
