@@ -28,7 +28,7 @@ def mesh_sizes(text: str) -> dict[str, int]:
 
 FLAGS = {
     "model": Flag("runs/tiny", "a run's workdir, an exported or Hugging Face folder, or a hub id", required=True),
-    "input": Flag("rows.jsonl", "the rows, .jsonl or .jsonl.gz", required=True, read=folder),
+    "input": Flag("rows.jsonl", "the rows, in any file or folder that training reads", required=True, read=folder),
     "output": Flag("scored.jsonl", "the file to write, which must not exist", required=True, read=folder),
     "votes": Flag("8", "thoughts per response; their mean is the score", default=8, read=int),
     "checkpoint": Flag("best", "of a workdir: last, best or the number of a step", default="last"),

@@ -11,14 +11,26 @@ def _ascending(values) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    train: str = setting("", 'pairs to learn from: .jsonl, .jsonl.gz, .parquet, a `datasets` name, or "world"')
+    train: str = setting(
+        "",
+        "pairs to learn from: a file (.jsonl, .json, .csv, .parquet, also .gz or .zst), a folder or pattern of files, "
+        'a `datasets` name, also NAME:CONFIG, or "world"',
+    )
     eval: str = setting("", "held-out pairs, likewise")
-    train_split: str = setting("train", "split of data.train, if that is a `datasets` name")
-    eval_split: str = setting("test", "split of data.eval, if that is a `datasets` name")
+    train_split: str = setting("train", "split of data.train where that has splits; train[:50%] is a part of it")
+    eval_split: str = setting("test", "split of data.eval, likewise")
+    format: str = setting("", "format of the rows of both, a file of data/formats; empty to detect it")
     pairs: int = setting(
         0, "training pairs drawn from a file or data set, the same for the same seed; 0 for all", at_least=0
     )
     strict: bool = setting(False, "a malformed row is an error; if false, it is left out and counted", resumable=True)
+    most_lost: float = setting(
+        0.5,
+        "largest share of the rows that may be left out; a run that would lose more stops",
+        at_least=0,
+        at_most=1,
+        resumable=True,
+    )
     buckets: tuple = setting(
         (256, 512, 1024),
         "lengths in tokens to which prefixes are padded, each with its own program; the last is the limit",

@@ -7,7 +7,9 @@ from jaxtyping import Int
 
 from dwrl_jax.data import formats
 from dwrl_jax.data.formats import Malformed
-from dwrl_jax.data.formats.parts.conversation import check_roles, messages
+from dwrl_jax.data.formats.parts.conversation import check_roles, opened
+from dwrl_jax.data.formats.parts.messages import messages
+from dwrl_jax.data.formats.parts.prompt import prompt_of
 from dwrl_jax.dialogue import Dialogue, fit_prefixes, has_control_token, prefix_ids_batch, unknown_word
 from dwrl_jax.judge.card import JudgeCard
 
@@ -31,22 +33,23 @@ class Question:
     prefix: Int[np.ndarray, " L"]
 
 
-def read_row(row: dict | None, kind: str) -> Row:
+def read_row(row: dict | str | None, kind: str) -> Row:
     """The row's `prompt` (a string or messages) and its `response` or `responses`. A preference pair has two responses.
 
     Raises Malformed if a judge of this kind cannot score the row.
     """
-    if row is None:
-        raise Malformed("not json")
+    if not isinstance(row, dict):
+        raise Malformed(row or "not json")
     single = row.get("response") is not None and row.get("responses") is None
     if not single and row.get("responses") is None:
         pairs = formats.pairs_of(row)
-        if len(pairs) != 1:
+        if len(pairs) != 1 or isinstance(pairs[0], Malformed):
             raise Malformed(f"{len(pairs)} pairs in one row")
         return Row(pairs[0].prompt, (pairs[0].chosen, pairs[0].rejected), False)
-    if row.get("prompt") is None:
+    prompt = prompt_of(row)
+    if prompt is None:
         raise Malformed("missing column: prompt")
-    prompt = messages(row["prompt"], "user")
+    prompt = opened(row, messages(prompt, "user"))
     given = [row["response"]] if single else row["responses"]
     if not isinstance(given, list) or not given:
         raise Malformed("responses: not a list, or an empty one")

@@ -38,11 +38,12 @@ class Answer:
 
 
 def score(
-    loaded: LoadedJudge, rows: Iterable[dict | None], votes: int = 8, *, seed: int = 0, batch_size: int = 16
+    loaded: LoadedJudge, rows: Iterable[dict | str | None], votes: int = 8, *, seed: int = 0, batch_size: int = 16
 ) -> Iterator[dict]:
     """The rows in their order, each with its own columns and the columns `ADDED`.
 
-    A row has `prompt` and `response` or `responses`, or it is a preference pair. The columns that are added:
+    A row has `prompt` and `response` or `responses`, or it is a preference pair. A string says why a row could not be
+    read. The columns that are added:
     `score`     by kind of judge: the mean over votes of the probability of the good answer or of the mean score; the
                 reward; or the mean probability to win against the row's other responses;
     `log_odds`  log p - log(1 - p) of the score p, in nats; for a reward the reward itself;
@@ -67,7 +68,7 @@ def score(
         yield from _score_window(loaded, ask, window, batch_size)
 
 
-def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | None], batch_size: int) -> Iterator[dict]:
+def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | str | None], batch_size: int) -> Iterator[dict]:
     read, asked, dropped, reasons = {}, {}, {}, {}
     limit = longest_prefix(loaded)
     for index, row in enumerate(rows):
@@ -211,7 +212,8 @@ def _embedding_odds(loaded: LoadedJudge, values: Float[np.ndarray, "R K"]) -> Fl
     return (halves[:, 0] - halves[:, 1]).reshape(count, count)
 
 
-def _merged(row: dict | None, scored: dict) -> dict:
-    kept = {f"input_{name}" if name in ADDED else name: value for name, value in (row or {}).items()}
+def _merged(row: dict | str | None, scored: dict) -> dict:
+    columns = row.items() if isinstance(row, dict) else ()
+    kept = {f"input_{name}" if name in ADDED else name: value for name, value in columns}
     empty = dict.fromkeys(ADDED[:-2]) if "error" in scored else {}
     return kept | empty | scored

@@ -1,6 +1,5 @@
 """Score a file of rows, in the order of the input. After an interruption the same call goes on from the last row."""
 
-import gzip
 import hashlib
 import itertools
 import json
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from dwrl_jax.core import files, hosts, lock
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.data.containers import identity, open_table
 from dwrl_jax.judge.card import as_json
 from dwrl_jax.judge.load import LoadedJudge
 from dwrl_jax.judge.score import score
@@ -19,7 +19,7 @@ from dwrl_jax.judge.score import score
 def score_file(
     loaded: LoadedJudge, source: Path, output: Path, votes: int = 8, *, seed: int = 0, batch_size: int = 16
 ) -> None:
-    """Score the rows of a .jsonl or .jsonl.gz file and write them to `output`, a file of JSON lines.
+    """Score the rows of a file that training reads too, and write them to `output`, a file of JSON lines.
 
     Until all rows are finished, a hidden file beside `output` holds the finished rows. UserError if `source` cannot be
     read, if `output` exists, or if its folder does not exist.
@@ -47,31 +47,19 @@ def _score_file(loaded: LoadedJudge, source: Path, output: Path, votes: int, see
     hosts.attempt(_finish, partial, output)
 
 
-def read_rows(source: Path) -> Iterator[dict | None]:
-    """The object on each line of a file; None if a line is not a JSON object. Empty lines are skipped."""
-    for line in _lines(source):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        yield row if isinstance(row, dict) else None
+def read_rows(source: Path) -> Iterator[dict | str]:
+    """The rows of a file; a string says why a row cannot be read."""
+    return (row for _, row in open_table(str(source), "train").rows())
 
 
 def measure(source: Path) -> tuple[int, str]:
-    """The number of rows in a file, and the SHA-256 of its lines."""
-    count, digest = 0, hashlib.sha256()
-    for line in _lines(source):
-        count += 1
-        digest.update(line)
+    """The number of rows, and the SHA-256 of the bytes of all files that have them."""
+    count, digest = len(open_table(str(source), "train")), hashlib.sha256()
+    for path, *_ in identity(str(source))[1:]:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return count, digest.hexdigest()
-
-
-def _lines(source: Path) -> Iterator[bytes]:
-    try:
-        with (gzip.open if source.name.endswith(".gz") else open)(source, "rb") as file:
-            yield from (line for line in file if line.strip())
-    except (OSError, EOFError) as error:
-        raise UserError(f"--input={source}: cannot be read ({error}); give a .jsonl or .jsonl.gz file") from None
 
 
 def _begin(partial: Path, head: dict) -> int:

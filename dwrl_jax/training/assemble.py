@@ -28,7 +28,7 @@ from dwrl_jax.training.optimizer import make_optimizer
 from dwrl_jax.training.parts import Run
 from dwrl_jax.training.programs import Recipe
 from dwrl_jax.training.settings import OptimSettings
-from dwrl_jax.training.sources import Held, batches, find_pair, held_out, make_talk, training_source
+from dwrl_jax.training.sources import Held, Needs, batches, find_pair, held_out, make_talk, training_source
 
 
 def load_tokenizer(config: ConfigDict, folder: Path):
@@ -58,12 +58,12 @@ class Start(NamedTuple):
 def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | None, dict[str, str]]:
     """The parts of a run, its held-out pairs, and the notes about its data, by "train" and "eval"."""
     tokenizer = start.tokenizer
-    objective, _ = load_objective(config)
+    objective, hyper = load_objective(config)
     shape = model_config(start.hf_config, **{name: config.model[name] for name in NUMERICS})
     talk = make_talk(config, tokenizer, question_kind(judge_kind(config)), start.ends)
     check_lengths(config, shape, talk)
     supervised = objective.thoughts == "written"
-    source, train_note = training_source(config, talk, workdir, supervised)
+    source, train_note = training_source(config, talk, workdir, Needs(supervised, objective.uses_margins(hyper)))
     if source.examples(0, 1)[0].thoughts is None and supervised:
         raise UserError(f"objective.name={config.objective.name!r} needs written thoughts; data.train has none")
     held, eval_note = held_out(config, talk, workdir) if config.eval.pairs else (None, "none")

@@ -14,7 +14,19 @@ from dwrl_jax.data import token_file, world
 from dwrl_jax.data.batches import Batches, make_batches
 from dwrl_jax.data.containers import identity
 from dwrl_jax.data.examples import Examples, tokenise
-from dwrl_jax.data.pairs import Pair, drawn, read_pairs
+from dwrl_jax.data.pairs import Pair, Skipped, drawn, read_pairs, repeats, skip
+
+LOUD = 0.1  # share of lost rows above which a run warns
+
+
+class Needs(NamedTuple):
+    """The optional columns that an objective reads: written thoughts, and how much better the chosen response is."""
+
+    thoughts: bool = False
+    margins: bool = False
+
+
+NOTHING = Needs()
 
 
 class Held(NamedTuple):
@@ -59,7 +71,7 @@ def batches(
     )
 
 
-def training_source(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path, supervised: bool):
+def training_source(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path, needs: Needs):
     """Examples to train on, and a note about them. The sources "world" and "world:demonstrations" have no end."""
     name = config.data.train
     if name in ("world", "world:demonstrations"):
@@ -71,7 +83,7 @@ def training_source(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path, 
         if split == "demonstrations" and config.world.pairwise_share:
             source = with_comparisons(config, source)
         return source, f"{count} pairs of the built-in world, {split}"
-    return tokenised(config, talk, "train", workdir, supervised)
+    return tokenised(config, talk, "train", workdir, needs)
 
 
 def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.WorldSource:
@@ -110,7 +122,7 @@ def part_of(examples: Examples, count: int) -> Examples:
 
 
 def tokenised(
-    config: ConfigDict, talk: dialogue.Dialogue, part: str, workdir: Path, supervised: bool = False
+    config: ConfigDict, talk: dialogue.Dialogue, part: str, workdir: Path, needs: Needs = NOTHING
 ) -> tuple[Examples, str]:
     """Examples of the file or data set `data.train` or `data.eval`, and a note about them.
 
@@ -118,10 +130,10 @@ def tokenised(
     draw changes. The first process decides, and then each process tokenises its share.
     """
     path = workdir / "tokens" / f"{part}.npz"
-    key = _key(config, talk, part, supervised) if hosts.first() else None
+    key = _key(config, talk, part, needs) if hosts.first() else None
     kept = token_file.read(path, key) if hosts.first() else None
     if not hosts.of_first(kept is not None):
-        made = _tokenise(config, talk, part, workdir, supervised)
+        made = _tokenise(config, talk, part, workdir, needs)
         hosts.attempt(token_file.write, path, key, *made)
         return made
     kept = kept or token_file.read(path)
@@ -137,14 +149,14 @@ def _draw(config: ConfigDict, part: str) -> dict[str, int]:
     return {"count": config.eval.pairs, "seed": 0}
 
 
-def _key(config: ConfigDict, talk: dialogue.Dialogue, part: str, supervised: bool) -> str:
+def _key(config: ConfigDict, talk: dialogue.Dialogue, part: str, needs: Needs) -> str:
     name, limit = config.data[part], config.data.buckets[-1]
-    choices = [config.data[f"{part}_split"], config.data.strict, limit, supervised, _draw(config, part)]
+    choices = [config.data[f"{part}_split"], config.data.strict, limit, needs, _draw(config, part), config.data.format]
     return token_file.key_of(identity(name), choices, dialogue.fingerprint(talk))
 
 
 def _tokenise(
-    config: ConfigDict, talk: dialogue.Dialogue, part: str, workdir: Path, supervised: bool
+    config: ConfigDict, talk: dialogue.Dialogue, part: str, workdir: Path, needs: Needs
 ) -> tuple[Examples, str]:
     """The same, made anew. Rows that were left out are listed in workdir/skipped_PART.txt.
 
@@ -152,15 +164,51 @@ def _tokenise(
     """
     name, split, strict = config.data[part], config.data[f"{part}_split"], config.data.strict
     draw = _draw(config, part)
-    pairs, malformed = read_pairs(name, split=split, strict=strict, **draw)
-    if not supervised:
-        pairs = [dataclasses.replace(pair, thoughts=None, verdicts=None) for pair in pairs]
+    pairs, reading = read_pairs(name, split=split, strict=strict, format=config.data.format, **draw)
+    count, again = len(pairs), repeats(pairs)
+    pairs, unfit = _with_needs(pairs, needs, strict)
     examples, fit = tokenise(pairs, talk, config.data.buckets[-1], strict=strict, together=True)
-    left_out = malformed.rows + fit.skipped.rows
-    list_of_rows = "".join(f"{where}: {reason}\n" for where, reason in left_out)
+    left_out = Skipped(reading.rows + unfit.rows + fit.skipped.rows)
+    list_of_rows = "".join(f"{where}: {reason}\n" for where, reason in left_out.rows)
     hosts.attempt(files.write_text, workdir / f"skipped_{part}.txt", list_of_rows)
-    how = f" by seed {draw['seed']}" if malformed.undrawn else ""
-    return examples, f"{name}: {len(pairs)} pairs read{how}, {malformed.summary()}; {fit.summary()}"
+    how = f" by seed {draw['seed']}" if reading.undrawn else ""
+    note = (
+        f"{name}: {count} pairs read{how}, {reading.summary()}; {fit.summary()}; {reading.remarks()}; {again.summary()}"
+    )
+    return examples, note + _loss(config, name, left_out, fit.kept)
+
+
+def _with_needs(pairs: list[Pair], needs: Needs, strict: bool) -> tuple[list[Pair], Skipped]:
+    """The pairs that have what the objective reads, without what it does not read, and the pairs that lack it.
+
+    If no pair has it, all are returned: then the file is not of this kind, and the caller's message says so.
+    """
+    skipped = Skipped()
+    for needed, reason, has in (
+        (needs.thoughts, "no written thoughts", lambda pair: pair.thoughts is not None),
+        (needs.margins, "no margin from 0 on", lambda pair: pair.margin is not None and pair.margin >= 0),
+    ):
+        if needed and any(map(has, pairs)):
+            for pair in pairs:
+                if not has(pair):
+                    skip(skipped, pair.where, reason, strict)
+            pairs = list(filter(has, pairs))
+    if not needs.thoughts:
+        written = any(pair.thoughts or pair.verdicts for pair in pairs)
+        pairs = [dataclasses.replace(pair, thoughts=None, verdicts=None) for pair in pairs] if written else pairs
+    return pairs, skipped
+
+
+def _loss(config: ConfigDict, name: str, left_out: Skipped, kept: int) -> str:
+    """A warning if more than a tenth of the rows is left out. UserError if it is more than data.most_lost."""
+    lost, total = len(left_out.rows), len(left_out.rows) + kept
+    if lost <= LOUD * total:
+        return ""
+    said = f"{lost} of {total} rows ({100 * lost / total:.0f} %) of {name} are left out"
+    if lost > config.data.most_lost * total:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.counts.most_common(4))
+        raise UserError(f"{said} ({reasons}): correct the file, or set data.most_lost to go on without them")
+    return f"\nWARNING: {said}; see the list in skipped_*.txt"
 
 
 def find_pair(source, pair_id: int) -> Pair:

@@ -1,5 +1,6 @@
 """Pair files, real and broken: every format of the field, every reason to leave a row out."""
 
+import dataclasses
 import gzip
 import json
 import subprocess
@@ -23,6 +24,7 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+PARTED = "conversations part before the last turn"
 GOOD_ROW = {"prompt": "x", "chosen": "y", "rejected": "z"}
 
 
@@ -57,8 +59,8 @@ def test_converted_files_have_no_malformed_row(shared_data, name, count):
 def test_raw_hh_rlhf(shared_data):
     path = shared_data / "hh_rlhf" / "raw_helpful-base_test_first200.jsonl.gz"
     pairs, skipped = read_pairs(path)
-    assert skipped.rows == [(f"{path}:121", "empty final turn"), (f"{path}:169", "prompts differ")]
-    assert skipped.counts == {"empty final turn": 1, "prompts differ": 1}
+    assert skipped.rows == [(f"{path}:121", "empty final turn"), (f"{path}:169", PARTED)]
+    assert skipped.counts == {"empty final turn": 1, PARTED: 1}
     assert len(pairs) == 198 and pairs[120].where == f"{path}:122"
     with pytest.raises(UserError, match=r"\.gz:121: empty final turn"):
         read_pairs(path, strict=True)
@@ -121,7 +123,8 @@ MALFORMED = [
     ({"prompt": "x", "chosen": "y", "rejected": None}, "missing column: rejected"),
     ({"chosen": "y", "rejected": "z"}, "missing column: prompt"),
     (GOOD_ROW | {"chosen": 3}, "not a string or message list"),
-    (GOOD_ROW | {"prompt": []}, "not a string or message list"),
+    (GOOD_ROW | {"prompt": []}, "missing column: prompt"),
+    (GOOD_ROW | {"prompt": [3]}, "not a string or message list"),
     (GOOD_ROW | {"prompt": [{"role": "user", "content": None}]}, "not a string or message list"),
     (GOOD_ROW | {"rejected": " \n"}, "empty final turn"),
     (GOOD_ROW | {"prompt": " "}, "empty prompt turn"),
@@ -131,13 +134,10 @@ MALFORMED = [
     (GOOD_ROW | {"prompt": [user("x"), assistant("u")]}, "consecutive same role"),
     (GOOD_ROW | {"prompt": [assistant("u"), user("x")]}, "first turn not user"),
     (GOOD_ROW | {"prompt": [user("u"), {"role": "system", "content": "s"}]}, "system turn not first"),
-    (GOOD_ROW | {"prompt": [{"role": "tool", "content": "s"}]}, "unknown role: tool"),
+    (GOOD_ROW | {"prompt": [{"role": "judge", "content": "s"}]}, "unknown role: judge"),
     ({"chosen": [user("x"), user("y")], "rejected": [user("x"), user("z")]}, "last turn not assistant"),
     (GOOD_ROW | {"rejected": "y "}, "chosen equals rejected"),
-    (GOOD_ROW | {"margin": "big"}, "bad margin"),
-    ('{"prompt": "x", "chosen": "y", "rejected": "z", "margin": NaN}', "bad margin"),
-    (GOOD_ROW | {"thoughts": ["one"]}, "bad thoughts"),
-    (GOOD_ROW | {"verdicts": [0, 2]}, "bad verdicts"),
+    ({"question": "x", "answer": "y"}, "unknown format: answer, question"),
 ]
 
 
@@ -146,7 +146,7 @@ def test_every_malformed_row_is_listed_with_its_line(tmp_path):
     pairs, skipped = read_pairs(path)
     assert [pair.where for pair in pairs] == [f"{path}:1"]
     assert skipped.rows == [(f"{path}:{i}", reason) for i, (_, reason) in enumerate(MALFORMED, 3)]
-    assert skipped.counts["not json"] == 2 and "bad margin 2" in skipped.summary()
+    assert skipped.counts["not json"] == 2 and "consecutive same role 2" in skipped.summary()
 
 
 @pytest.mark.parametrize("row, reason", MALFORMED)
@@ -240,20 +240,35 @@ def test_a_drawn_row_that_is_malformed_is_listed_and_not_replaced(tmp_path):
 
 def test_a_row_of_no_format_is_listed(tmp_path):
     path = write(tmp_path / "other.jsonl", [{"question": "x", "answer": "y"}])
-    with pytest.raises(UserError, match="1 left out .unknown format 1.; give columns .*prompt, chosen, rejected"):
+    with pytest.raises(UserError, match="1 left out .unknown format: answer, question 1.; give columns .*rejected"):
         read_pairs(path)
 
 
-def test_a_row_may_stand_for_several_pairs(tmp_path, monkeypatch):
+@pytest.fixture
+def with_formats(monkeypatch):
+    """Adds formats to those of the folder, as a file there does."""
+    known = formats.load()
+
+    def add(**more):
+        monkeypatch.setattr(formats, "load", lambda: known | more)
+        formats._candidates.cache_clear()
+
+    yield add
+    formats._candidates.cache_clear()
+
+
+def test_a_row_may_stand_for_several_pairs(tmp_path, with_formats):
     """A list of responses, the best first; a draw counts pairs."""
 
     def pairs(row):
         for worse in row["ranked"][1:]:
             yield make_pair(row, prompt=row["prompt"], chosen=row["ranked"][0], rejected=worse)
 
-    ranked = formats.Format(columns="prompt, ranked", owns=lambda row: "ranked" in row, pairs=pairs)
-    known = formats.load()
-    monkeypatch.setattr(formats, "load", lambda: known | {"ranked": ranked})
+    with_formats(
+        ranked=formats.Format(
+            columns="prompt, ranked", has=lambda names: "ranked" in names, pairs=pairs, uses=lambda names: set()
+        )
+    )
     rows = [{"prompt": f"x{i}", "ranked": ["a", "b", "c", "d"]} for i in range(10)]
     path = write(tmp_path / "lists.jsonl", [*rows, GOOD_ROW])
     found, _ = read_pairs(path)
@@ -263,16 +278,21 @@ def test_a_row_may_stand_for_several_pairs(tmp_path, monkeypatch):
     assert len(few) == 5 and skipped.undrawn > 6
 
 
-def test_two_formats_that_own_a_row_are_named(tmp_path, monkeypatch):
-    known = formats.load()
-    monkeypatch.setattr(formats, "load", lambda: known | {"twin": known["preference"]})
-    with pytest.raises(UserError, match="two formats, preference and twin"):
-        read_pairs(write(tmp_path / "set.jsonl", [GOOD_ROW]))
+def test_formats_that_own_a_row_are_named(tmp_path, with_formats):
+    """A general format leaves the row to a special one, two special ones are named with what to do."""
+    path = write(tmp_path / "set.jsonl", [GOOD_ROW])
+    twin = dataclasses.replace(formats.load()["preference"], general=False)
+    with_formats(twin=twin)
+    assert read_pairs(path)[1].formats == {"twin": 1}
+    with_formats(twin=twin, triplet=twin)
+    with pytest.raises(UserError, match="set.jsonl:1 can have the formats twin and triplet.*data.format=twin or"):
+        read_pairs(path)
+    assert read_pairs(path, format="twin")[1].formats == {"twin": 1}
 
 
 def test_reading_pairs_imports_no_library_of_data_sets():
     """In a process of its own: this one has them all."""
-    modules = ["pairs", "examples", "batches", "world", "token_file"]
+    modules = ["pairs", "examples", "batches", "world", "token_file", "row_files", "containers"]
     code = "".join(f"import dwrl_jax.data.{name}\n" for name in modules)
     code += "import sys; assert not {'datasets', 'pyarrow', 'optax', 'orbax'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)

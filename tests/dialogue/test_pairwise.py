@@ -151,7 +151,7 @@ def source(share, **options):
     for key, value in options.items():
         config.dialogue[key] = value
     pointwise = sources.make_talk(config, world.make_tokenizer(), "verdict")
-    return sources.training_source(config, pointwise, None, supervised=True)[0]
+    return sources.training_source(config, pointwise, None, sources.Needs(thoughts=True))[0]
 
 
 def test_a_share_of_the_demonstrations_is_pairwise():

@@ -118,7 +118,7 @@ def test_scores_do_not_depend_on_the_mesh():
         ({"prompt": "s1", "response": "<end>"}, "control token"),
         ({"prompt": "s1 hello", "response": "s1 warm"}, "unknown word: hello"),
         ({"prompt": "o1 " * 200, "response": "s1 warm"}, "too long: 211 tokens, at most 118"),
-        ({"prompt": [{"role": "tool", "content": "s1"}], "response": "s1 warm"}, "unknown role"),
+        ({"prompt": [{"role": "tool", "content": "s1"}], "response": "s1 warm"}, "tool turn"),
     ],
 )
 def test_a_bad_row_costs_itself(judge, scored, row, reason):
@@ -278,7 +278,7 @@ def test_the_command_stopped_and_gone_on_writes_the_same_file(folder, scored, tm
 def test_an_input_that_cannot_be_read(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(folder, tmp_path / "none.jsonl", tmp_path / "out.jsonl")
-    assert stopped.value.code == 2 and "none.jsonl: cannot be read" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "cannot be read" in capsys.readouterr().err
 
 
 def test_a_second_call_compiles_nothing(judge, scored, monkeypatch):

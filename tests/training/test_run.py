@@ -275,7 +275,7 @@ def test_written_verdicts_are_for_supervised_training_alone(tmp_path):
     good, bad = talk.answer_ids
     for supervised, answers in ((True, [(good, bad), (bad, bad)]), (False, [(good, good)] * 2)):
         config.data.train = str(tmp_path / "pairs.jsonl")
-        examples, note = sources.tokenised(config, talk, "train", tmp_path, supervised)
+        examples, note = sources.tokenised(config, talk, "train", tmp_path, sources.Needs(thoughts=supervised))
         assert [row.answer for row in examples.rows] == answers
         assert (examples.rows[0].thoughts is not None) == supervised
     assert "3 pairs read" not in note and "2 pairs read, 1 left out (missing column: chosen 1)" in note

@@ -33,12 +33,12 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "prefix_ids_batch", lambda d, rows: (rendered.extend(rows), batch(d, rows))[1])
     path = pair_file(tmp_path / "pairs.jsonl")
 
-    def call(*changes, part="train", supervised=False):
+    def call(*changes, part="train", supervised=False, margins=False):
         flags = [f"--config.data.{part}={path}", *(f"--config.{change}" for change in changes)]
         config, _ = parse([f"--config={REPO / 'configs' / 'tiny.py'}", "--workdir=unused", *flags])
         rendered.clear()
         talk = sources.make_talk(config, TOKENIZER, "verdict")
-        found, note = sources.tokenised(config, talk, part, tmp_path, supervised)
+        found, note = sources.tokenised(config, talk, part, tmp_path, sources.Needs(supervised, margins))
         return found, note, len(rendered)
 
     call.path, call.kept = path, tmp_path / "tokens" / "train.npz"
@@ -176,3 +176,64 @@ def test_every_field_of_a_pair_is_kept(tmp_path):
     found, note = token_file.read(tmp_path / "a" / "tokens.npz", "key")
     assert_same(found, examples.Examples((row,)))
     assert note == "a note" and token_file.read(tmp_path / "a" / "tokens.npz", "other") is None
+
+
+# --- exact: what a run loses ---
+
+
+def test_a_run_says_loudly_what_it_loses_and_stops_where_most_is_lost(made):
+    lines = made.path.read_text().splitlines()
+    made.path.write_text("\n".join([*lines[:36], *["oops"] * 4]))
+    assert "WARNING" not in made()[1], "a tenth is not loud"
+    made.path.write_text("\n".join([*lines[:20], *["oops"] * 20]))
+    note = made()[1]
+    assert note.endswith(f"\nWARNING: 20 of 40 rows (50 %) of {made.path} are left out; see the list in skipped_*.txt")
+    assert note == made()[1], "the warning is kept with the tokens"
+    made.path.write_text("\n".join([*lines[:19], *["oops"] * 21]))
+    with pytest.raises(
+        UserError, match=r"21 of 40 rows \(52 %\) .* are left out \(not json 21\).* data.most_lost to go"
+    ):
+        made()
+    assert not made.kept.exists() or "21 of 40" not in str(made.kept)
+    assert (made.path.parent / "skipped_train.txt").read_text().count("not json") == 21
+    assert len(made("data.most_lost=0.6")[0]) == 19
+
+
+def test_control_tokens_count_as_lost(made):
+    rows = [json.loads(line) for line in made.path.read_text().splitlines()]
+    rows = [row | {"chosen": "s2 <pad>"} if i % 4 else row for i, row in enumerate(rows)]
+    made.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"30 of 40 rows .*control token in text 30"):
+        made()
+
+
+def test_the_note_says_format_columns_and_repeats(made):
+    note = made()[1]
+    assert "; format preference 40; 0 duplicates, 0 contradictions" in note
+    pair_file(made.path, system="s1 o1", weight=3, prompt="s0 o0")
+    note = made()[1]
+    assert "; format preference 40; columns not used: weight; 39 duplicates, 0 contradictions" in note
+    assert made("data.format=preference")[1] == note
+    with pytest.raises(UserError, match="data.format='best': no such format"):
+        made("data.format=best")
+
+
+def test_a_part_of_a_file(made):
+    found, _, rendered = made("data.train_split=train[:25%]")
+    assert rendered == 20 and prompts(found) == prompts(made()[0])[:10]
+
+
+def test_a_pair_without_what_the_objective_reads_costs_itself(made):
+    """A bad margin or thought costs a row only where it is read."""
+    rows = [json.loads(line) for line in made.path.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {"margin": "?" if i == 3 else -1 if i == 4 else 1.5, "thoughts": ["hm", "" if i == 5 else "hm"]}
+    made.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(made()[0]) == 40 and made()[0].rows[0].thoughts is None
+    kept, _, _ = made(margins=True)
+    assert len(kept) == 38 and {row.pair.margin for row in kept.rows} == {1.5}
+    listed = (made.path.parent / "skipped_train.txt").read_text().splitlines()
+    assert listed == [f"{made.path}:{i}: no margin from 0 on" for i in (4, 5)]
+    kept, _, _ = made(supervised=True)
+    assert len(kept) == 39 and all(row.thoughts for row in kept.rows)
+    assert (made.path.parent / "skipped_train.txt").read_text() == f"{made.path}:6: no written thoughts\n"

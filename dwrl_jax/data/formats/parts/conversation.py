@@ -3,15 +3,29 @@
 import math
 
 from dwrl_jax.data.formats import Malformed
+from dwrl_jax.data.formats.parts.messages import messages
 from dwrl_jax.data.pairs import Pair
 
+SYSTEM = ("system", "system_prompt", "system_message")
+SOURCES = ("source", "subset")
+# the scores of the two responses, under the names that data sets give them
+SCORES = tuple(
+    (join(word, "chosen"), join(word, "rejected"))
+    for word in ("score", "rating", "reward")
+    for join in ("{}_{}".format, lambda a, b: f"{b}_{a}", lambda a, b: f"{b}-{a}")
+)
+COMMON = frozenset(
+    {"margin", "thoughts", "verdicts", "tools", *SYSTEM, *SOURCES, *(name for both in SCORES for name in both)}
+)  # the columns that `make_pair` reads
 
-def make_pair(row, *, prompt, chosen, rejected) -> Pair:
+
+def make_pair(row, *, prompt, chosen, rejected, margin=None, source=None) -> Pair:
     """The pair of these three values, each a string or a message list, with the row's optional columns.
 
     `chosen` and `rejected` are either answers to `prompt`, or whole conversations that differ only in the last turn.
-    For whole conversations `prompt` may be None. The optional columns are margin, source, thoughts and verdicts. Raises
-    Malformed.
+    For whole conversations `prompt` may be None, or a part of them. The optional columns are `COMMON`; `margin` and
+    `source` stand in for columns of that name. A margin, thoughts or verdicts that cannot be read are as if they were
+    not there. Raises Malformed.
     """
     for key, value in (("chosen", chosen), ("rejected", rejected)):
         if value is None:
@@ -20,43 +34,65 @@ def make_pair(row, *, prompt, chosen, rejected) -> Pair:
     if prompt and len(prompt) > 1 and prompt[-1]["role"] == "assistant" and not prompt[-1]["content"].strip():
         prompt = prompt[:-1]  # an empty last turn only opens the answer
     sides = [messages(value, "assistant") for value in (chosen, rejected)]
-    chosen, rejected = (_conversation(turns, prompt) for turns in sides)
+    chosen, rejected = (opened(row, _conversation(turns, prompt)) for turns in sides)
     _check_sides(chosen, rejected)
-    source = row.get("source")
-    thoughts = _two(row, "thoughts", lambda text: isinstance(text, str) and text.strip())
+    thoughts, verdicts = _written(row)
     return Pair(
         prompt=tuple(chosen[:-1]),
         chosen=chosen[-1]["content"],
         rejected=rejected[-1]["content"],
-        margin=_margin(row.get("margin")),
-        source=source if isinstance(source, str) else "",
-        # the tokenizer could merge outer blanks with the last token of the prompt
-        thoughts=thoughts and (thoughts[0].strip(), thoughts[1].strip()),
-        verdicts=_two(row, "verdicts", lambda answer: type(answer) is int and answer in (0, 1)),
+        margin=_strength(row, margin),
+        source=_source(row, source),
+        thoughts=thoughts,
+        verdicts=verdicts,
     )
-
-
-def messages(value, role) -> list[dict[str, str]]:
-    """The messages of a column. A string is a single turn of `role`. Raises Malformed."""
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
-        raise Malformed("not a string or message list")
-    if not all(isinstance(turn.get(key), str) for turn in value for key in ("role", "content")):
-        raise Malformed("not a string or message list")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
 
 
 def _conversation(turns, prompt) -> list[dict[str, str]]:
     """The whole conversation of a side. Its column has either the whole conversation or only the answer."""
+    if not turns:
+        raise Malformed("not a string or message list")
     if turns[0]["role"] == "assistant":
-        if prompt is None:
+        if not prompt:
             raise Malformed("missing column: prompt")
         return prompt + turns
-    # In some data sets `prompt` is only the last question, and whole conversations open with a system turn.
-    if prompt is not None and turns[:-1][-len(prompt) :] != prompt:
+    # In some data sets `prompt` is only the first or the last question of a whole conversation.
+    if prompt and not _part_of(prompt, turns[:-1]):
         raise Malformed("prompts differ")
     return turns
+
+
+def _part_of(prompt, turns) -> bool:
+    """Whether `turns` ends or begins with `prompt`, apart from outer blanks and from a system turn in front."""
+    size = len(prompt)
+    first = 1 if turns and turns[0]["role"] == "system" and prompt[0]["role"] != "system" else 0
+    return size <= len(turns) and any(
+        _alike(turns[start : start + size], prompt) == size for start in (len(turns) - size, first)
+    )
+
+
+def _alike(turns, others) -> int:
+    """The number of turns in front that are the same, apart from outer blanks."""
+    count = 0
+    for a, b in zip(turns, others):
+        if a is not b and (a["role"] != b["role"] or a["content"].strip() != b["content"].strip()):
+            break
+        count += 1
+    return count
+
+
+def opened(row, conversation) -> list[dict[str, str]]:
+    """The conversation with the text of the row's system column in front. Malformed for a row with tools."""
+    if row.get("tools") not in (None, [], {}, "", "[]"):
+        raise Malformed("tools")
+    text = row.get("system") or row.get("system_prompt") or row.get("system_message")
+    if not isinstance(text, str) or not text.strip():
+        return conversation
+    if conversation[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *conversation]
+    if conversation[0]["content"].strip() != text.strip():
+        raise Malformed("two system texts")
+    return conversation
 
 
 def _check_sides(chosen, rejected) -> None:
@@ -64,11 +100,20 @@ def _check_sides(chosen, rejected) -> None:
         raise Malformed("last turn not assistant")
     if not (chosen[-1]["content"].strip() and rejected[-1]["content"].strip()):
         raise Malformed("empty final turn")
-    if chosen[:-1] != rejected[:-1]:
+    common = _alike(chosen[:-1], rejected[:-1])
+    if not common:
         raise Malformed("prompts differ")
+    if max(len(chosen), len(rejected)) - 1 > common:
+        raise Malformed("conversations part before the last turn")
     check_roles(chosen)
     if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
         raise Malformed("chosen equals rejected")
+    try:
+        rejected[-1]["content"].encode()
+        for turn in chosen:
+            turn["content"].encode()
+    except UnicodeEncodeError:
+        raise Malformed("text is not Unicode (a lone surrogate)") from None
 
 
 def check_roles(conversation) -> None:
@@ -90,17 +135,49 @@ def check_roles(conversation) -> None:
         raise Malformed("first turn not user")
 
 
-def _margin(value) -> float | None:
-    if value is None:
+def number(value) -> float | None:
+    """A finite number, also one that is written as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Malformed("bad margin")
-    return float(value)
+    try:
+        value = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
 
 
-def _two(row, key, fits) -> tuple | None:
-    """An optional column with a value for each side. None without the column; Malformed unless `fits` both values."""
-    value = row.get(key)
-    if value is not None and not (isinstance(value, list) and len(value) == 2 and all(map(fits, value))):
-        raise Malformed(f"bad {key}")
-    return None if value is None else tuple(value)
+def _strength(row, margin) -> float | None:
+    """How much better the chosen response is: `margin`, or the row's margin, or the difference of its scores.
+
+    Raises Malformed if the row's scores are equal, or the other way round.
+    """
+    for better, worse in SCORES:
+        if better in row and worse in row:
+            high, low = number(row[better]), number(row[worse])
+            if high is None or low is None:
+                continue
+            if high == low:
+                raise Malformed(f"tie: {better} equals {worse}")
+            if high < low:
+                raise Malformed(f"{better} is below {worse}")
+            margin = high - low if margin is None else margin
+            break
+    given = number(row.get("margin"))
+    return margin if given is None else given
+
+
+def _source(row, source) -> str:
+    return next((text for text in (*map(row.get, SOURCES), source) if isinstance(text, str) and text), "")
+
+
+def _written(row) -> tuple[tuple[str, str] | None, tuple[int, int] | None]:
+    """The written thoughts and the verdicts about both sides. If one of the two cannot be read, neither is used."""
+    thoughts, verdicts = row.get("thoughts"), row.get("verdicts")
+    if not all(value is None or (isinstance(value, list) and len(value) == 2) for value in (thoughts, verdicts)):
+        return None, None
+    if thoughts and not all(isinstance(text, str) and text.strip() for text in thoughts):
+        return None, None
+    if verdicts and not all(type(answer) is int and answer in (0, 1) for answer in verdicts):
+        return None, None
+    # the tokenizer could merge outer blanks with the last token of the prompt
+    return thoughts and (thoughts[0].strip(), thoughts[1].strip()), verdicts and tuple(verdicts)

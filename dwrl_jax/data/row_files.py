@@ -1,0 +1,224 @@
+"""Files that contain rows: JSON, JSON lines, CSV, Parquet and Arrow, also compressed.
+
+Each kind of file is a reader: `read(path, indices)` yields (line number, row) of all rows, or of the rows with these
+indices. Lines are counted from 1, or the rows of a file without lines. Indices count rows from 0 and skip blank lines.
+A row that cannot be read is a string, which says why.
+"""
+
+import bz2
+import csv
+import functools
+import gzip
+import io
+import itertools
+import json
+import lzma
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+ROWS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+PACKED = (".gz", ".zst", ".bz2", ".xz")
+NOT_JSON = "not json"
+HOLDERS = ("data", "rows", "examples", "train")  # keys under which a .json file may have its rows
+Rows = Iterator[tuple[int, dict | str]]
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A file with rows. Its methods raise whatever the library raises that cannot read it."""
+
+    path: str
+
+    def count(self) -> int:
+        """The number of rows."""
+        return _count(self.path)
+
+    def rows(self, indices: Collection[int] | None = None) -> Rows:
+        """(line number, row) of all rows, or of the rows with these indices, in the order of the file."""
+        read = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow}.get(_kind(self.path))
+        if read is not None:
+            return read(self.path, indices)
+        if (listed := _listed(self.path)) is not None:
+            return _picked(iter(listed), indices)
+        return _json_lines(self.path, indices)
+
+
+def is_row_file(path: str) -> bool:
+    """Whether the name of a file says that it has rows."""
+    return _kind(path) in ROWS
+
+
+def _kind(path: str) -> str:
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def open_bytes(path: str) -> IO[bytes]:
+    """The unpacked bytes of a file."""
+    packed = Path(path).suffix.lower()
+    if packed == ".zst":
+        import pyarrow  # slow to import; it has the codec that the standard library lacks
+
+        return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
+    return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(packed, open)(path, "rb")
+
+
+def _count(path: str) -> int:
+    kind = _kind(path)
+    if kind == ".parquet":
+        return _open_parquet(path).metadata.num_rows
+    if kind in (".csv", ".tsv", ".arrow"):
+        return sum(1 for _ in RowFile(path).rows())
+    if (listed := _listed(path)) is not None:
+        return len(listed)
+    with open_bytes(path) as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _picked(rows: Iterator, indices) -> Iterator:
+    return rows if indices is None else (row for index, row in enumerate(rows) if index in indices)
+
+
+def _json_lines(path: str, indices) -> Rows:
+    with open_bytes(path) as file:
+        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        for number, line in _picked(lines, indices):
+            yield number, _json_object(line)
+
+
+def _json_object(line: bytes) -> dict | str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return NOT_JSON
+    return row if isinstance(row, dict) else NOT_JSON
+
+
+def _listed(path: str) -> list[tuple[int, dict | str]] | None:
+    state = os.stat(path)
+    return _read_listed(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1)  # the rows are counted and then read
+def _read_listed(path: str, changed: int, size: int) -> list[tuple[int, dict | str]] | None:
+    """The rows of a file whose objects do not each have a line of their own; None for JSON lines.
+
+    It is an array, one object that holds the array, or objects of several lines. ValueError for an array that breaks
+    off.
+    """
+    with open_bytes(path) as file:
+        first = next((line for line in file if line.strip()), b"")
+        if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise ValueError("UTF-16 text: save it as UTF-8")
+        begin = first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        a_row = isinstance(_json_object(first), dict)
+        if begin not in (b"[", b"{") or (a_row and any(line.strip() for line in file)):
+            return None
+    with open_bytes(path) as file:
+        text = file.read().decode("utf-8-sig", errors="surrogateescape")
+    try:
+        values = list(_values(text))
+    except ValueError:
+        if begin == b"[" and not _lists_of_lines(first):
+            raise
+        return None  # lines, of which the first is not whole
+    if len(values) == 1 and (held := _held(values[0][1])) is not None:
+        values = [(values[0][0], value) for value in held]
+    if len({number for number, _ in values}) < len(values):  # rows share a line
+        values = list(enumerate((value for _, value in values), 1))
+    return [(number, value if isinstance(value, dict) else NOT_JSON) for number, value in values]
+
+
+def _lists_of_lines(first: bytes) -> bool:
+    """Whether the first line is a whole list, so that the file has a list on each line."""
+    try:
+        return isinstance(json.loads(first), list)
+    except ValueError:
+        return False
+
+
+def _held(value) -> list | None:
+    """The rows in the only object of a file."""
+    if not isinstance(value, dict):
+        return None
+    lists = [value[key] for key in HOLDERS if isinstance(value.get(key), list)]
+    return lists[0] if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]) else None
+
+
+def _values(text: str) -> Iterator[tuple[int, object]]:
+    """(line number, value) of the values in an array, or of values one after another. ValueError where it breaks."""
+    decode, blank = json.JSONDecoder().raw_decode, json.decoder.WHITESPACE.match
+    at = blank(text, 0).end()
+    array = text[at : at + 1] == "["
+    at = blank(text, at + array).end()
+    line, counted = 1, 0
+    while at < len(text) and not (array and text[at] == "]"):
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, at = decode(text, at)
+        except ValueError as error:
+            raise ValueError(f"line {line}: not JSON") from error
+        yield line, value
+        at = blank(text, at).end()
+        if array and text[at : at + 1] == ",":
+            at = blank(text, at + 1).end()
+    if array and text[at : at + 1] != "]":
+        raise ValueError(f"the array breaks off behind line {line}")
+    if array and text[at + 1 :].strip():
+        raise ValueError("text behind the array")
+
+
+def _csv(path: str, indices) -> Rows:
+    """Bytes that are not UTF-8 become lone surrogates, so that only their rows cannot be used."""
+    csv.field_size_limit(2**31 - 1)
+    with io.TextIOWrapper(open_bytes(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
+        head = file.readline()
+        comma = "\t" if _kind(path) == ".tsv" else max(",;\t", key=head.count)
+        lines = csv.reader(itertools.chain([head], file), delimiter=comma)
+        names = next(lines, [])
+        yield from _picked(_csv_rows(lines, names), indices)
+
+
+def _csv_rows(lines, names: list[str]) -> Rows:
+    before = lines.line_num
+    for cells in lines:
+        number, before = before + 1, lines.line_num
+        if not cells:
+            continue
+        row = {name: cell for name, cell in zip(names, cells) if cell}
+        yield number, row if len(cells) == len(names) else f"{len(cells)} cells, not {len(names)}"
+
+
+def _open_parquet(path: str):
+    import pyarrow.parquet  # slow to import, like `datasets`; only readers of such files need it
+
+    return pyarrow.parquet.ParquetFile(path)
+
+
+def _parquet(path: str, indices) -> Rows:
+    return _of_batches(_open_parquet(path).iter_batches(), indices)
+
+
+def _arrow(path: str, indices) -> Rows:
+    import pyarrow
+
+    with pyarrow.memory_map(path) as source:
+        try:
+            batches = pyarrow.ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:
+            file = pyarrow.ipc.open_file(source)
+            batches = map(file.get_batch, range(file.num_record_batches))
+        yield from _of_batches(batches, indices)
+
+
+def _of_batches(batches, indices) -> Rows:
+    first = 1
+    for batch in batches:
+        wanted = [i for i in range(len(batch)) if indices is None or first + i - 1 in indices]
+        yield from ((first + i, row) for i, row in zip(wanted, batch.take(wanted).to_pylist() if wanted else ()))
+        first += len(batch)
