@@ -7,23 +7,11 @@ rows in their order, with all their columns and score, log_odds, votes, thoughts
 on the other rows. A stopped command goes on when it is given again.
 """
 
-from dwrl_jax.core import files, hosts, sharding
-from dwrl_jax.core.errors import UserError
+from dwrl_jax.core import files, hosts
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.load import load
 from dwrl_jax.judge.scored_file import score_file
-from dwrl_jax.settings.commandline import Flag, command, folder, parse_flags, start
-
-
-def mesh_sizes(text: str) -> dict[str, int]:
-    """Sizes of the mesh from "data=2,tensor=4"."""
-    sizes = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in sharding.AXES or not size.lstrip("-").isdigit():
-            raise UserError(f"--mesh={text}: give sizes of {', '.join(sharding.AXES)}, such as data=2,tensor=4")
-        sizes[axis] = int(size)
-    return sizes
+from dwrl_jax.settings.commandline import Flag, command, folder, mesh_sizes, parse_flags, start
 
 
 FLAGS = {

@@ -6,8 +6,8 @@ the padded length from its own length. The other rows and the order of rows have
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -19,28 +19,41 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.data.formats import Malformed
 from dwrl_jax.generation.forced import teacher_forced
 from dwrl_jax.generation.keys import content_keys, content_seed
-from dwrl_jax.generation.sampler import SamplerOptions, follow, write
+from dwrl_jax.generation.sampler import SamplerOptions, follow, without_thought, write
+from dwrl_jax.judge import columns
 from dwrl_jax.judge import votes as voting
+from dwrl_jax.judge.columns import Answer
 from dwrl_jax.judge.judge import Judge, answer_logps, branch_length, value_outputs
 from dwrl_jax.judge.load import LoadedJudge
 from dwrl_jax.judge.rows import Question, bucket_of, questions_of, read_row
+from dwrl_jax.judge.votes import Adaptive
 
 WINDOW = 8  # number of batches of rows whose questions are sorted by length together
-ADDED = ("score", "log_odds", "votes", "thoughts", "rank", "dropped_turns", "error")  # the columns of a scored row
 
 
 @dataclass
-class Answer:
-    """The judge's answer to a question: a log score for each vote, or a value head's outputs, and its thoughts."""
+class Work:
+    """Numbers of prefix tokens that were asked, and of positions that held them with all padding."""
 
-    values: Float[np.ndarray, " K"]
-    thoughts: list[str] = field(default_factory=list)
+    tokens: int = 0
+    positions: int = 0
+
+    @property
+    def padding(self) -> float:
+        """Share of the positions that held no token."""
+        return 1 - self.tokens / self.positions if self.positions else 0.0
 
 
 def score(
-    loaded: LoadedJudge, rows: Iterable[dict | None], votes: int = 8, *, seed: int = 0, batch_size: int = 16
+    loaded: LoadedJudge,
+    rows: Iterable[dict | None],
+    votes: int | Adaptive = 8,
+    *,
+    seed: int = 0,
+    batch_size: int = 16,
+    work: Work | None = None,
 ) -> Iterator[dict]:
-    """The rows in their order, each with its own columns and the columns `ADDED`.
+    """The rows in their order, each with its own columns and the columns `columns.ADDED`.
 
     A row has `prompt` and `response` or `responses`, or it is a preference pair. The columns that are added:
     `score`     by kind of judge: the mean over votes of the probability of the good answer or of the mean score; the
@@ -53,21 +66,29 @@ def score(
     `error`     only in a row that cannot be scored: the reason. The other columns are then None.
 
     If the row has `responses`, the columns are lists over them. If the row already has a column of such a name, that
-    column is kept as input_NAME. A judge without thoughts has a single vote. `batch_size` questions are asked at a
-    time. UserError if `votes` is below 1 or if the mesh does not divide `batch_size`.
+    column is kept as input_NAME. A judge without thoughts has a single vote. With `Adaptive` votes a row has as many as
+    it needs. `batch_size` questions are asked at a time.
+
+    With `work`, which then counts tokens and padding, rows have two more columns, and scores stay as they are:
+    `no_thought`  score and votes of the judge without a thought: {"score", "votes"};
+    `tokens`      numbers of tokens: {"prefix": of all questions, "thoughts": of all thoughts}.
+
+    UserError if `votes` is below 1 or if the mesh does not divide `batch_size`.
     """
-    if votes < 1:
+    rounds = votes.rounds if isinstance(votes, Adaptive) else (votes,)
+    if min(rounds) < 1:
         raise UserError(f"votes={votes}: must be at least 1")
     with jax.set_mesh(loaded.mesh):
         sharding.check_divides(loaded.mesh, sharding.ROWS, batch_size, "batch_size")
-    votes = votes if loaded.card.thoughts != "none" else 1
-    ask = functools.partial(_ask, loaded, batch_size=batch_size, votes=votes, seed=seed)
+    rounds = rounds if loaded.card.thoughts != "none" else (1,)
+    rule = votes if isinstance(votes, Adaptive) and len(rounds) > 1 else None
+    ask = functools.partial(_ask, loaded, batch_size=batch_size, seed=seed, work=work)
     iterator = iter(rows)
     while window := list(itertools.islice(iterator, WINDOW * batch_size)):
-        yield from _score_window(loaded, ask, window, batch_size)
+        yield from _score_window(loaded, functools.partial(_in_rounds, ask, batch_size, rounds, rule), window, work)
 
 
-def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | None], batch_size: int) -> Iterator[dict]:
+def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | None], work: Work | None) -> Iterator[dict]:
     read, asked, dropped, reasons = {}, {}, {}, {}
     limit = longest_prefix(loaded)
     for index, row in enumerate(rows):
@@ -77,21 +98,46 @@ def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | None], b
             asked[index] = [(bucket_of(len(each.prefix), loaded.card, limit), each) for each in questions]
         except (Malformed, UserError) as reason:  # a chat template may refuse a conversation
             reasons[index] = str(reason)
-    by_bucket: dict[int, list[tuple[int, Question]]] = {}
-    for index, questions in asked.items():
-        for bucket, question in questions:
-            by_bucket.setdefault(bucket, []).append((index, question))
-    answers: dict[int, dict[tuple[int, ...], Answer]] = {index: {} for index in asked}
-    for bucket, questions in sorted(by_bucket.items()):
-        for start in range(0, len(questions), batch_size):
-            batch = questions[start : start + batch_size]
-            for (index, question), answer in zip(batch, ask([q for _, q in batch], bucket)):
-                answers[index][question.responses] = answer
+    answers = ask(asked)
     for index, row in enumerate(rows):
-        scored = {"error": reasons[index]} if index in reasons else _scored(loaded, read[index], answers[index])
+        scored = {"error": reasons[index]} if index in reasons else columns.scored(loaded, read[index], answers[index])
+        if work is not None and "error" not in scored:
+            scored |= columns.details(loaded, read[index], answers[index], [question for _, question in asked[index]])
         if dropped.get(index) and "error" not in scored:
             scored["dropped_turns"] = dropped[index]
-        yield _merged(row, scored)
+        yield columns.merged(row, scored, work is not None)
+
+
+Asked = Mapping[int, list[tuple[int, Question]]]  # the questions of each row, each with its padded length
+Answers = dict[int, dict[tuple[int, ...], Answer]]  # by row and responses
+
+
+def _in_rounds(ask: Callable, batch_size: int, rounds: tuple[int, ...], rule: Adaptive | None, asked: Asked) -> Answers:
+    """The answers to all questions: a single round, or more rounds about the rows that `rule` has not settled."""
+    answers: Answers = {index: {} for index in asked}
+    for number, size in enumerate(rounds):
+        by_bucket: dict[int, list[tuple[int, Question]]] = {}
+        for index, questions in asked.items():
+            for bucket, question in questions:
+                by_bucket.setdefault(bucket, []).append((index, question))
+        for bucket, questions in sorted(by_bucket.items()):
+            for start in range(0, len(questions), batch_size):
+                batch = questions[start : start + batch_size]
+                told = ask([question for _, question in batch], bucket, votes=size, first=sum(rounds[:number]))
+                for (index, question), answer in zip(batch, told):
+                    earlier = answers[index].get(question.responses)
+                    answers[index][question.responses] = _both(earlier, answer) if earlier else answer
+        if rule is None:
+            break
+        open_rows = (i for i in asked if not voting.settled(rule, {which: a.values for which, a in answers[i].items()}))
+        asked = {index: asked[index] for index in open_rows}
+    return answers
+
+
+def _both(earlier: Answer, later: Answer) -> Answer:
+    values = np.concatenate([earlier.values, later.values])
+    written = earlier.written + later.written
+    return Answer(values, earlier.thoughts + later.thoughts, earlier.no_thought, written)
 
 
 def longest_prefix(loaded: LoadedJudge) -> int:
@@ -101,9 +147,21 @@ def longest_prefix(loaded: LoadedJudge) -> int:
 
 
 def _ask(
-    loaded: LoadedJudge, questions: list[Question], length: int, batch_size: int, votes: int, seed: int
+    loaded: LoadedJudge,
+    questions: list[Question],
+    length: int,
+    *,
+    batch_size: int,
+    votes: int,
+    first: int,
+    seed: int,
+    work: Work | None,
 ) -> list[Answer]:
-    """The answers to a batch of questions, padded to a given length and a given number of rows."""
+    """The answers to a batch of questions, padded to a given length and a given number of rows.
+
+    The votes have the numbers from `first` on. The first votes come with the answers without a thought, if there is
+    `work` to count.
+    """
     rows = questions + questions[:1] * (batch_size - len(questions))
     prefix = np.full((batch_size, length), loaded.judge.pad, np.int32)
     for row, question in zip(prefix, rows):
@@ -112,49 +170,66 @@ def _ask(
     content = np.stack([content_seed(question.prefix) for question in rows])
     card = loaded.card
     options = SamplerOptions(votes, card.max_thought, card.top_k, card.top_p)
+    plain = work is not None and first == 0
     with jax.set_mesh(loaded.mesh):
-        answers = _answers(
-            loaded.judge, card.thoughts, options, loaded.params, loaded.start, prefix, prefix_len, content, seed
-        )
-        values, thought, lengths = jax.device_get(answers)
-    return [Answer(values[i], _texts(loaded, thought[i], lengths[i])) for i in range(len(questions))]
+        arrays = prefix, prefix_len, content, seed, first
+        answers = _answers(loaded.judge, card.thoughts, options, plain, loaded.params, loaded.start, *arrays)
+        values, thought, lengths, without = jax.device_get(answers)
+    if work is not None:
+        work.tokens += sum(len(question.prefix) for question in questions)
+        work.positions += prefix.size
+    return [
+        Answer(values[i], _texts(loaded, thought[i], lengths[i]), without[i] if plain else None, int(lengths[i].sum()))
+        for i in range(len(questions))
+    ]
 
 
-@functools.partial(jax.jit, static_argnames=("judge", "source", "options"))
+@functools.partial(jax.jit, static_argnames=("judge", "source", "options", "plain"))
 def _answers(
     judge: Judge,
     source: str,
     options: SamplerOptions,
+    plain: bool,
     params,
     start,
     prefix: Int[Array, "P L"],
     prefix_len: Int[Array, " P"],
     content: UInt32[Array, "P 2"],
     seed: int,
-) -> tuple[Float[Array, "P K"], Int[Array, "P K T"], Int[Array, "P K"]]:
+    first: int,
+) -> tuple[Float[Array, "P K"], Int[Array, "P K T"], Int[Array, "P K"], Float[Array, "P _"]]:
     """The log scores of the first answer for each vote, or a value head's outputs; the thoughts; their lengths.
 
-    `source` says whose thoughts they are, as `JudgeCard.thoughts` does. All results lie whole on every device.
+    `source` says whose thoughts they are, as `JudgeCard.thoughts` does. With `plain` the last result has the log scores
+    without a thought, or again the outputs. All results lie whole on every device.
     """
     rows = len(prefix_len)
     if judge.has_value_head:
         values = value_outputs(judge, params, prefix, prefix_len)
         thought, length = jnp.zeros((rows, 0, 1), jnp.int32), jnp.zeros((rows, 0), jnp.int32)
-        return tuple(map(_whole, (values, thought, length)))
-    keys = content_keys(seed, content, options.group_size)
+        return tuple(map(_whole, (values, thought, length, values)))
+    keys = content_keys(seed, content, options.group_size, first)
+    empty, one = jnp.full((rows, 1, 1), judge.end, jnp.int32), jnp.ones((rows, 1), jnp.int32)
+    forced = functools.partial(teacher_forced, judge.writer, params, prefix, prefix_len)
     if source == "policy":
         drawn, cache = write(judge.writer, options, params, prefix, prefix_len, keys)
-        hidden, params = follow(cache, judge.question), cache.params
         thought, length = drawn.thought, drawn.length
+        hidden, params = follow(cache, judge.question), cache.params
+        without = follow(without_thought(cache), judge.question) if plain else None
     else:
-        thought, length = jnp.full((rows, 1, 1), judge.end, jnp.int32), jnp.ones((rows, 1), jnp.int32)
+        thought, length = empty, one
         if source == "start":
             drawn, _ = write(judge.writer, options, start, prefix, prefix_len, keys)
             thought, length = drawn.thought, drawn.length
-        hidden = teacher_forced(judge.writer, params, prefix, prefix_len, thought, length, judge.question).last
-    answer = jnp.full(hidden.shape[:2], judge.answers[0])
-    log_scores, _, _ = answer_logps(judge, params, hidden, answer)
-    return tuple(map(_whole, (log_scores, thought, length)))
+        hidden = forced(thought, length, judge.question).last
+        without = forced(empty, one, judge.question).last if plain and source == "start" else hidden
+    log_scores = _first_answer(judge, params, hidden)
+    without = _first_answer(judge, params, without) if plain else log_scores[:, :0]
+    return tuple(map(_whole, (log_scores, thought, length, without)))
+
+
+def _first_answer(judge: Judge, params, hidden: Float[Array, "P K D"]) -> Float[Array, "P K"]:
+    return answer_logps(judge, params, hidden, jnp.full(hidden.shape[:2], judge.answers[0]))[0]
 
 
 def _whole(x: Array) -> Array:
@@ -169,49 +244,3 @@ def _texts(loaded: LoadedJudge, thought: Int[np.ndarray, "K T"], length: Int[np.
         written = ids[: size - 1] if ids[size - 1] == loaded.judge.end else ids[:size]
         texts.append(loaded.dialogue.tokenizer.decode(written, skip_special_tokens=False))
     return texts
-
-
-def _scored(loaded: LoadedJudge, row, answers: dict[tuple[int, ...], Answer]) -> dict:
-    """The added columns of a row, from the answers to its questions."""
-    kind, count = loaded.card.kind, len(row.responses)
-    thoughts = [
-        [text for which, a in sorted(answers.items()) if which[0] == i for text in a.thoughts] for i in range(count)
-    ]
-    each = [np.concatenate([a.values for which, a in sorted(answers.items()) if which[0] == i]) for i in range(count)]
-    if kind == "label":
-        win = {which: float(np.exp(voting.mean_vote(answer.values))) for which, answer in answers.items()}
-        value = voting.against_others(win, count)
-        odds, each = voting.log_odds(np.log(value)), [np.exp(log_scores) for log_scores in each]
-    elif kind == "embedding":
-        values = np.stack([answers[i,].values for i in range(count)])
-        value = voting.compared(_embedding_odds(loaded, values))
-        odds, each = voting.log_odds(np.log(value)), [[v] for v in value]
-    elif kind == "reward":
-        value = odds = np.array([values[0] for values in each], np.float64)
-    else:
-        log_p = np.array([voting.mean_vote(log_scores) for log_scores in each])
-        value, odds, each = np.exp(log_p), voting.log_odds(log_p), [np.exp(log_scores) for log_scores in each]
-    if not (np.isfinite(value).all() and np.isfinite(odds).all()):
-        return {"error": "the score is not finite: the weights are broken, or too large for their dtype"}
-    columns = {
-        "score": [float(x) for x in value],
-        "log_odds": [float(x) for x in odds],
-        "votes": [[float(x) for x in scores] for scores in each],
-        "thoughts": thoughts,
-        "rank": [int(x) for x in voting.ranks(value)],
-    }
-    return {name: values[0] if row.single else values for name, values in columns.items()}
-
-
-def _embedding_odds(loaded: LoadedJudge, values: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "R R"]:
-    """The log-odds of response i over response j, in nats, from the objective's comparison of their embeddings."""
-    count = len(values)
-    pairs = np.stack([np.stack([values[i], values[j]]) for i in range(count) for j in range(count)])
-    halves = np.asarray(loaded.judge.value_scores(jnp.asarray(pairs)), np.float64)
-    return (halves[:, 0] - halves[:, 1]).reshape(count, count)
-
-
-def _merged(row: dict | None, scored: dict) -> dict:
-    kept = {f"input_{name}" if name in ADDED else name: value for name, value in (row or {}).items()}
-    empty = dict.fromkeys(ADDED[:-2]) if "error" in scored else {}
-    return kept | empty | scored
