@@ -18,10 +18,10 @@ from dwrl_jax.evaluation import benchmarks, run
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.load import load
 from dwrl_jax.judge.votes import Adaptive
-from dwrl_jax.reporting import evaluation_text
+from dwrl_jax.reporting import evaluation_page, evaluation_text
 from dwrl_jax.settings.commandline import Flag, command, folder, mesh_sizes, parse_flags, start
 
-AUTO = "auto"
+AUTO, PAGE = "auto", "report.html"
 
 
 def votes_or_auto(text: str) -> int | str:
@@ -84,17 +84,20 @@ def main(arguments: list[str] | None = None) -> None:
     if hosts.first():
         finished = [run.read(output) for _, _, output in wanted]
         print(evaluation_text.table(finished))
-        print(given.output)
+        print(evaluation_page.write_page(given.output / PAGE, [finished]))
 
 
 def compare(given) -> None:
-    """Print finished evaluations side by side."""
+    """Print finished evaluations side by side, and write a page about them where an output is given."""
     if len(given.compare) < 2:
         raise UserError("--compare: give two or more outputs of evaluate")
     groups = [list(run.read_all(path)) for path in given.compare]
     if not list(evaluation_text.common(groups)):
         raise UserError(f"--compare: {', '.join(map(str, given.compare))} have no benchmark in common")
     print(evaluation_text.compared(groups))
+    if given.output:
+        given.output.mkdir(parents=True, exist_ok=True)
+        print(evaluation_page.write_page(given.output / PAGE, groups))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from dwrl_jax.judge.load import load
 from dwrl_jax.judge.scored_file import score_file
 from dwrl_jax.settings.commandline import Flag, command, folder, mesh_sizes, parse_flags, start
 
-
 FLAGS = {
     "model": Flag("runs/tiny", "a run's workdir, an exported or Hugging Face folder, or a hub id", required=True),
     "input": Flag("rows.jsonl", "the rows, .jsonl or .jsonl.gz", required=True, read=folder),
