@@ -17,15 +17,11 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.evaluation import benchmarks, run
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.load import load
-from dwrl_jax.judge.votes import Adaptive
+from dwrl_jax.judge.votes import number_of
 from dwrl_jax.reporting import evaluation_page, evaluation_text
 from dwrl_jax.settings.commandline import Flag, command, folder, mesh_sizes, parse_flags, start
 
-AUTO, PAGE = "auto", "report.html"
-
-
-def votes_or_auto(text: str) -> int | str:
-    return text if text == AUTO else int(text)
+PAGE = "report.html"
 
 
 FLAGS = {
@@ -33,7 +29,7 @@ FLAGS = {
     "benchmark": Flag("llmbar,hh", f"names, joined by commas: {', '.join(benchmarks.names())}", required=True),
     "data": Flag("LLMBar,test.jsonl.gz", "for each benchmark a file, a folder or a hub name; else its usual hub name"),
     "output": Flag("evaluated", "the folder to write, or to go on with", required=True, read=folder),
-    "votes": Flag("8", "thoughts per response, or auto for as many as each row needs", default=8, read=votes_or_auto),
+    "votes": Flag("8", "thoughts per response, or auto for as many as each row needs", default="8"),
     "delta": Flag("0.01", "with --votes=auto, how often equal responses may be told apart", default=0.05, read=float),
     "split": Flag("test", "split of a hub name; else the benchmark's own"),
     "limit": Flag("100", "the first rows alone; 0 for all", default=0, read=int),
@@ -72,12 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     given = parse_flags(arguments, FLAGS, __doc__)
     wanted = places(given.benchmark.split(","), given.data, given.output)
-    if not 0 < given.delta < 1:
-        raise UserError(f"--delta={given.delta}: must be above 0 and below 1")
+    votes = number_of(given.votes, given.delta)
     start()
     card = read_card(given.judge) if given.judge else None
     loaded = load(given.model, checkpoint=given.checkpoint, card=card, start=given.start, mesh=given.mesh)
-    votes = Adaptive(delta=given.delta) if given.votes == AUTO else given.votes
     for name, data, output in wanted:
         options = {"split": given.split or "", "limit": given.limit, "seed": given.seed}
         run.evaluate(loaded, name, data, output, votes, batch_size=given.batch_size, **options)

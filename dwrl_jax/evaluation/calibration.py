@@ -10,12 +10,13 @@ from scipy.optimize import minimize_scalar
 
 from dwrl_jax.evaluation.metrics import losses, wins
 
+FEWEST = 20  # pairs from which a temperature is fitted
 COLDEST, HOTTEST = np.log(0.01), np.log(100.0)  # bounds of log T
 
 
 def temperature(log_odds: Float[np.ndarray, "N R"]) -> float:
-    """argmin_T of the mean of -log sigmoid(log_odds / T), between 0.01 and 100. 1 without pairs."""
-    if not log_odds.size:
+    """argmin_T of the mean of -log sigmoid(log_odds / T), between 0.01 and 100. 1 with few pairs."""
+    if len(log_odds) < FEWEST:
         return 1.0
     fitted = minimize_scalar(
         lambda log_t: losses(log_odds * np.exp(-log_t)).mean(), bounds=(COLDEST, HOTTEST), method="bounded"

@@ -158,9 +158,10 @@ def clock(output: Path) -> dict:
 def finish(output: Path) -> None:
     """Write summary.json from the rows."""
     about, rows, used = files.read_json(output / ABOUT), list(files.read_lines(output / ROWS)), clock(output)
-    card = about["card"]
+    card, scored = about["card"], len(usable(rows))
+    if not scored:
+        raise UserError(f"{output}: no row could be scored, the first for: {rows[0]['error']}; see rows.jsonl there")
     thinks = card["thoughts"] != "none"
-    scored = len(usable(rows))
     summary = summarise(benchmarks.load(about["benchmark"]), rows, card["kind"], thinks)
     padding = Work(used["tokens"], used["positions"]).padding
     summary |= {

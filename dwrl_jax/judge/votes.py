@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import expit, logsumexp
 
+from dwrl_jax.core.errors import UserError
+
 STAKES = 0.9, 0.99  # the first stake of a bet, and the largest one after it
 GRID = (np.arange(400) + 0.5) / 400  # means that `mean_interval` tries
 FAINTEST = float(np.finfo(np.float32).eps)  # the smallest 1 - p, because float32 cannot represent a p closer to 1
@@ -55,6 +57,18 @@ class Adaptive:
     delta: float = 0.05
     width: float = 0.2
     rounds: tuple[int, ...] = (4, 4, 8, 16)
+
+
+def number_of(text: str, delta: float = Adaptive.delta, width: float = Adaptive.width) -> int | Adaptive:
+    """The votes of a command line: a number, or "auto". UserError for anything else."""
+    for name, value in (("delta", delta), ("width", width)):
+        if not 0 < value < 1:
+            raise UserError(f"--{name}={value}: must be above 0 and below 1")
+    if text == "auto":
+        return Adaptive(delta, width)
+    if not text.isdecimal():
+        raise UserError(f"--votes={text}: give a whole number, or auto")
+    return int(text)
 
 
 def settled(rule: Adaptive, log_scores: Mapping[tuple[int, ...], Float[np.ndarray, " K"]]) -> bool:

@@ -14,6 +14,7 @@ from dwrl_jax.evaluation import calibration, judged
 from dwrl_jax.evaluation.benchmarks.parts.result import difference
 from dwrl_jax.evaluation.judged import Pair
 from dwrl_jax.evaluation.run import Evaluation, result_of
+from dwrl_jax.evaluation.style import FEATURES
 from dwrl_jax.reporting import suite
 from dwrl_jax.reporting.curves import AXIS, COLORS, INK, to_svg
 from dwrl_jax.reporting.evaluation_text import common, same_verdicts, votes_of
@@ -22,6 +23,31 @@ from dwrl_jax.reporting.page import render
 MISTAKES, THOUGHTS = 5, 2  # that are shown of a judge, and of a response
 STYLE = dict.fromkeys(
     ("text.color", "axes.labelcolor", "axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), AXIS
+)
+
+
+SHARE = "share"  # the style of a number that is shown in %
+LENGTHS = ("much shorter", "shorter", "as long", "longer", "much longer")
+HABITS = (  # title, keys of the summary, style
+    ("same verdict in single votes", ("pairs", "stability"), SHARE),
+    ("same verdict in both orders", ("pairs", "consistency"), SHARE),
+    ("P(first is better) less one half", ("pairs", "position bias"), "{:+.3f}"),
+    ("longer response wins where it is right", ("pairs", "lengths", "longer wins", "longer is right", "share"), SHARE),
+    ("longer response wins where it is wrong", ("pairs", "lengths", "longer wins", "shorter is right", "share"), SHARE),
+    *(
+        (f"accuracy, right response is {name}", ("pairs", "lengths", "accuracy", name, "share"), SHARE)
+        for name in LENGTHS
+    ),
+    ("accuracy at matched style", ("pairs", "style", "accuracy at matched style"), SHARE),
+    *((f"coefficient of {name}", ("pairs", "style", "coefficients", name), "{:+.2f}") for name in FEATURES),
+    *((f"standard error of {name}", ("pairs", "style", "errors", name), "{:.2f}") for name in FEATURES),
+    ("thoughts per pair", ("cost", "thoughts per pair"), "{:.1f}"),
+    ("tokens per pair", ("cost", "tokens per pair"), "{:.0f}"),
+    ("rows per second", ("rows per second",), "{:.2f}"),
+    ("padding of prefixes", ("padding",), SHARE),
+    ("model", ("model",), "{}"),
+    ("commit", ("commit",), "{}"),
+    ("seed", ("seed",), "{}"),
 )
 
 
@@ -55,6 +81,7 @@ def section(evaluations: Sequence[Evaluation], number: int) -> dict:
         "pictures": [each for each in pictures if each],
         "subsets": rows_of([each.summary["subsets"] for each in evaluations]),
         "averages": rows_of([each.summary["averages"] for each in evaluations]),
+        "habits": habits([each.summary for each in evaluations]),
     }
 
 
@@ -77,6 +104,22 @@ def model(evaluation: Evaluation, first: Evaluation, color: str) -> dict:
         "odds": odds,
         "mistakes": mistakes(pairs, odds[:, 0], evaluation.kind),
     }
+
+
+def habits(summaries: Sequence[dict]) -> list[tuple[str, list[str]]]:
+    """(title, what each summary says) of each line of `HABITS` that has a number, and of the rows without a score."""
+    lines = [(title, [_told(summary, keys, style) for summary in summaries]) for title, keys, style in HABITS]
+    errors = [", ".join(f"{reason} {n}" for reason, n in summary["errors"].items()) or "0" for summary in summaries]
+    return [line for line in lines if set(line[1]) != {"–"}] + [("rows without a score", errors)]
+
+
+def _told(summary: dict, keys: tuple[str, ...], style: str) -> str:
+    value = summary
+    for key in keys:
+        value = (value or {}).get(key)
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if style == SHARE else style.format(value)
 
 
 def rows_of(numbers: Sequence[dict]) -> list[tuple[str, list[float | None]]]:

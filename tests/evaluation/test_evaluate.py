@@ -173,6 +173,7 @@ def test_two_outputs_side_by_side(call, finished, llmbar, tmp_path, capsys):
         (["--benchmark=nothing"], "choose from hh"),
         (["--benchmark=world", "--delta=0", "--votes=auto"], "--delta=0.0: must be above 0"),
         (["--benchmark=world", "--votes=0"], "votes=0: must be at least 1"),
+        (["--benchmark=world", "--votes=many"], "--votes=many: give a whole number, or auto"),
     ],
 )
 def test_bad_input_is_one_line(flags, said, call, tmp_path, capsys):

@@ -1,15 +1,16 @@
 """Adaptive votes. Exact: capital and interval by hand; simulation: how often equal responses are told apart."""
 
-import importlib
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dwrl_jax import score as command
 from dwrl_jax.judge import score, votes
 from dwrl_jax.judge.votes import Adaptive
 from tests.judge.test_score import ROWS, loaded
 
-scoring = importlib.import_module("dwrl_jax.judge.score")
 ENDS = np.cumsum(Adaptive().rounds)
 
 
@@ -96,28 +97,43 @@ def judge():
 
 
 def test_rounds_are_the_first_votes_of_all(judge, monkeypatch):
-    """A row that is never settled has the 7 votes that --votes=7 gives; a settled one has the first of them."""
-    rule = Adaptive(rounds=(2, 2, 3))
-    (whole,) = score(judge, [ROWS[2]], votes=7, batch_size=2)
+    """A row that is never settled has the votes that --votes=4 gives; a settled one has the first of them."""
+    rule = Adaptive(rounds=(2, 2))
+    (whole,) = score(judge, [ROWS[2]], votes=4, batch_size=4)
     asked = []
 
     def settled(rule, log_scores):
         asked.append(len(log_scores[0,]))
-        return len(asked) > 3  # the second row after its first round, the first row never
+        return len(asked) > 2  # the first row never, the second row after its first round
 
     monkeypatch.setattr(votes, "settled", settled)
-    (row,) = score(judge, [ROWS[2]], rule, batch_size=2)
-    assert asked == [2, 4, 7] and np.shape(row["votes"]) == (2, 7)
-    assert row["thoughts"] == whole["thoughts"]
+    (row,) = score(judge, [ROWS[2]], rule, batch_size=4)
+    assert asked == [2, 4] and row["thoughts"] == whole["thoughts"]
     np.testing.assert_allclose(row["votes"], whole["votes"], rtol=1e-4)
-    (soon,) = score(judge, [ROWS[2]], rule, batch_size=2)
+    (soon,) = score(judge, [ROWS[2]], rule, batch_size=4)
     assert np.shape(soon["votes"]) == (2, 2) and soon["thoughts"] == [each[:2] for each in whole["thoughts"]]
 
 
 def test_a_settled_row_is_asked_no_more(judge, monkeypatch):
     """Each row stops alone, and rows do not depend on their neighbours."""
     monkeypatch.setattr(votes, "settled", lambda rule, log_scores: len(log_scores) == 3 or len(log_scores[0,]) == 4)
-    rows = list(score(judge, ROWS, Adaptive(rounds=(2, 2, 3)), batch_size=4))
+    rows = list(score(judge, ROWS, Adaptive(rounds=(2, 2, 2)), batch_size=4))
     assert [np.shape(row["votes"]) for row in rows] == [(3, 2), (4,), (2, 4), (4,)]
-    (alone,) = score(judge, ROWS[2:3], Adaptive(rounds=(2, 2, 3)), batch_size=2)
+    (alone,) = score(judge, ROWS[2:3], Adaptive(rounds=(2, 2, 2)), batch_size=4)
     assert alone["thoughts"] == rows[2]["thoughts"]
+
+
+def test_the_command_scores_with_as_many_votes_as_rows_need(judge, tmp_path, monkeypatch, capsys):
+    """A single response stops by its interval; and other rules begin anew."""
+    source, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in (ROWS[1], ROWS[2])))
+    monkeypatch.setattr(command, "load", lambda *_, **__: judge)
+    monkeypatch.setattr(command, "number_of", lambda *given: replace(votes.number_of(*given), rounds=(2, 2)))
+    monkeypatch.setattr(votes, "settled", lambda rule, log_scores: rule.width == 0.5 and len(log_scores) == 1)
+    flags = ["--model=random", f"--input={source}", "--votes=auto", "--delta=0.1", "--width=0.5", "--batch_size=4"]
+    command.main([*flags, f"--output={output}"])
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [np.shape(row["votes"]) for row in rows] == [(2,), (2, 4)]
+    with pytest.raises(SystemExit):
+        command.main([*flags, "--delta=1", f"--output={tmp_path / 'other'}"])
+    assert "--delta=1.0: must be above 0 and below 1" in capsys.readouterr().err
