@@ -5,9 +5,9 @@ the padded length from its own length. The other rows and the order of rows have
 """
 
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,12 @@ from dwrl_jax.generation.forced import teacher_forced
 from dwrl_jax.generation.keys import content_keys, content_seed
 from dwrl_jax.generation.sampler import SamplerOptions, follow, without_thought, write
 from dwrl_jax.judge import columns
-from dwrl_jax.judge import votes as voting
+from dwrl_jax.judge.batching import Answers, answered
 from dwrl_jax.judge.columns import Answer
 from dwrl_jax.judge.judge import Judge, answer_logps, branch_length, value_outputs
 from dwrl_jax.judge.load import LoadedJudge
-from dwrl_jax.judge.rows import Question, bucket_of, questions_of, read_row
+from dwrl_jax.judge.rows import Question, Row, bucket_of, questions_of, read_row
 from dwrl_jax.judge.votes import Adaptive
-
-WINDOW = 8  # number of batches of rows whose questions are sorted by length together
 
 
 @dataclass
@@ -83,61 +81,48 @@ def score(
     rounds = rounds if loaded.card.thoughts != "none" else (1,)
     rule = votes if isinstance(votes, Adaptive) and len(rounds) > 1 else None
     ask = functools.partial(_ask, loaded, batch_size=batch_size, seed=seed, work=work)
-    iterator = iter(rows)
-    while window := list(itertools.islice(iterator, WINDOW * batch_size)):
-        yield from _score_window(loaded, functools.partial(_in_rounds, ask, batch_size, rounds, rule), window, work)
+    prepared: deque[Prepared] = deque()
+
+    def questions() -> Iterator[list[tuple[int, Question]]]:
+        for row in rows:
+            prepared.append(_prepare(loaded, row))
+            yield prepared[-1].questions
+
+    for answers in answered(questions(), ask, batch_size, rounds, rule):
+        yield _finished(loaded, prepared.popleft(), answers, work is not None)
 
 
-def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | None], work: Work | None) -> Iterator[dict]:
-    read, asked, dropped, reasons = {}, {}, {}, {}
+@dataclass
+class Prepared:
+    """A row with its questions, each with its padded length; or with the reason why it cannot be scored."""
+
+    row: dict | None
+    read: Row | None = None
+    questions: list[tuple[int, Question]] = field(default_factory=list)
+    dropped: int = 0
+    error: str | None = None
+
+
+def _prepare(loaded: LoadedJudge, row: dict | None) -> Prepared:
     limit = longest_prefix(loaded)
-    for index, row in enumerate(rows):
-        try:
-            read[index] = read_row(row, loaded.card.kind)
-            questions, dropped[index] = questions_of(read[index], loaded.card.kind, loaded.dialogue, limit)
-            asked[index] = [(bucket_of(len(each.prefix), loaded.card, limit), each) for each in questions]
-        except (Malformed, UserError) as reason:  # a chat template may refuse a conversation
-            reasons[index] = str(reason)
-    answers = ask(asked)
-    for index, row in enumerate(rows):
-        scored = {"error": reasons[index]} if index in reasons else columns.scored(loaded, read[index], answers[index])
-        if work is not None and "error" not in scored:
-            scored |= columns.details(loaded, read[index], answers[index], [question for _, question in asked[index]])
-        if dropped.get(index) and "error" not in scored:
-            scored["dropped_turns"] = dropped[index]
-        yield columns.merged(row, scored, work is not None)
+    try:
+        read = read_row(row, loaded.card.kind)
+        questions, dropped = questions_of(read, loaded.card.kind, loaded.dialogue, limit)
+    except (Malformed, UserError) as reason:  # a chat template may refuse a conversation
+        return Prepared(row, error=str(reason))
+    return Prepared(row, read, [(bucket_of(len(each.prefix), loaded.card, limit), each) for each in questions], dropped)
 
 
-Asked = Mapping[int, list[tuple[int, Question]]]  # the questions of each row, each with its padded length
-Answers = dict[int, dict[tuple[int, ...], Answer]]  # by row and responses
-
-
-def _in_rounds(ask: Callable, batch_size: int, rounds: tuple[int, ...], rule: Adaptive | None, asked: Asked) -> Answers:
-    """The answers to all questions: a single round, or more rounds about the rows that `rule` has not settled."""
-    answers: Answers = {index: {} for index in asked}
-    for number, size in enumerate(rounds):
-        by_bucket: dict[int, list[tuple[int, Question]]] = {}
-        for index, questions in asked.items():
-            for bucket, question in questions:
-                by_bucket.setdefault(bucket, []).append((index, question))
-        for bucket, questions in sorted(by_bucket.items()):
-            for start in range(0, len(questions), batch_size):
-                batch = questions[start : start + batch_size]
-                told = ask([question for _, question in batch], bucket, votes=size, first=sum(rounds[:number]))
-                for (index, question), answer in zip(batch, told):
-                    earlier = answers[index].get(question.responses)
-                    answers[index][question.responses] = _both(earlier, answer) if earlier else answer
-        if rule is None:
-            break
-        open_rows = (i for i in asked if not voting.settled(rule, {which: a.values for which, a in answers[i].items()}))
-        asked = {index: asked[index] for index in open_rows}
-    return answers
-
-
-def _both(earlier: Answer, later: Answer) -> Answer:
-    values = np.concatenate([earlier.values, later.values])
-    written = earlier.written + later.written
-    return Answer(values, earlier.thoughts + later.thoughts, earlier.no_thought, written)
+def _finished(loaded: LoadedJudge, prepared: Prepared, answers: Answers, detailed: bool) -> dict:
+    """The row with its columns."""
+    if prepared.error is not None:
+        return columns.merged(prepared.row, {"error": prepared.error}, detailed)
+    scored = columns.scored(loaded, prepared.read, answers)
+    if detailed and "error" not in scored:
+        scored |= columns.details(loaded, prepared.read, answers, [question for _, question in prepared.questions])
+    if prepared.dropped and "error" not in scored:
+        scored["dropped_turns"] = prepared.dropped
+    return columns.merged(prepared.row, scored, detailed)
 
 
 def longest_prefix(loaded: LoadedJudge) -> int:
