@@ -26,6 +26,7 @@ from dwrl_jax.judge.score import Work, score
 from dwrl_jax.judge.votes import Adaptive
 
 ABOUT, ROWS, SUMMARY, CLOCK = "evaluation.json", "rows.jsonl", "summary.json", "clock.json"
+NOTES = ("data", "commit")  # in evaluation.json, of the first call; they may differ in a call that goes on
 MENDED = 10.0  # seconds between two writings of the clock
 
 
@@ -78,6 +79,7 @@ def evaluate(
         "card": as_json(loaded.card),
         "votes": asdict(votes) if is_dataclass(votes) else votes,
         "seed": seed,
+        "commit": commit(),
     }
     about = json.loads(json.dumps(about))
     with lock.held(output / "lock", "choose another --output"):
@@ -95,7 +97,7 @@ def begin(output: Path, about: dict) -> None:
         files.write_lines(output / ROWS, [])
         return
     earlier = files.read_json(output / ABOUT)
-    other = ", ".join(key for key in about if key != "data" and earlier.get(key) != about[key])
+    other = ", ".join(key for key in about if key not in NOTES and earlier.get(key) != about[key])
     if other:
         raise UserError(f"--output={output}: holds another evaluation (other {other}); choose another folder")
     files.write_lines(output / ROWS, list(files.read_lines(output / ROWS)))
@@ -174,7 +176,7 @@ def finish(output: Path) -> None:
         "kind": card["kind"],
         "seed": about["seed"],
         "asked votes": about["votes"],
-        "commit": commit(),
+        "commit": about["commit"],
     }
     files.write_json(output / SUMMARY, summary)
 

@@ -40,7 +40,16 @@ def row(index, wins):
 def write(folder, outcomes, benchmark="pairs", kind="verdict", more=()):
     """A finished evaluation with these outcomes."""
     card = as_json(JudgeCard(kind=kind))
-    about = {"benchmark": benchmark, "data": "f", "rows": "", "judge": "m", "card": card, "votes": 4, "seed": 0}
+    about = {
+        "benchmark": benchmark,
+        "data": "f",
+        "rows": "",
+        "judge": "m",
+        "card": card,
+        "votes": 4,
+        "seed": 0,
+        "commit": "abc",
+    }
     run.begin(folder, json.loads(json.dumps(about)))
     files.write_lines(folder / run.ROWS, [*(row(i, wins) for i, wins in enumerate(outcomes)), *more])
     files.write_json(folder / run.CLOCK, {"seconds": 2.0, "tokens": 60, "positions": 80})
