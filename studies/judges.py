@@ -22,7 +22,7 @@ from studies.pages import splice
 
 ROOT = Path(__file__).parents[1]
 PAGE, KEPT = "benchmarks_of_judges.md", "judges"
-NUMBERS = ("overall", "interval", "n", "votes", "no_thought", "cost", "errors", "model", "commit", "seed", "data")
+NUMBERS = ("overall", "interval", "n", "votes", "no_thought", "cost", "errors", "commit", "seed")
 PAIRS = ("accuracy", "nll", "ece", "tempered", "confident half", "stability", "consistency")
 TITLES = (
     "judge",
