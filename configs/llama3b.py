@@ -8,6 +8,9 @@ model. `:smoke` runs a small model of the same architecture with random weights.
 python -m dwrl_jax.plan --config=configs/llama3b.py --topology=v5e:4x4
   16 x TPU v5e with 14.9 GiB each, fsdp 4 x tensor 4: sampling takes 12.1 GiB per chip for 32 pairs at a time, and an
   update 13.4 GiB. A step needs at least 16 s. Sampling all 64 pairs at once would not fit.
+
+python -m dwrl_jax.evaluate --model=runs/llama3b --benchmark=rewardbench2,rm_bench,judgebench,ppe \\
+    --output=evaluated/llama3b
 """
 
 from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective

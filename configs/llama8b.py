@@ -12,6 +12,9 @@ python -m dwrl_jax.plan --config=configs/llama8b.py --topology=v5e:8x8
   With --topology=v5p:2x2x1 --config.optim.micro_batches=16: 4 x TPU v5p with 88.5 GiB each, tensor 4: sampling takes
   57.6 GiB per chip, and an update 81.2 GiB. A step needs at least 51 s. With 8 micro-batches an update would need
   97.5 GiB.
+
+python -m dwrl_jax.evaluate --model=runs/llama8b --benchmark=rewardbench2,rm_bench,judgebench,ppe \\
+    --output=evaluated/llama8b
 """
 
 from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective

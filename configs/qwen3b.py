@@ -9,6 +9,9 @@ python -m dwrl_jax.plan --config=configs/qwen3b.py --topology=v5e:4x4
   16 x TPU v5e with 14.9 GiB each, fsdp 8 x tensor 2: sampling takes 9.9 GiB per chip, and an update 10.6 GiB. A step
   needs at least 14 s. Micro-batches of up to 20 pairs would fit (here they have 8 pairs), and so would batches of at
   least 128 pairs.
+
+python -m dwrl_jax.evaluate --model=runs/qwen3b --benchmark=rewardbench2,rm_bench,judgebench,ppe \\
+    --output=evaluated/qwen3b
 """
 
 from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective

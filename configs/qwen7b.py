@@ -11,6 +11,9 @@ python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8
   least 184 pairs.
   With --topology=v5p:2x2x1 --config.optim.micro_batches=16: 4 x TPU v5p with 88.5 GiB each, tensor 4: sampling takes
   52.8 GiB per chip, and an update 75.0 GiB.
+
+python -m dwrl_jax.evaluate --model=runs/qwen7b --benchmark=rewardbench2,rm_bench,judgebench,ppe \\
+    --output=evaluated/qwen7b
 """
 
 from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective

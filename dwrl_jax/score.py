@@ -7,30 +7,20 @@ rows in their order, with all their columns and score, log_odds, votes, thoughts
 on the other rows. A stopped command goes on when it is given again.
 """
 
-from dwrl_jax.core import files, hosts, sharding
-from dwrl_jax.core.errors import UserError
+from dwrl_jax.core import files, hosts
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.load import load
 from dwrl_jax.judge.scored_file import score_file
-from dwrl_jax.settings.commandline import Flag, command, folder, parse_flags, start
-
-
-def mesh_sizes(text: str) -> dict[str, int]:
-    """Sizes of the mesh from "data=2,tensor=4"."""
-    sizes = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in sharding.AXES or not size.lstrip("-").isdigit():
-            raise UserError(f"--mesh={text}: give sizes of {', '.join(sharding.AXES)}, such as data=2,tensor=4")
-        sizes[axis] = int(size)
-    return sizes
-
+from dwrl_jax.judge.votes import number_of
+from dwrl_jax.settings.commandline import Flag, command, folder, mesh_sizes, parse_flags, start
 
 FLAGS = {
     "model": Flag("runs/tiny", "a run's workdir, an exported or Hugging Face folder, or a hub id", required=True),
     "input": Flag("rows.jsonl", "the rows, in any file or folder that training reads", required=True, read=folder),
     "output": Flag("scored.jsonl", "the file to write, which must not exist", required=True, read=folder),
-    "votes": Flag("8", "thoughts per response; their mean is the score", default=8, read=int),
+    "votes": Flag("8", "thoughts per response, whose mean is the score, or auto: as many as a row needs", default="8"),
+    "delta": Flag("0.01", "with --votes=auto, how often equal responses may be told apart", default=0.05, read=float),
+    "width": Flag("0.1", "with --votes=auto, how well a single response's score is known", default=0.2, read=float),
     "checkpoint": Flag("best", "of a workdir: last, best or the number of a step", default="last"),
     "judge": Flag("judge.json", "questions and read-out in the place of the folder's own judge.json", read=folder),
     "start": Flag("models/start", "the starting model's folder, for a judge that reads thoughts of it"),
@@ -43,10 +33,11 @@ FLAGS = {
 @command
 def main(arguments: list[str] | None = None) -> None:
     given = parse_flags(arguments, FLAGS, __doc__)
+    votes = number_of(given.votes, given.delta, given.width)
     start()
     card = read_card(given.judge) if given.judge else None
     loaded = load(given.model, checkpoint=given.checkpoint, card=card, start=given.start, mesh=given.mesh)
-    score_file(loaded, given.input, given.output, given.votes, seed=given.seed, batch_size=given.batch_size)
+    score_file(loaded, given.input, given.output, votes, seed=given.seed, batch_size=given.batch_size)
     if hosts.first():
         errors = [row["error"] for row in files.read_lines(given.output) if "error" in row]
         if errors:

@@ -22,7 +22,7 @@ from studies.pages import splice
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = SUITES["tiny"].reference
-IN_THE_README = ("method", "accuracy", "accuracy_less", "nll", "nll_less", "tokens")
+IN_THE_README = ("method", "accuracy", "accuracy_less", "nll", "tempered", "tempered_less", "tokens")
 
 
 def short(runs: Runs) -> str:
@@ -33,8 +33,9 @@ def short(runs: Runs) -> str:
 def whole(runs: Runs) -> str:
     """The generated part of docs/comparison.md."""
     by_votes = (
-        "The same runs by the number of votes; the calibration error is that with the most votes, and flips are the\n"
-        "pairs about which a pairwise judge changes its mind when the responses change place:"
+        "The same runs by the number of votes. Calibration error, and accuracy on the more confident half of\n"
+        "pairs, are those with the most votes. Flips are the pairs about which a pairwise judge changes its mind when\n"
+        "the responses change place:"
     )
     return f"{table(runs, REFERENCE)}\n\n{by_votes}\n\n{votes_table(runs)}\n"
 

@@ -37,11 +37,11 @@ def content_seed(prefix: Int[np.ndarray, " L"]) -> UInt32[np.ndarray, "2"]:
     return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
 
 
-def content_keys(seed: int, content: UInt32[Array, "P 2"], votes: int) -> Array:
-    """A key for each thought [P, votes], from (seed, `content_seed` of the prefix, vote)."""
+def content_keys(seed: int, content: UInt32[Array, "P 2"], votes: int, first: int = 0) -> Array:
+    """A key for each thought [P, votes], from (seed, `content_seed` of the prefix, vote). Votes count from `first`."""
 
     def thought_key(words, vote):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), words[0]), words[1])
         return jax.random.fold_in(key, vote)
 
-    return jax.vmap(jax.vmap(thought_key, (None, 0)), (0, None))(content, jnp.arange(votes))
+    return jax.vmap(jax.vmap(thought_key, (None, 0)), (0, None))(content, first + jnp.arange(votes))

@@ -119,6 +119,13 @@ def follow(cache: Cache, following: tuple[int, ...]) -> Float[Array, "P G D"]:
     return hidden[:, :, -1]
 
 
+def without_thought(cache: Cache) -> Cache:
+    """The same rows, each with a single thought that is empty. Nothing of the prefixes is computed again."""
+    rows = len(cache.prefix_len)
+    written = Region(*(tuple(x[:, :1] for x in part) for part in cache.written[:2]), jnp.zeros((rows, 1), jnp.int32))
+    return cache._replace(written=written, opened=cache.opened[:, :1])
+
+
 def _prefix_region(writer, params, prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Region:
     """For each layer, the keys and values of all prefix tokens of each row except the last."""
     positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)

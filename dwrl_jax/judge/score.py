@@ -5,8 +5,8 @@ the padded length from its own length. The other rows and the order of rows have
 """
 
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import jax
@@ -19,28 +19,39 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.data.formats import Malformed
 from dwrl_jax.generation.forced import teacher_forced
 from dwrl_jax.generation.keys import content_keys, content_seed
-from dwrl_jax.generation.sampler import SamplerOptions, follow, write
-from dwrl_jax.judge import votes as voting
+from dwrl_jax.generation.sampler import SamplerOptions, follow, without_thought, write
+from dwrl_jax.judge import columns
+from dwrl_jax.judge.batching import Answers, answered
+from dwrl_jax.judge.columns import Answer
 from dwrl_jax.judge.judge import Judge, answer_logps, branch_length, value_outputs
 from dwrl_jax.judge.load import LoadedJudge
-from dwrl_jax.judge.rows import Question, bucket_of, questions_of, read_row
-
-WINDOW = 8  # number of batches of rows whose questions are sorted by length together
-ADDED = ("score", "log_odds", "votes", "thoughts", "rank", "dropped_turns", "error")  # the columns of a scored row
+from dwrl_jax.judge.rows import Question, Row, bucket_of, questions_of, read_row
+from dwrl_jax.judge.votes import Adaptive
 
 
 @dataclass
-class Answer:
-    """The judge's answer to a question: a log score for each vote, or a value head's outputs, and its thoughts."""
+class Work:
+    """Numbers of prefix tokens that were asked, and of positions that held them with all padding."""
 
-    values: Float[np.ndarray, " K"]
-    thoughts: list[str] = field(default_factory=list)
+    tokens: int = 0
+    positions: int = 0
+
+    @property
+    def padding(self) -> float:
+        """Share of the positions that held no token."""
+        return 1 - self.tokens / self.positions if self.positions else 0.0
 
 
 def score(
-    loaded: LoadedJudge, rows: Iterable[dict | str | None], votes: int = 8, *, seed: int = 0, batch_size: int = 16
+    loaded: LoadedJudge,
+    rows: Iterable[dict | str | None],
+    votes: int | Adaptive = 8,
+    *,
+    seed: int = 0,
+    batch_size: int = 16,
+    work: Work | None = None,
 ) -> Iterator[dict]:
-    """The rows in their order, each with its own columns and the columns `ADDED`.
+    """The rows in their order, each with its own columns and the columns `columns.ADDED`.
 
     A row has `prompt` and `response` or `responses`, or it is a preference pair. A string says why a row could not be
     read. The columns that are added:
@@ -54,45 +65,65 @@ def score(
     `error`     only in a row that cannot be scored: the reason. The other columns are then None.
 
     If the row has `responses`, the columns are lists over them. If the row already has a column of such a name, that
-    column is kept as input_NAME. A judge without thoughts has a single vote. `batch_size` questions are asked at a
-    time. UserError if `votes` is below 1 or if the mesh does not divide `batch_size`.
+    column is kept as input_NAME. A judge without thoughts has a single vote. With `Adaptive` votes a row has as many as
+    it needs. `batch_size` questions are asked at a time.
+
+    With `work`, which then counts tokens and padding, rows have two more columns, and scores stay as they are:
+    `no_thought`  score and votes of the judge without a thought: {"score", "votes"};
+    `tokens`      numbers of tokens: {"prefix": of all questions, "thoughts": of all thoughts}.
+
+    UserError if `votes` is below 1 or if the mesh does not divide `batch_size`.
     """
-    if votes < 1:
+    rounds = votes.rounds if isinstance(votes, Adaptive) else (votes,)
+    if min(rounds) < 1:
         raise UserError(f"votes={votes}: must be at least 1")
     with jax.set_mesh(loaded.mesh):
         sharding.check_divides(loaded.mesh, sharding.ROWS, batch_size, "batch_size")
-    votes = votes if loaded.card.thoughts != "none" else 1
-    ask = functools.partial(_ask, loaded, batch_size=batch_size, votes=votes, seed=seed)
-    iterator = iter(rows)
-    while window := list(itertools.islice(iterator, WINDOW * batch_size)):
-        yield from _score_window(loaded, ask, window, batch_size)
+    rounds = rounds if loaded.card.thoughts != "none" else (1,)
+    rule = votes if isinstance(votes, Adaptive) and len(rounds) > 1 else None
+    ask = functools.partial(_ask, loaded, batch_size=batch_size, seed=seed, work=work)
+    prepared: deque[Prepared] = deque()
+
+    def questions() -> Iterator[list[tuple[int, Question]]]:
+        for row in rows:
+            prepared.append(_prepare(loaded, row))
+            yield prepared[-1].questions
+
+    for answers in answered(questions(), ask, batch_size, rounds, rule):
+        yield _finished(loaded, prepared.popleft(), answers, work is not None)
 
 
-def _score_window(loaded: LoadedJudge, ask: Callable, rows: list[dict | str | None], batch_size: int) -> Iterator[dict]:
-    read, asked, dropped, reasons = {}, {}, {}, {}
+@dataclass
+class Prepared:
+    """A row with its questions, each with its padded length; or with the reason why it cannot be scored."""
+
+    row: dict | str | None
+    read: Row | None = None
+    questions: list[tuple[int, Question]] = field(default_factory=list)
+    dropped: int = 0
+    error: str | None = None
+
+
+def _prepare(loaded: LoadedJudge, row: dict | str | None) -> Prepared:
     limit = longest_prefix(loaded)
-    for index, row in enumerate(rows):
-        try:
-            read[index] = read_row(row, loaded.card.kind)
-            questions, dropped[index] = questions_of(read[index], loaded.card.kind, loaded.dialogue, limit)
-            asked[index] = [(bucket_of(len(each.prefix), loaded.card, limit), each) for each in questions]
-        except (Malformed, UserError) as reason:  # a chat template may refuse a conversation
-            reasons[index] = str(reason)
-    by_bucket: dict[int, list[tuple[int, Question]]] = {}
-    for index, questions in asked.items():
-        for bucket, question in questions:
-            by_bucket.setdefault(bucket, []).append((index, question))
-    answers: dict[int, dict[tuple[int, ...], Answer]] = {index: {} for index in asked}
-    for bucket, questions in sorted(by_bucket.items()):
-        for start in range(0, len(questions), batch_size):
-            batch = questions[start : start + batch_size]
-            for (index, question), answer in zip(batch, ask([q for _, q in batch], bucket)):
-                answers[index][question.responses] = answer
-    for index, row in enumerate(rows):
-        scored = {"error": reasons[index]} if index in reasons else _scored(loaded, read[index], answers[index])
-        if dropped.get(index) and "error" not in scored:
-            scored["dropped_turns"] = dropped[index]
-        yield _merged(row, scored)
+    try:
+        read = read_row(row, loaded.card.kind)
+        questions, dropped = questions_of(read, loaded.card.kind, loaded.dialogue, limit)
+    except (Malformed, UserError) as reason:  # a chat template may refuse a conversation
+        return Prepared(row, error=str(reason))
+    return Prepared(row, read, [(bucket_of(len(each.prefix), loaded.card, limit), each) for each in questions], dropped)
+
+
+def _finished(loaded: LoadedJudge, prepared: Prepared, answers: Answers, detailed: bool) -> dict:
+    """The row with its columns."""
+    if prepared.error is not None:
+        return columns.merged(prepared.row, {"error": prepared.error}, detailed)
+    scored = columns.scored(loaded, prepared.read, answers)
+    if detailed and "error" not in scored:
+        scored |= columns.details(loaded, prepared.read, answers, [question for _, question in prepared.questions])
+    if prepared.dropped and "error" not in scored:
+        scored["dropped_turns"] = prepared.dropped
+    return columns.merged(prepared.row, scored, detailed)
 
 
 def longest_prefix(loaded: LoadedJudge) -> int:
@@ -102,9 +133,21 @@ def longest_prefix(loaded: LoadedJudge) -> int:
 
 
 def _ask(
-    loaded: LoadedJudge, questions: list[Question], length: int, batch_size: int, votes: int, seed: int
+    loaded: LoadedJudge,
+    questions: list[Question],
+    length: int,
+    *,
+    batch_size: int,
+    votes: int,
+    first: int,
+    seed: int,
+    work: Work | None,
 ) -> list[Answer]:
-    """The answers to a batch of questions, padded to a given length and a given number of rows."""
+    """The answers to a batch of questions, padded to a given length and a given number of rows.
+
+    The votes have the numbers from `first` on. The first votes come with the answers without a thought, if there is
+    `work` to count.
+    """
     rows = questions + questions[:1] * (batch_size - len(questions))
     prefix = np.full((batch_size, length), loaded.judge.pad, np.int32)
     for row, question in zip(prefix, rows):
@@ -113,49 +156,66 @@ def _ask(
     content = np.stack([content_seed(question.prefix) for question in rows])
     card = loaded.card
     options = SamplerOptions(votes, card.max_thought, card.top_k, card.top_p)
+    plain = work is not None and first == 0
     with jax.set_mesh(loaded.mesh):
-        answers = _answers(
-            loaded.judge, card.thoughts, options, loaded.params, loaded.start, prefix, prefix_len, content, seed
-        )
-        values, thought, lengths = jax.device_get(answers)
-    return [Answer(values[i], _texts(loaded, thought[i], lengths[i])) for i in range(len(questions))]
+        arrays = prefix, prefix_len, content, seed, first
+        answers = _answers(loaded.judge, card.thoughts, options, plain, loaded.params, loaded.start, *arrays)
+        values, thought, lengths, without = jax.device_get(answers)
+    if work is not None:
+        work.tokens += sum(len(question.prefix) for question in questions)
+        work.positions += prefix.size
+    return [
+        Answer(values[i], _texts(loaded, thought[i], lengths[i]), without[i] if plain else None, int(lengths[i].sum()))
+        for i in range(len(questions))
+    ]
 
 
-@functools.partial(jax.jit, static_argnames=("judge", "source", "options"))
+@functools.partial(jax.jit, static_argnames=("judge", "source", "options", "plain"))
 def _answers(
     judge: Judge,
     source: str,
     options: SamplerOptions,
+    plain: bool,
     params,
     start,
     prefix: Int[Array, "P L"],
     prefix_len: Int[Array, " P"],
     content: UInt32[Array, "P 2"],
     seed: int,
-) -> tuple[Float[Array, "P K"], Int[Array, "P K T"], Int[Array, "P K"]]:
+    first: int,
+) -> tuple[Float[Array, "P K"], Int[Array, "P K T"], Int[Array, "P K"], Float[Array, "P _"]]:
     """The log scores of the first answer for each vote, or a value head's outputs; the thoughts; their lengths.
 
-    `source` says whose thoughts they are, as `JudgeCard.thoughts` does. All results lie whole on every device.
+    `source` says whose thoughts they are, as `JudgeCard.thoughts` does. With `plain` the last result has the log scores
+    without a thought, or again the outputs. All results lie whole on every device.
     """
     rows = len(prefix_len)
     if judge.has_value_head:
         values = value_outputs(judge, params, prefix, prefix_len)
         thought, length = jnp.zeros((rows, 0, 1), jnp.int32), jnp.zeros((rows, 0), jnp.int32)
-        return tuple(map(_whole, (values, thought, length)))
-    keys = content_keys(seed, content, options.group_size)
+        return tuple(map(_whole, (values, thought, length, values)))
+    keys = content_keys(seed, content, options.group_size, first)
+    empty, one = jnp.full((rows, 1, 1), judge.end, jnp.int32), jnp.ones((rows, 1), jnp.int32)
+    forced = functools.partial(teacher_forced, judge.writer, params, prefix, prefix_len)
     if source == "policy":
         drawn, cache = write(judge.writer, options, params, prefix, prefix_len, keys)
-        hidden, params = follow(cache, judge.question), cache.params
         thought, length = drawn.thought, drawn.length
+        hidden, params = follow(cache, judge.question), cache.params
+        without = follow(without_thought(cache), judge.question) if plain else None
     else:
-        thought, length = jnp.full((rows, 1, 1), judge.end, jnp.int32), jnp.ones((rows, 1), jnp.int32)
+        thought, length = empty, one
         if source == "start":
             drawn, _ = write(judge.writer, options, start, prefix, prefix_len, keys)
             thought, length = drawn.thought, drawn.length
-        hidden = teacher_forced(judge.writer, params, prefix, prefix_len, thought, length, judge.question).last
-    answer = jnp.full(hidden.shape[:2], judge.answers[0])
-    log_scores, _, _ = answer_logps(judge, params, hidden, answer)
-    return tuple(map(_whole, (log_scores, thought, length)))
+        hidden = forced(thought, length, judge.question).last
+        without = forced(empty, one, judge.question).last if plain and source == "start" else hidden
+    log_scores = _first_answer(judge, params, hidden)
+    without = _first_answer(judge, params, without) if plain else log_scores[:, :0]
+    return tuple(map(_whole, (log_scores, thought, length, without)))
+
+
+def _first_answer(judge: Judge, params, hidden: Float[Array, "P K D"]) -> Float[Array, "P K"]:
+    return answer_logps(judge, params, hidden, jnp.full(hidden.shape[:2], judge.answers[0]))[0]
 
 
 def _whole(x: Array) -> Array:
@@ -170,50 +230,3 @@ def _texts(loaded: LoadedJudge, thought: Int[np.ndarray, "K T"], length: Int[np.
         written = ids[: size - 1] if ids[size - 1] == loaded.judge.end else ids[:size]
         texts.append(loaded.dialogue.tokenizer.decode(written, skip_special_tokens=False))
     return texts
-
-
-def _scored(loaded: LoadedJudge, row, answers: dict[tuple[int, ...], Answer]) -> dict:
-    """The added columns of a row, from the answers to its questions."""
-    kind, count = loaded.card.kind, len(row.responses)
-    thoughts = [
-        [text for which, a in sorted(answers.items()) if which[0] == i for text in a.thoughts] for i in range(count)
-    ]
-    each = [np.concatenate([a.values for which, a in sorted(answers.items()) if which[0] == i]) for i in range(count)]
-    if kind == "label":
-        win = {which: float(np.exp(voting.mean_vote(answer.values))) for which, answer in answers.items()}
-        value = voting.against_others(win, count)
-        odds, each = voting.log_odds(np.log(value)), [np.exp(log_scores) for log_scores in each]
-    elif kind == "embedding":
-        values = np.stack([answers[i,].values for i in range(count)])
-        value = voting.compared(_embedding_odds(loaded, values))
-        odds, each = voting.log_odds(np.log(value)), [[v] for v in value]
-    elif kind == "reward":
-        value = odds = np.array([values[0] for values in each], np.float64)
-    else:
-        log_p = np.array([voting.mean_vote(log_scores) for log_scores in each])
-        value, odds, each = np.exp(log_p), voting.log_odds(log_p), [np.exp(log_scores) for log_scores in each]
-    if not (np.isfinite(value).all() and np.isfinite(odds).all()):
-        return {"error": "the score is not finite: the weights are broken, or too large for their dtype"}
-    columns = {
-        "score": [float(x) for x in value],
-        "log_odds": [float(x) for x in odds],
-        "votes": [[float(x) for x in scores] for scores in each],
-        "thoughts": thoughts,
-        "rank": [int(x) for x in voting.ranks(value)],
-    }
-    return {name: values[0] if row.single else values for name, values in columns.items()}
-
-
-def _embedding_odds(loaded: LoadedJudge, values: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "R R"]:
-    """The log-odds of response i over response j, in nats, from the objective's comparison of their embeddings."""
-    count = len(values)
-    pairs = np.stack([np.stack([values[i], values[j]]) for i in range(count) for j in range(count)])
-    halves = np.asarray(loaded.judge.value_scores(jnp.asarray(pairs)), np.float64)
-    return (halves[:, 0] - halves[:, 1]).reshape(count, count)
-
-
-def _merged(row: dict | str | None, scored: dict) -> dict:
-    columns = row.items() if isinstance(row, dict) else ()
-    kept = {f"input_{name}" if name in ADDED else name: value for name, value in columns}
-    empty = dict.fromkeys(ADDED[:-2]) if "error" in scored else {}
-    return kept | empty | scored

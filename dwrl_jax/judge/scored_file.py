@@ -1,5 +1,6 @@
 """Score a file of rows, in the order of the input. After an interruption the same call goes on from the last row."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,10 +15,11 @@ from dwrl_jax.data.containers import identity, open_table
 from dwrl_jax.judge.card import as_json
 from dwrl_jax.judge.load import LoadedJudge
 from dwrl_jax.judge.score import score
+from dwrl_jax.judge.votes import Adaptive
 
 
 def score_file(
-    loaded: LoadedJudge, source: Path, output: Path, votes: int = 8, *, seed: int = 0, batch_size: int = 16
+    loaded: LoadedJudge, source: Path, output: Path, votes: int | Adaptive = 8, *, seed: int = 0, batch_size: int = 16
 ) -> None:
     """Score the rows of a file that training reads too, and write them to `output`, a file of JSON lines.
 
@@ -33,9 +35,12 @@ def score_file(
     hosts.by_first(Path.unlink)(output.with_name(f".{output.name}.lock"), missing_ok=True)
 
 
-def _score_file(loaded: LoadedJudge, source: Path, output: Path, votes: int, seed: int, batch_size: int) -> None:
+def _score_file(
+    loaded: LoadedJudge, source: Path, output: Path, votes: int | Adaptive, seed: int, batch_size: int
+) -> None:
     total, digest = measure(source)
-    head = {"judge": loaded.name, "card": as_json(loaded.card), "input": digest, "votes": votes, "seed": seed}
+    asked = dataclasses.asdict(votes) if isinstance(votes, Adaptive) else votes
+    head = {"judge": loaded.name, "card": as_json(loaded.card), "input": digest, "votes": asked, "seed": seed}
     partial = output.with_name(f".{output.name}.partial")
     done = hosts.of_first(_begin(partial, head) if hosts.first() else 0)
     rows = itertools.islice(read_rows(source), done, None)

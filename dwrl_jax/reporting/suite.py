@@ -12,6 +12,7 @@ from scipy.special import expit
 
 from dwrl_jax.core import files
 from dwrl_jax.evaluation import metrics
+from dwrl_jax.evaluation.calibration import confident_half, tempered_losses
 from dwrl_jax.reporting.runs import FinishedRun
 
 RESAMPLES = 4000
@@ -25,6 +26,8 @@ COLUMNS = {
     "accuracy_less": "less {reference}, 95 % interval",
     "nll": "NLL",
     "nll_less": "less {reference}, 95 % interval",
+    "tempered": "NLL after one temperature",
+    "tempered_less": "less {reference}, 95 % interval",
     "pairs": "pairs",
     "tokens": "generated tokens",
     "seconds": "seconds",
@@ -87,6 +90,7 @@ def line(runs: Runs) -> dict[str, str]:
         "before": f"{100 * mean(runs, 'base_accuracy'):.1f}",
         "accuracy": accuracy([run.row for run in runs]),
         "nll": f"{mean(runs, 'nll'):.3f}",
+        "tempered": f"{np.mean([tempered_losses(log_odds(run)).mean() for run in runs]):.3f}",
         "pairs": f"{mean(runs, 'pairs'):,.0f}",
         "tokens": f"{mean(runs, 'generated_tokens'):,.0f}",
         "seconds": f"{mean(runs, 'seconds'):,.0f}",
@@ -101,7 +105,12 @@ def bold(cells: dict[str, str]) -> dict[str, str]:
 def differences(runs: Runs, base: Runs) -> dict[str, str]:
     """Cells of the paired differences from the reference, with their intervals. None without a common seed."""
     cells = {}
-    for name, measure, unit, digits in (("accuracy", metrics.wins, 100, 1), ("nll", metrics.losses, 1, 3)):
+    measures = (
+        ("accuracy", metrics.wins, 100, 1),
+        ("nll", metrics.losses, 1, 3),
+        ("tempered", tempered_losses, 1, 3),
+    )
+    for name, measure, unit, digits in measures:
         parts = paired(runs, base, measure)
         if parts:
             numbers = (np.mean([part.mean() for part in parts]), *two_level_interval(parts))
@@ -124,8 +133,8 @@ def world_lines(runs: Runs) -> list[dict[str, str]]:
 def votes_table(runs: Runs, votes: tuple[int, ...] = (1, 8, 32)) -> str:
     """Markdown with a line for each method at equal pairs: means over seeds by the number of votes.
 
-    The calibration error is that with the most votes. Flips are the pairs about which a pairwise judge changes its
-    mind when the two responses change place.
+    The calibration error is that with the most votes, and so is the accuracy on the more confident half of the pairs.
+    Flips are the pairs about which a pairwise judge changes its mind when the two responses change place.
     """
     titles = ["method", *(f"accuracy %, k = {k}" for k in votes), *(f"NLL, k = {k}" for k in votes)]
     lines = []
@@ -133,7 +142,7 @@ def votes_table(runs: Runs, votes: tuple[int, ...] = (1, 8, 32)) -> str:
         part = select(runs, method=method, budget="pairs")
         if part:
             lines.append([f"`{method}`", *votes_line(part, votes)])
-    return markdown([*titles, "calibration error", "flips %"], lines)
+    return markdown([*titles, "calibration error", "confident half %", "flips %"], lines)
 
 
 def votes_line(runs: Runs, votes: tuple[int, ...]) -> list[str]:
@@ -150,6 +159,7 @@ def votes_line(runs: Runs, votes: tuple[int, ...]) -> list[str]:
         *(over_seeds(metrics.wins, count, "{:.1f}", 100) for count in votes),
         *(over_seeds(metrics.losses, count, "{:.3f}") for count in votes),
         f"{mean(runs, 'ece'):.3f}",
+        f"{100 * np.mean([confident_half(log_odds(run)) for run in runs]):.1f}",
         f"{100 * np.mean(flips):.1f}" if flips else "",
     ]
 

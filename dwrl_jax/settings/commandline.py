@@ -21,7 +21,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dwrl_jax.core import hosts
+from dwrl_jax.core import hosts, sharding
 from dwrl_jax.core.errors import UserError, exit_cleanly
 from dwrl_jax.settings.config import flat, nearest
 
@@ -30,7 +30,10 @@ OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """A flag --NAME=VALUE. Messages and --help show `example`. `read` turns the text into the value."""
+    """A flag --NAME=VALUE. Messages and --help show `example`. `read` turns the text into the value.
+
+    With `many` the flag is --NAME VALUE VALUE ..., and its value is a list.
+    """
 
     example: str
     meaning: str
@@ -38,10 +41,22 @@ class Flag:
     default: object = None
     choices: tuple[str, ...] = ()
     read: Callable[[str], object] = str
+    many: bool = False
 
 
 def folder(text: str) -> Path:
     return Path(text).expanduser()
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Sizes of the mesh from "data=2,tensor=4"."""
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sharding.AXES or not size.lstrip("-").isdigit():
+            raise UserError(f"--mesh={text}: give sizes of {', '.join(sharding.AXES)}, such as data=2,tensor=4")
+        sizes[axis] = int(size)
+    return sizes
 
 
 WORKDIR = Flag("runs/tiny", "the folder of the run", required=True, read=folder)
@@ -144,7 +159,9 @@ def _read(arguments, wanted: Mapping[str, Flag], text: Callable[[], str]) -> tup
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = _refuse
     for name, flag in wanted.items():
-        parser.add_argument(f"--{name}", type=flag.read, default=flag.default, choices=flag.choices or None)
+        number = "+" if flag.many else None
+        choices = flag.choices or None
+        parser.add_argument(f"--{name}", type=flag.read, default=flag.default, choices=choices, nargs=number)
     return parser.parse_known_args(arguments)
 
 
