@@ -105,7 +105,7 @@ def test_bad_rows_are_listed_and_wrong_files_refused(tmp_path):
     path = write(tmp_path / "a.jsonl", [good, good | {"label": None}, good | {"label": 3}, {"input": "q"}])
     path.write_text(path.read_text() + "not json\n")
     rows = benchmarks.read("llmbar", str(path))
-    reasons = ["", "missing column: label", "label '3', not 1 or 2", "missing column: output_1", "not a JSON object"]
+    reasons = ["", "missing column: label", "label '3', not 1 or 2", "missing column: output_1", "not json"]
     assert [row.get("error", "") for row in rows] == reasons
     assert [row["where"] for row in rows] == [f"a.jsonl:{line}" for line in range(1, 6)]
     with pytest.raises(
@@ -122,7 +122,7 @@ def test_bad_rows_are_listed_and_wrong_files_refused(tmp_path):
     with pytest.raises(UserError, match="choose from hh, judgebench"):
         benchmarks.load("rewardbench3")
     (tmp_path / "b.json").write_text("{}")
-    with pytest.raises(UserError, match="holds no list of rows"):
+    with pytest.raises(UserError, match="no row of LLMBar"):
         benchmarks.read("llmbar", str(tmp_path / "b.json"))
 
 

@@ -1,4 +1,4 @@
-"""Read the files of a benchmark: JSON lines, JSON arrays and Parquet, plain or gzipped, folders of them, hub names."""
+"""Read the files of a benchmark: those that training reads too, folders of them, hub names."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -7,8 +7,7 @@ from pathlib import Path
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import containers
 from dwrl_jax.data.formats import Malformed
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+from dwrl_jax.data.row_files import ROWS, is_row_file
 
 
 def read(
@@ -38,9 +37,9 @@ def _raw_rows(data: str, splits: tuple[str, ...]) -> Iterator[tuple[str, str, di
     for name in [data] if Path(data).exists() else data.split("+"):
         path = Path(name).expanduser()
         if path.is_dir() and not _is_saved(path):
-            files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
+            files = sorted(file for file in path.rglob("*") if is_row_file(str(file)))
             if not files:
-                raise UserError(f"--data={name}: no file {', '.join(SUFFIXES)} in this folder")
+                raise UserError(f"--data={name}: no file {', '.join(ROWS)} in this folder")
         else:
             files = [path] if path.is_file() else []
         for file in files:
@@ -48,7 +47,7 @@ def _raw_rows(data: str, splits: tuple[str, ...]) -> Iterator[tuple[str, str, di
             rows = containers.open_table(str(file), "train").rows()
             yield from ((str(file), f"{_short(file, path)}:{place.rpartition(':')[2]}", raw) for place, raw in rows)
         if not files:
-            if path.is_absolute() or name.endswith(SUFFIXES):
+            if path.is_absolute() or is_row_file(name):
                 raise UserError(f"--data={name}: there is no such file or folder")
             for split in splits:
                 rows = containers.open_table(str(name), split).rows()
@@ -57,7 +56,7 @@ def _raw_rows(data: str, splits: tuple[str, ...]) -> Iterator[tuple[str, str, di
 
 def _is_saved(path: Path) -> bool:
     """Whether `datasets` wrote the folder."""
-    return any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
+    return any((path / marker).is_file() for marker in containers.MARKERS)
 
 
 def _short(file: Path, given: Path) -> str:
