@@ -33,8 +33,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("votes", ["2", "auto"])
 def test_two_processes_are_one(folder, votes, tmp_path):
     flags = [f"--model={folder}", "--benchmark=world", "--data=0:10", f"--votes={votes}", "--batch_size=4"]
-    run("dwrl_jax.evaluate", *flags, f"--output={tmp_path / 'one'}", devices=1)
-    run("dwrl_jax.evaluate", *flags, "--mesh=data=2", f"--output={tmp_path / 'two'}", processes=2)
+    run("dwrl_jax.evaluate", *flags, f"--output={tmp_path / 'one'}", devices=1, timeout=600)
+    run("dwrl_jax.evaluate", *flags, "--mesh=data=2", f"--output={tmp_path / 'two'}", processes=2, timeout=600)
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "rows.jsonl").read_text().splitlines()]
         for name in ("one", "two")

@@ -23,7 +23,7 @@ from tests.small import lively
 REPO = Path(__file__).parents[2]
 
 
-def run(module, *arguments, processes=1, devices=1):
+def run(module, *arguments, processes=1, devices=1, timeout=120):
     """Standard errors of a module run in several processes of several CPU devices each, which all end well."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -36,7 +36,7 @@ def run(module, *arguments, processes=1, devices=1):
     numbers = [{hosts.NUMBER: str(number)} if processes > 1 else {} for number in range(processes)]
     started = [subprocess.Popen(command, env=env | number, **options) for number in numbers]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
+        errors = [process.communicate(timeout=timeout)[1] for process in started]
     finally:
         for process in started:
             process.kill()
