@@ -114,15 +114,6 @@ def test_rounds_are_the_first_votes_of_all(judge, monkeypatch):
     assert np.shape(soon["votes"]) == (2, 2) and soon["thoughts"] == [each[:2] for each in whole["thoughts"]]
 
 
-def test_a_settled_row_is_asked_no_more(judge, monkeypatch):
-    """Each row stops alone, and rows do not depend on their neighbours."""
-    monkeypatch.setattr(votes, "settled", lambda rule, log_scores: len(log_scores) == 3 or len(log_scores[0,]) == 4)
-    rows = list(score(judge, ROWS, Adaptive(rounds=(2, 2, 2)), batch_size=4))
-    assert [np.shape(row["votes"]) for row in rows] == [(3, 2), (4,), (2, 4), (4,)]
-    (alone,) = score(judge, ROWS[2:3], Adaptive(rounds=(2, 2, 2)), batch_size=4)
-    assert alone["thoughts"] == rows[2]["thoughts"]
-
-
 def test_the_command_scores_with_as_many_votes_as_rows_need(judge, tmp_path, monkeypatch, capsys):
     """A single response stops by its interval; and other rules begin anew."""
     source, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
