@@ -18,6 +18,8 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.dialogue.questions import Texts, before_thought, message
 from dwrl_jax.dialogue.rendering import as_text, encode, up_to_thought, whole
 
+MOVED = "it moves a system message behind the thought"
+
 
 @dataclass(frozen=True)
 class Dialogue:
@@ -44,6 +46,7 @@ class Dialogue:
     cut: str = ""
     opening: str = ""
     closing: str = ""
+    moves_system: bool = False  # the template puts a system message into the last turn, behind the thought
 
     @property
     def kind(self) -> str:
@@ -64,6 +67,8 @@ def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
         for text in (*(turn["content"] for turn in messages), *responses):
             _check_words(dialogue, text)
     conversations = [before_thought(dialogue.texts, *row) for row in rows]
+    if dialogue.moves_system and any(turns[0]["role"] == "system" for turns in conversations):
+        raise UserError(f"the chat template refuses a conversation: {MOVED}")
     bare = dialogue.kind == "bare"
     return encode(dialogue, as_text(dialogue, conversations, False) if bare else up_to_thought(dialogue, conversations))
 

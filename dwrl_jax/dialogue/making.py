@@ -11,7 +11,7 @@ import os
 import re
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.dialogue.dialogue import Dialogue, has_control_token, no_such_word, unknown_word
+from dwrl_jax.dialogue.dialogue import MOVED, Dialogue, has_control_token, no_such_word, unknown_word
 from dwrl_jax.dialogue.questions import Texts, before_thought, check_fields, key_of, message, sides, written
 from dwrl_jax.dialogue.rendering import FORMS, OPEN, as_text, encode, up_to_thought, whole
 from dwrl_jax.dialogue.tokenizers import begin_ids, control_pattern, one_line, unusable, whole_words, with_template
@@ -59,8 +59,15 @@ def make_dialogue(tokenizer, texts: Texts, ends: tuple[int, ...] = ()) -> Dialog
     stops = {tokenizer.eos_token_id, turn_end, *(i for i in ends if i < known)} - {resolved["end_id"], None}
     control = control_pattern(tokenizer, marks)
     dialogue = dataclasses.replace(
-        dialogue, **resolved, stop_ids=tuple(sorted(stops)), control=control, words=whole_words(tokenizer)
+        dialogue,
+        **resolved,
+        stop_ids=tuple(sorted(stops)),
+        control=control,
+        words=whole_words(tokenizer),
+        moves_system=texts.kind != "bare" and _moves_system(asked, resolved),
     )
+    if dialogue.moves_system and texts.system is not None:
+        raise UserError(f"dialogue.system: {MOVED}; leave it empty, and put its words into the question")
     _check_texts(dialogue)
     return dialogue
 
@@ -103,6 +110,20 @@ def _check_system(dialogue) -> None:
         raise UserError(
             f"dialogue.system: {error}; leave it empty, and put its words into the question if they are needed"
         ) from error
+
+
+def _moves_system(dialogue, resolved) -> bool:
+    """Whether the text around a thought is another one in a conversation with a system message: Mistral-Nemo's."""
+    (turns, response, thought), system = _PROBES[0], message("system", "Be fair.")
+    dialogue = dataclasses.replace(dialogue, texts=dataclasses.replace(dialogue.texts, system=None))
+    try:
+        as_text(dialogue, [[system, *turns]], prompt=True)
+    except UserError:
+        return False  # it refuses such a conversation by itself
+    try:
+        return not resolved.items() <= _resolve(dialogue, (system, *turns), response, thought).items()
+    except UserError:
+        return True
 
 
 def _asked(texts) -> Texts:
@@ -180,12 +201,14 @@ def _places(dialogue, judged) -> dict:
 
 def _behind_prompt(dialogue, judged) -> dict[str, str]:
     """The texts around a thought that stands behind the generation prompt: the prompt's own <think>, or one more."""
-    prompt, turn = (
-        as_text(dialogue, [turns], prompt=end)[0]
-        for turns, end in ((judged, True), ([*judged, message("assistant", _ANSWERS[0])], False))
-    )
-    opening = "" if prompt.rstrip().endswith(OPEN.rstrip()) else OPEN
-    return {"opening": opening, "closing": turn.rpartition(_ANSWERS[0])[2]}
+    (prompt,) = as_text(dialogue, [judged], prompt=True)
+    (turn,) = as_text(dialogue, [[*judged, message("assistant", _ANSWERS[0])]], prompt=False)
+    closed = re.search(r"(<think>\s*)?</think>\s*$", prompt)  # where the model is not to think, DeepSeek-V3.1
+    return {
+        "cut": closed[0] if closed else "",
+        "opening": "" if prompt.rstrip().endswith(OPEN.rstrip()) else OPEN,
+        "closing": turn.rpartition(_ANSWERS[0])[2],
+    }
 
 
 def _around(dialogue, judged) -> dict[str, str] | None:
@@ -200,7 +223,9 @@ def _around(dialogue, judged) -> dict[str, str] | None:
     if second != before + other + question + answer + closing or third != through + another + closing:
         return None
     if dialogue.form == "prompt":
-        return {"cut": "", "opening": dialogue.opening, "closing": closing, "question": question}
+        return {"cut": dialogue.cut, "opening": dialogue.opening, "closing": closing, "question": question}
+    if dialogue.form == "content" and before.removesuffix(OPEN).rstrip().endswith(OPEN.rstrip()):
+        return None  # the template opens the block itself, Nemotron-Nano-v2
     (prompt,) = as_text(dialogue, [judged], prompt=True)
     shared = len(os.path.commonprefix((prompt, before)))
     opening = before[shared:]

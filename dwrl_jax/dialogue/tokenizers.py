@@ -45,8 +45,11 @@ def load_tokenizer(path) -> Any:
             f"({one_line(error)})"
         ) from error
     named = [i for i in end_ids(folder) if i in tokenizer.added_tokens_decoder]
-    if tokenizer.eos_token_id is None and named:  # only the model's own config names it
+    if tokenizer.eos_token_id is None and named:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(named[0])
+        print(
+            f"note: {folder}: the tokenizer names no end token; {tokenizer.eos_token!r} of the model's config is taken"
+        )
     return with_template(tokenizer)
 
 

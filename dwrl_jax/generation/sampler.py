@@ -96,7 +96,7 @@ def write(
     stops = writer.stopped_by(state.thought)
     stopped = stops.any(-1)
     length = jnp.where(stopped, stops.argmax(-1) + 1, T)
-    ended = (state.thought == writer.end).any(-1)
+    ended = jnp.take_along_axis(state.thought, length[..., None] - 1, -1)[..., 0] == writer.end
     written = written._replace(length=content_length(writer, state.thought, length))
     opened = jnp.concatenate([jnp.broadcast_to(last[:, None, None], (rows, G, 1)), state.thought], -1)
     cache = Cache(writer, params, region, prefix_len, written, opened)

@@ -354,6 +354,45 @@ def test_unusable_templates(template, why):
     assert "\n" not in str(error.value)
 
 
+DROPS = "{{ m.content.split('</think>')[-1].strip() }}"  # the content in a template that drops thoughts
+OPENS = "{% if m.role == 'assistant' and loop.last %}<think> {% endif %}{{ m.content }}"
+
+
+@pytest.mark.parametrize(
+    ("content", "prompt"),
+    [("{{ m.content }}", ""), (DROPS, ""), (DROPS, "<think> "), (DROPS, "</think> "), (OPENS, "<think> ")],
+)
+def test_a_thought_has_one_open_block_in_one_turn(content, prompt):
+    """Templates that show a block as content, drop it, open it in the prompt, close it there, or open it themselves."""
+    template = TEMPLATE.replace("{{ m.content }}", content).replace("<a> {% endif %}", f"<a> {prompt}{{% endif %}}")
+    tokenizer = word_tokenizer(template)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    dialogue, opened = word_dialogue(tokenizer, layout="one_turn"), "<a> <think>"
+    ids = dg.prefix_ids(dialogue, [user("one")], "two")
+    assert dialogue.tokenizer.decode(ids) == f"<s> <u> one </s> <a> two </s> <u> judge ask </s> {opened}"
+    assert dialogue.tokenizer.decode(dg.encode_thought(dialogue, "ok three")) == "ok three </think>"
+    assert dialogue.tokenizer.decode(list(dialogue.question_ids)) == "</think>"
+    whole = dialogue.tokenizer.decode(dg.render(dialogue, [user("one")], "two", "ok", "no"))
+    assert whole.endswith(f"{opened} ok </think> no </s>")
+
+
+def test_a_template_that_moves_a_system_message_behind_the_thought():
+    """Mistral-Nemo has it in the last user turn: such a row is refused, and the others stay."""
+    moving = (
+        "{% if messages[0].role == 'system' %}{% set first = messages[0].content %}{% set messages = messages[1:] %}"
+        "{% endif %}{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<u> "
+        "{% if first and loop.revindex <= 2 %}{{ first }} {% endif %}{{ m.content }} <a> "
+        "{% else %}{{ m.content }} </s> {% endif %}{% endfor %}"
+    )
+    dialogue = word_dialogue(word_tokenizer(moving))
+    assert dg.prefix_ids(dialogue, [user("one")], "two")
+    with pytest.raises(UserError, match="refuses a conversation: it moves a system message behind the thought"):
+        dg.prefix_ids(dialogue, [{"role": "system", "content": "three"}, user("one")], "two")
+    with pytest.raises(UserError, match="^dialogue.system: it moves a system message behind the thought"):
+        word_dialogue(word_tokenizer(moving), system="three")
+    assert not word_dialogue().moves_system
+
+
 def test_tokenizers_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded") as error:
         load_tokenizer(tmp_path)

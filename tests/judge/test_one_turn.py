@@ -44,7 +44,9 @@ def case():
     tokenizer.chat_template = TEMPLATE
     talk = make_dialogue(tokenizer, Texts("judge", "ask", ("yes", "no"), layout="one_turn"))
     judge, params = make_judge(vocab_size=len(WORDS), temperature=0.8, sharpness=1.0)
-    judge = dataclasses.replace(judge, question=talk.question_ids, answers=talk.answer_ids, stops=talk.stop_ids)
+    judge = dataclasses.replace(  # the end token also fills up, as in SmolLM2
+        judge, question=talk.question_ids, answers=talk.answer_ids, stops=talk.stop_ids, pad=talk.end_id
+    )
     prefixes = [prefix_ids(talk, MESSAGES, response) for response in RESPONSES]
     assert tokenizer.decode(prefixes[0]) == "<u> one two </s> <a> two </s> <u> judge ask </s> <a> <think>"
     width = max(map(len, prefixes))
@@ -86,14 +88,16 @@ def test_drawn_thoughts_have_the_density_that_is_trained(case, table):
     _, judge, params, batch = case
     thoughts, logp, score = table
     options, key = SamplerOptions(group_size=64, max_thought=T), sampling_key(0, TRAINING, 0)
-    drawn, drawn_score, _ = jax.jit(lambda p: sample(judge, options, p, batch, key))(params)
+    drawn, drawn_score, _ = jax.jit(lambda p: sample(judge, options, p, batch, key, True))(params)
     place, seen = {thought: i for i, thought in enumerate(thoughts)}, set()
     for s, g in np.ndindex(2, 64):
         size = int(drawn.thought_len[0, s, g])
         thought = tuple(np.asarray(drawn.thought)[0, s, g, :size].tolist())
         np.testing.assert_allclose(drawn.old_logp[0, s, g], logp[s, place[thought]], atol=1e-4)
         np.testing.assert_allclose(drawn_score[0, s, g], score[s, place[thought]], atol=1e-4)
-        seen.add(thought[-1])
+        if int(drawn.verdict.place[0, s, g]) >= 0:
+            assert bool(drawn.verdict.well_formed[0, s, g]) == (thought[-1] == judge.end)
+            seen.add(thought[-1])
     assert {judge.end, *judge.stops} < seen, "the case is not in the sample"
 
 

@@ -41,6 +41,7 @@ PAIRS = [
 ]
 # of the folders for which either would be right
 LOADED = {"tied_head_differs", "shards_duplicate", "single_and_shards", "stub_beside_shards", "head_value_head"}
+LOADED |= {"eos_in_config_only"}
 
 
 def load_maker():

@@ -47,7 +47,8 @@ def test_every_config_takes_every_objective(name):
         assert quick.optim.steps < config.optim.steps
         for made in (config, quick):
             assert set(made.objective) == {"name", *settings.keys(objective.hyper)} and made.objective.name == name
-            assert load_objective(made)[1] == objective.hyper(), path.name
+            joint = path.stem == "smollm2_hh" and "updates" in made.objective  # for a short step
+            assert load_objective(made)[1] == objective.hyper(**({"updates": "joint"} if joint else {})), path.name
             assert made.is_locked and made.objective.is_locked
             if objective.thoughts == "none":
                 assert (made.sampler.group_size, made.sampler.max_thought, made.eval.votes) == (1, 1, (1,))

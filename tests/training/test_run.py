@@ -12,12 +12,15 @@ import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dwrl_jax.core import hosts, lock
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
 from dwrl_jax.data.examples import Examples
 from dwrl_jax.dialogue import Texts, make_dialogue
+from dwrl_jax.models import hf
+from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.transformer import Decoder, logits, output_table
 from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import sources
@@ -325,3 +328,28 @@ def test_real_checkpoint_and_pairs(shared_data, tmp_path, capsys):
     model = f"--config.model.path={shared_data / 'models' / 'stories260K'}"
     train_on_real_pairs(shared_data, tmp_path, capsys, "--config=configs/stories_hh.py:smoke", model)
     assert json.loads((tmp_path / "architecture" / "config.json").read_text())["hidden_size"] == 64
+
+
+@pytest.mark.slow
+def test_a_published_model_trains_and_reloads_in_transformers(shared_data, tmp_path, capsys):
+    """SmolLM2-135M-Instruct on real pairs: logits before and after, and the exported folder, in transformers."""
+    torch, folder = pytest.importorskip("torch"), os.environ.get("DWRL_JAX_SMOLLM2")
+    if not folder:
+        pytest.skip("set DWRL_JAX_SMOLLM2 to a folder of SmolLM2-135M-Instruct")
+    model = f"--config.model.path={folder}"
+    train_on_real_pairs(shared_data, tmp_path / "run", capsys, "--config=configs/smollm2_hh.py:smoke", model)
+    exported = tmp_path / "model"
+    assert run_command("export", f"--workdir={tmp_path / 'run'}", f"--output={exported}") == 0
+    ids = AutoTokenizer.from_pretrained(exported).apply_chat_template(
+        [{"role": "user", "content": "Can you tell me how to bake bread?"}],
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    for path in (Path(folder), exported):
+        shape = model_config(read_config(path))
+        params, tokens = hf.load_params(path, shape), jnp.asarray(ids)[None, None]
+        hidden, _ = Decoder(shape).apply(params, tokens, jnp.arange(len(ids))[None, None])
+        ours = logits(hidden, output_table(params))[0, 0]
+        with torch.no_grad():
+            expected = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(torch.tensor([ids])).logits[0]
+        np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4, rtol=1e-5)
