@@ -1,7 +1,7 @@
 """Tokenise pairs, on the host: an example has both prefixes, the target answers and the written thoughts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -77,7 +77,8 @@ def tokenise(
         return [_encode(pairs, ids, dialogue, max_length, strict) for ids in watch(chunks)]
 
     encoded = hosts.share(encode, chunks) if together else encode(chunks)
-    rows = tuple(replace(row, pair=pairs[row.pair_id]) for chunk, *_ in encoded for row in chunk)
+    kept = (row for chunk, *_ in encoded for row in chunk)
+    rows = tuple(Example(row.pair_id, row.prefix, row.answer, row.thoughts, pairs[row.pair_id]) for row in kept)
     drops = [count for _, chunk, *_ in encoded for count in chunk]
     skipped = Skipped([row for _, _, chunk, _ in encoded for row in chunk.rows])
     if not rows:

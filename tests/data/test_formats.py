@@ -95,6 +95,7 @@ UNUSABLE = [
     ({"instruction": "x", "completions": 3}, "unknown format: completions, instruction"),
     (GOOD_ROW | {"score_chosen": 1, "score_rejected": 2}, "score_chosen is below score_rejected"),
     (GOOD_ROW | {"tools": [{"type": "function"}]}, "tools"),
+    (GOOD_ROW | {"images": ["cat.png"]}, "images"),
     (GOOD_ROW | {"prompt": [{"role": "observation", "content": "s"}]}, "tool turn"),
     (GOOD_ROW | {"chosen": [assistant("y") | {"tool_calls": [{}]}]}, "tool calls"),
     (GOOD_ROW | {"chosen": [assistant("y") | {"reasoning_content": "hm"}]}, "reasoning_content"),
@@ -154,6 +155,9 @@ def test_a_ranking_is_ranks_or_an_order(tmp_path):
     assert [p.chosen for p in read_pairs(path, format="order")[0]] == ["a", "c", "c"]
     path = write(tmp_path / "ranking.jsonl", [listed | {"ranking": [3, 1, 2]}, listed | {"ranking": [1, 1, 2]}])
     assert [p.chosen for p in read_pairs(path)[0]] == ["b", "c", "b", "a", "b"]
+    both = [{"ranking": [3, 1, 2]}, {"ranking": [1, 1, 2]}, {"order": [0, 1, 2]}]
+    with pytest.raises(UserError, match="ranking.jsonl:1 .*order and ranks"):
+        read_pairs(write(tmp_path / "ranking.jsonl", [listed | more for more in [both[0]] * 3 + both[1:]]))
 
 
 def test_a_format_that_is_given(tmp_path):
@@ -166,7 +170,7 @@ def test_a_format_that_is_given(tmp_path):
 
 def test_what_is_not_read_is_named(tmp_path):
     rows = [
-        GOOD_ROW | {"id": 1, "messages": [user("x")], "images": [], "note": ""},
+        GOOD_ROW | {"id": 1, "messages": [user("x")], "images": [], "tools": "[]", "note": ""},
         GOOD_ROW | {"chosen": [assistant("y") | {"model": "m", "weight": None}]},
     ]
     _, reading = read_pairs(write(tmp_path / "more.jsonl", rows))

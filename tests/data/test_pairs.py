@@ -125,7 +125,7 @@ MALFORMED = [
     (GOOD_ROW | {"chosen": 3}, "not a string or message list"),
     (GOOD_ROW | {"prompt": []}, "missing column: prompt"),
     (GOOD_ROW | {"prompt": [3]}, "not a string or message list"),
-    (GOOD_ROW | {"prompt": [{"role": "user", "content": None}]}, "not a string or message list"),
+    (GOOD_ROW | {"prompt": [{"role": "user", "content": None}]}, "content is null"),
     (GOOD_ROW | {"rejected": " \n"}, "empty final turn"),
     (GOOD_ROW | {"prompt": " "}, "empty prompt turn"),
     (GOOD_ROW | {"prompt": "u", "chosen": [user("x"), assistant("y")]}, "prompts differ"),

@@ -281,6 +281,21 @@ def test_an_input_that_cannot_be_read(folder, tmp_path, capsys):
     assert stopped.value.code == 2 and "cannot be read" in capsys.readouterr().err
 
 
+def test_the_rows_of_any_file_are_read(tmp_path):
+    """The digest is that of the bytes, and a row that cannot be read is a reason."""
+    path = tmp_path / "rows.csv"
+    path.write_text("system,question,response\ns3,s4 o1,s2 warm\na,b\n")
+    assert list(scored_file.read_rows(path)) == [
+        {"system": "s3", "question": "s4 o1", "response": "s2 warm"},
+        "2 cells, not 3",
+    ]
+    row = read_row(next(scored_file.read_rows(path)), "verdict")
+    assert [turn["content"] for turn in row.prompt] == ["s3", "s4 o1"] and row.responses == ("s2 warm",)
+    count, digest = scored_file.measure(path)
+    path.write_text(path.read_text() + "a,b\n")
+    assert count == 2 and scored_file.measure(path)[0] == 3 and scored_file.measure(path)[1] != digest
+
+
 def test_a_second_call_compiles_nothing(judge, scored, monkeypatch):
     """A notebook or a server calls `score` again and again."""
     traced = []

@@ -6,6 +6,7 @@ from dwrl_jax.data.formats import Malformed
 from dwrl_jax.data.formats.parts.messages import messages
 from dwrl_jax.data.pairs import Pair
 
+UNSEEN = ("tools", "images", "image", "audio", "videos", "video")  # columns that the judge would not see
 SYSTEM = ("system", "system_prompt", "system_message")
 SOURCES = ("source", "subset")
 # the scores of the two responses, under the names that data sets give them
@@ -15,7 +16,7 @@ SCORES = tuple(
     for join in ("{}_{}".format, lambda a, b: f"{b}_{a}", lambda a, b: f"{b}-{a}")
 )
 COMMON = frozenset(
-    {"margin", "thoughts", "verdicts", "tools", *SYSTEM, *SOURCES, *(name for both in SCORES for name in both)}
+    {"margin", "thoughts", "verdicts", *UNSEEN, *SYSTEM, *SOURCES, *(name for both in SCORES for name in both)}
 )  # the columns that `make_pair` reads
 
 
@@ -82,9 +83,10 @@ def _alike(turns, others) -> int:
 
 
 def opened(row, conversation) -> list[dict[str, str]]:
-    """The conversation with the text of the row's system column in front. Malformed for a row with tools."""
-    if row.get("tools") not in (None, [], {}, "", "[]"):
-        raise Malformed("tools")
+    """The conversation with the text of the row's system column in front. Malformed for a row with tools or images."""
+    for name in UNSEEN:
+        if name in row and row[name] not in (None, [], {}, "", "[]"):
+            raise Malformed(name)
     text = row.get("system") or row.get("system_prompt") or row.get("system_message")
     if not isinstance(text, str) or not text.strip():
         return conversation

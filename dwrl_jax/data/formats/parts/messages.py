@@ -72,6 +72,8 @@ def _turn(turn) -> dict[str, str]:
         raise Malformed("tool turn")
     if isinstance(content, list):
         content = _text(content)
+    if content is None:
+        raise Malformed("content is null")
     if not isinstance(content, str):
         raise Malformed("not a string or message list")
     return {"role": ROLES.get(role.lower(), role), "content": content}
