@@ -39,9 +39,9 @@ PAIRS = [
     ("Write a poem", "The sea is wide.", "No poem G1"),
     ("Fix my bicycle", "Take the chain off.", "Go away."),
 ]
-# of the folders for which either would be right
-LOADED = {"tied_head_differs", "shards_duplicate", "single_and_shards", "stub_beside_shards", "head_value_head"}
-LOADED |= {"eos_in_config_only"}
+# of the folders for which either would be right, those that load; all but the last say how they were read
+LOADED = ["tied_head_differs", "shards_duplicate", "single_and_shards", "stub_beside_shards", "head_value_head"]
+LOADED += ["eos_in_config_only"]
 
 
 def load_maker():
@@ -140,7 +140,7 @@ def test_parity_of_what_loads(name, folders, flags, tmp_path, capsys):
         if mine.shape == right.shape:  # a bare decoder gets a new value head
             np.testing.assert_allclose(mine, right, atol=1e-4, rtol=0)
     assert mine.shape == right.shape or name == "prefix_none_untied_bt"
-    assert name not in LOADED or "note: " in capsys.readouterr().out
+    assert name not in LOADED[:-1] or "note: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", REFUSED)
