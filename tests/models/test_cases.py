@@ -59,6 +59,8 @@ REFUSED = [name for name in CASES if name not in LOADS]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """The folder of all cases, with `pairs.jsonl` beside them; and cases.json."""
+    if not CASES:
+        pytest.skip(f"no {MAKER}: set DWRL_JAX_DATA to the folder of shared data")
     out = tmp_path_factory.mktemp("cases")
     load_maker().make(out, CASES, list(CASES))
     rows = [{"prompt": asked, "chosen": better, "rejected": worse} for asked, better, worse in PAIRS]
@@ -154,7 +156,6 @@ def test_what_is_refused(name, folders, flags, tmp_path, capsys):
         assert re.search(pattern, said, re.IGNORECASE), (pattern, said)
 
 
-@pytest.mark.skipif(not CASES, reason="no shared data")
 def test_tokenizers_under_a_wrong_class(folders, monkeypatch):
     """tokenizer.json alone says what the tokens are. By its class transformers 5.3 to 5.21 would lose all blanks."""
     folder = folders[0] / "tokenizer_class_llama"
@@ -193,8 +194,6 @@ def exported(workdir, params, dtype):
 )
 def test_parity_of_exports(name, dtype, flags, tmp_path):
     """A run's export without options, as it is before the first step."""
-    if not CASES:
-        pytest.skip("no shared data")
     workdir = tmp_path / "run"
     _, start, params = loaded(flags(name), workdir)
     kept = workdir / export.ARCHITECTURE
