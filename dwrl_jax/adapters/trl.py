@@ -116,18 +116,17 @@ def _questions(prompts: Sequence, completions: Sequence, compare: bool) -> Quest
 def _rewards(asked: Questions, answers: Sequence, count: int) -> list[float | None]:
     """A reward for each of `count` completions, from the answers to the questions or their errors."""
     rewards: list[float | None] = [None] * count
-    failed = [error for error in answers if isinstance(error, Unavailable)]
     for error in answers:
         if isinstance(error, JudgeError) and not isinstance(error, Refused | Unavailable):
             raise error
+    failed = [error for error in answers if isinstance(error, Unavailable)]
     if failed and len(failed) == len(answers):
         raise failed[0]
-    if failed:
-        logger.warning("%d of %d questions have no reward, the first for: %s", len(failed), len(answers), failed[0])
     for (_, _, places), answer in zip(asked, answers):
-        if isinstance(answer, Refused):
-            logger.warning("completions %s of the batch get no reward: %s", places, answer)
-        elif not isinstance(answer, Unavailable):
+        if not isinstance(answer, JudgeError):
             for place, reward in zip(places, answer):
                 rewards[place] = reward
+    missing = [error for error in answers if isinstance(error, JudgeError)]
+    if missing:
+        logger.warning("%d of %d questions have no reward, the first for: %s", len(missing), len(answers), missing[0])
     return rewards

@@ -41,8 +41,13 @@ def usual(path, body):
         texts = [r["output"][-1]["content"][0]["text"] for r in body["response_objs"]]
         rewards = [worth(body["conversation_history"], text) for text in texts]
         return 200, {}, json.dumps({"rewards": rewards, "comparison_results": [], "metrics": {}})
+    if path == "/verify":
+        text = body["response"]["output"][0]["content"]
+        return 200, {}, json.dumps(body | {"reward": worth(body["responses_create_params"]["input"], text)})
     if path == "/classify":
         return 200, {}, json.dumps({"data": [{"probs": [worth([{"content": ""}], body["input"])]}]})
+    if path == "/v1/embeddings":
+        return 200, {}, json.dumps({"data": [{"embedding": [worth([{"content": ""}], body["input"])]}]})
     return 404, {}, '{"error": "no such path"}'
 
 
@@ -68,7 +73,8 @@ def serving():
                 return time.sleep(0.3)
             status, headers, text = (200, {"Content-Length": "999"}, '{"score": [') if reply == "cut" else reply
             self.send_response(status)
-            for name, value in ({"Content-Length": str(len(text.encode()))} | headers).items():
+            usually = {"Content-Type": "application/json", "Content-Length": str(len(text.encode()))}
+            for name, value in (usually | headers).items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(text.encode())
