@@ -66,7 +66,7 @@ def test_trl(judge):
     close(trl.reward_func(votes=VOTES, compare=True)(**batch), scores)
     close(asyncio.run(trl.async_reward_func(votes=VOTES, value="log_odds")(**batch)), odds)
     close(trl.in_process(folder, votes=VOTES, batch_size=4)(**batch), scores)
-    with_bad = trl.reward_func()(prompts=PROMPTS, completions=["hello", "s1 " * 500, COMPLETIONS[2]])
+    with_bad = trl.reward_func()(prompts=PROMPTS, completions=["hello", "s1 <user>", COMPLETIONS[2]])
     assert with_bad[:2] == [None, None] and abs(with_bad[2] - scores[2]) < 1e-6
 
 
