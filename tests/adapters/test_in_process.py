@@ -7,10 +7,12 @@ import pytest
 from dwrl_jax.adapters.client import JudgeError
 from dwrl_jax.adapters.trl import in_process
 from dwrl_jax.judge import load, score
-from tests.adapters.judges import COMPLETIONS, PROMPTS, export
+from tests.judge.exports import export
 from tests.judge.test_score import CARD, PAIRWISE
 
-PLAIN = dataclasses.replace(CARD, thoughts="none", buckets=(32,))  # a judge without thoughts compiles fast
+PROMPTS = ["s1 o1 o2", "s1 o1 o2", "s2 o3"]
+COMPLETIONS = ["s2 warm", "s5 curt", "s3 plain"]
+PLAIN = dataclasses.replace(CARD, thoughts="none", buckets=(32,))  # judges without thoughts compile fast
 
 
 def scores(folder, rows, votes=1, name="score"):
@@ -18,7 +20,7 @@ def scores(folder, rows, votes=1, name="score"):
 
 
 def test_each_completion_gets_its_score(tmp_path):
-    folder = export(tmp_path / "judge", PLAIN)
+    folder = export(tmp_path / "judge", dataclasses.replace(PLAIN, kind="reward"))
     reward = in_process(folder, votes=1, batch_size=4)
     rows = [{"prompt": p, "responses": [c]} for p, c in zip(PROMPTS, COMPLETIONS)]
     assert reward(prompts=PROMPTS, completions=COMPLETIONS, completion_ids=None) == scores(folder, rows)

@@ -15,8 +15,8 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from dwrl_jax.adapters.client import JudgeError  # noqa: E402
 from dwrl_jax.adapters.trl import async_reward_func, in_process, reward_func  # noqa: E402
 from dwrl_jax.data import world  # noqa: E402
-from tests.adapters.judges import export  # noqa: E402
 from tests.adapters.stub import worth  # noqa: E402
+from tests.judge.exports import export  # noqa: E402
 from tests.judge.test_score import CARD  # noqa: E402
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("s1 o1 o2 o3 o4 o5", "s2 o1 o2 o3 o4 o5")]

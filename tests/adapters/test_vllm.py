@@ -1,7 +1,7 @@
 """Parity: the calls that the pages name give our score. vLLM runs on no CPU here: transformers stands in for it.
 
 The stand-in does what vLLM documents: it renders `messages` by the model's chat template, as `continue_final_message`
-and `chat_template_kwargs` say, and gives the log-probability of each token of that prompt. Its thoughts are ours.
+and `chat_template_kwargs` say, and gives the log-probability of each token of that prompt.
 """
 
 import dataclasses
@@ -14,18 +14,19 @@ import pytest
 
 from dwrl_jax.adapters import vllm
 from dwrl_jax.adapters.client import JudgeError
-from dwrl_jax.judge import load, score
-from tests.adapters.judges import export
+from dwrl_jax.judge import columns, exported, load
+from dwrl_jax.judge.columns import Answer
+from dwrl_jax.judge.score import prepare
+from tests.judge.exports import export
 from tests.judge.test_score import CARD, PAIRWISE, SCORES
 from tests.small import REPO
 
 torch = pytest.importorskip("torch", reason="the stand-in needs PyTorch")
 PROMPT = [{"role": "system", "content": "hm"}, {"role": "user", "content": "s1 o1 o2"}]
 ROW = {"prompt": PROMPT, "responses": ["s2 warm", "s5 curt"]}
-PLAIN = dataclasses.replace(CARD, thoughts="none", buckets=(32,))
+PLAIN = dataclasses.replace(CARD, thoughts="none")
 CARDS = {
     "verdict": dataclasses.replace(CARD, buckets=(32,), max_thought=4),
-    "choices": dataclasses.replace(PLAIN, readout="choices"),
     "score": dataclasses.replace(PLAIN, kind="score", texts=SCORES),
     "label": dataclasses.replace(PLAIN, kind="label", texts=PAIRWISE, readout="choices"),
 }
@@ -57,24 +58,38 @@ class StandIn:
         return {"prompt_logprobs": [None, *each], "choices": []}
 
 
+def reading(folder, written):
+    """Our votes and scores, from a reading of written thoughts."""
+    loaded = load(folder)
+    prepared = prepare(loaded, ROW)
+    answers = {}
+    for _, question in prepared.questions:
+        asked = [exported._asked(loaded, prepared, question, text) for text in written[question.responses[0]]]
+        answers[question.responses] = Answer(np.array([exported._ours(loaded, ids) for ids in asked]))
+    scored = columns.scored(loaded, prepared.read, answers)
+    return scored["votes"], scored["score"]
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_parity_of_the_two_calls(name, tmp_path, monkeypatch):
-    folder, votes = export(tmp_path / "judge", CARDS[name]), 3 if name == "verdict" else 1
-    (expected,) = score(load(folder), [ROW], votes, batch_size=2)
-    stand_in = StandIn(folder, [list(texts) for texts in expected["thoughts"]])
+    folder = export(tmp_path / "judge", CARDS[name])
+    written = [["s1 s2 hm", "s2"], ["", "off3 s4"]] if name == "verdict" else [[""], [""]]
+    votes, scores = reading(folder, written)
+    stand_in = StandIn(folder, [*written])
     monkeypatch.setattr(vllm, "post", stand_in.post)
-    got = vllm.score(folder / "judge.json", PROMPT, ROW["responses"], votes, model="judge", connections=1, seed=3)
-    np.testing.assert_allclose(np.log(got["votes"]), np.log(expected["votes"]), atol=1e-4)
-    np.testing.assert_allclose(got["score"], expected["score"], atol=1e-5)
+    count = len(written[0])
+    got = vllm.score(folder / "judge.json", PROMPT, ROW["responses"], count, model="judge", connections=1, seed=3)
+    np.testing.assert_allclose(np.log(got["votes"]), np.log(votes), atol=1e-4)
+    np.testing.assert_allclose(got["score"], scores, atol=1e-5)
+    assert got["thoughts"] == written and len({*got["score"]}) == 2
     if name == "verdict":
-        assert got["thoughts"] == expected["thoughts"]
         thought = stand_in.calls[0]
-        assert (thought["n"], thought["max_tokens"], thought["temperature"], thought["top_k"]) == (3, 4, 1.0, -1)
+        assert (thought["n"], thought["max_tokens"], thought["temperature"], thought["top_k"]) == (2, 4, 1.0, -1)
         assert thought["seed"] == 3 and thought["messages"][-1] == {"role": "user", "content": "judge"}
 
 
 def test_a_reply_without_a_probability_is_no_score(monkeypatch):
-    card = json.loads(json.dumps(dataclasses.asdict(CARDS["choices"])))
+    card = json.loads(json.dumps(dataclasses.asdict(CARDS["score"])))
     for reply in ({}, {"prompt_logprobs": [None]}, {"prompt_logprobs": [None, {"7": {"logprob": float("nan")}}]}):
         monkeypatch.setattr(vllm, "post", lambda *_, reply=reply: reply)
         with pytest.raises(JudgeError, match="no log-probability"):
@@ -85,7 +100,7 @@ def test_a_reply_without_a_probability_is_no_score(monkeypatch):
 
 @pytest.mark.parametrize("change", [{"kind": "reward"}, {"thoughts": "start"}, {"texts": {"layout": "one_turn"}}])
 def test_judges_that_cannot_be_asked_so(change):
-    card = json.loads(json.dumps(dataclasses.asdict(CARDS["choices"])))
+    card = json.loads(json.dumps(dataclasses.asdict(CARDS["score"])))
     change = {"texts": card["texts"] | change["texts"]} if "texts" in change else change
     with pytest.raises(JudgeError, match="only a judge that reads its own thoughts"):
         vllm.score(card | change, PROMPT, ["s2 warm"], model="judge")

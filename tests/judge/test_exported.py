@@ -9,13 +9,10 @@ from safetensors.numpy import load_file, save_file
 
 from dwrl_jax import check_export
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.data import world
 from dwrl_jax.judge import exported
-from dwrl_jax.judge.card import as_json
 from dwrl_jax.models import hf
-from dwrl_jax.models.families import model_config, with_value_head
-from dwrl_jax.models.families.presets import PRESETS, shrink
-from tests.judge.test_score import CARD, PAIRWISE, SCORES, talkative
+from tests.judge.exports import export
+from tests.judge.test_score import CARD, PAIRWISE, SCORES
 
 pytest.importorskip("torch", reason="the other side needs PyTorch")
 ROWS = [
@@ -26,24 +23,12 @@ ROWS = [
 CARD = dataclasses.replace(CARD, max_thought=4, buckets=(32,))
 CARDS = {
     "verdict": CARD,
-    "label": dataclasses.replace(CARD, kind="label", texts=PAIRWISE, readout="choices"),
+    "label": dataclasses.replace(CARD, kind="label", texts=PAIRWISE, readout="choices", thoughts="none"),
+    "thoughtful label": dataclasses.replace(CARD, kind="label", texts=PAIRWISE),
     "score": dataclasses.replace(CARD, kind="score", texts=SCORES, thoughts="none"),
     "reward": dataclasses.replace(CARD, kind="reward", thoughts="none"),
     "embedding": dataclasses.replace(CARD, kind="embedding", thoughts="none", objective="preference_embedding"),
 }
-
-
-def export(path, card, preset="llama3.2-3b"):
-    """A random judge of the built-in world, as an export."""
-    tokenizer = world.make_tokenizer()
-    config = shrink(PRESETS[preset], 1 + max(tokenizer.get_vocab().values()))
-    outputs = {"reward": 1, "embedding": 4}.get(card.kind, 0)
-    if outputs:
-        config = with_value_head(config, tokenizer.pad_token_id, outputs)
-    shape = model_config(config)
-    documents = {"judge.json": as_json(card)}
-    hf.save_model(path, talkative(shape), shape, config, tokenizer=tokenizer, documents=documents)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +43,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-SLOW = ("score", "embedding")  # they differ from the others only in how outputs become scores
+SLOW = ("thoughtful label", "score", "embedding")  # parts of them are in the others
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CARDS])
