@@ -54,7 +54,7 @@ def answered(
         told = ask([question for _, question in batch], length, votes=rounds[number], first=sum(rounds[:number]))
         for (index, question), answer in zip(batch, told):
             row = rows[index]
-            row.answers[question.responses] = _joined(row.answers.get(question.responses), answer)
+            row.answers[question.responses] = joined(row.answers.get(question.responses), answer)
             row.missing -= 1
             if not row.missing and rule and row.round + 1 < len(rounds) and not _is_settled(rule, row):
                 row.round += 1
@@ -88,9 +88,14 @@ def _is_settled(rule: Adaptive, row: OpenRow) -> bool:
     return voting.settled(rule, {which: answer.values for which, answer in row.answers.items()})
 
 
-def _joined(earlier: Answer | None, later: Answer) -> Answer:
+def joined(earlier: Answer | None, later: Answer) -> Answer:
     """The votes of both, the earlier ones first."""
     if earlier is None:
         return later
-    values, written = np.concatenate([earlier.values, later.values]), earlier.written + later.written
-    return Answer(values, earlier.thoughts + later.thoughts, earlier.no_thought, written)
+    return Answer(
+        np.concatenate([earlier.values, later.values]),
+        earlier.thoughts + later.thoughts,
+        earlier.no_thought,
+        earlier.written + later.written,
+        earlier.cut + later.cut,
+    )

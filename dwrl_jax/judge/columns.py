@@ -20,12 +20,14 @@ class Answer:
     """The judge's answer to a question: a log score for each vote, or a value head's outputs, and its thoughts.
 
     `no_thought` is the log score without a thought, where it was asked for. `written` is the number of thought tokens.
+    `cut` thoughts have no end token: they reached the longest length.
     """
 
     values: Float[np.ndarray, " K"]
     thoughts: list[str] = field(default_factory=list)
     no_thought: Float[np.ndarray, " 1"] | None = None
     written: int = 0
+    cut: int = 0
 
 
 def scored(loaded: LoadedJudge, row: Row, answers: dict[tuple[int, ...], Answer]) -> dict:

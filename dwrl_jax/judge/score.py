@@ -81,16 +81,16 @@ def score(
         sharding.check_divides(loaded.mesh, sharding.ROWS, batch_size, "batch_size")
     rounds = rounds if loaded.card.thoughts != "none" else (1,)
     rule = votes if isinstance(votes, Adaptive) and len(rounds) > 1 else None
-    ask = functools.partial(_ask, loaded, batch_size=batch_size, seed=seed, work=work)
+    ask = functools.partial(ask_batch, loaded, batch_size=batch_size, seed=seed, work=work)
     prepared: deque[Prepared] = deque()
 
     def questions() -> Iterator[list[tuple[int, Question]]]:
         for row in rows:
-            prepared.append(_prepare(loaded, row))
+            prepared.append(prepare(loaded, row))
             yield prepared[-1].questions
 
     for answers in answered(questions(), ask, batch_size, rounds, rule):
-        yield _finished(loaded, prepared.popleft(), answers, work is not None)
+        yield finished(loaded, prepared.popleft(), answers, work is not None)
 
 
 @dataclass
@@ -104,7 +104,8 @@ class Prepared:
     error: str | None = None
 
 
-def _prepare(loaded: LoadedJudge, row: dict | str | None) -> Prepared:
+def prepare(loaded: LoadedJudge, row: dict | str | None) -> Prepared:
+    """The row with its questions."""
     limit = longest_prefix(loaded)
     try:
         read = read_row(row, loaded.card.kind)
@@ -114,7 +115,7 @@ def _prepare(loaded: LoadedJudge, row: dict | str | None) -> Prepared:
     return Prepared(row, read, [(bucket_of(len(each.prefix), loaded.card, limit), each) for each in questions], dropped)
 
 
-def _finished(loaded: LoadedJudge, prepared: Prepared, answers: Answers, detailed: bool) -> dict:
+def finished(loaded: LoadedJudge, prepared: Prepared, answers: Answers, detailed: bool) -> dict:
     """The row with its columns."""
     if prepared.error is not None:
         return columns.merged(prepared.row, {"error": prepared.error}, detailed)
@@ -132,7 +133,7 @@ def longest_prefix(loaded: LoadedJudge) -> int:
     return loaded.judge.model.config.max_position - room
 
 
-def _ask(
+def ask_batch(
     loaded: LoadedJudge,
     questions: list[Question],
     length: int,
@@ -141,7 +142,7 @@ def _ask(
     votes: int,
     first: int,
     seed: int,
-    work: Work | None,
+    work: Work | None = None,
 ) -> list[Answer]:
     """The answers to a batch of questions, padded to a given length and a given number of rows.
 
@@ -165,7 +166,13 @@ def _ask(
         work.tokens += sum(len(question.prefix) for question in questions)
         work.positions += prefix.size
     return [
-        Answer(values[i], _texts(loaded, thought[i], lengths[i]), without[i] if plain else None, int(lengths[i].sum()))
+        Answer(
+            values[i],
+            _texts(loaded, thought[i], lengths[i]),
+            without[i] if plain else None,
+            int(lengths[i].sum()),
+            sum(ids[size - 1] != loaded.judge.end for ids, size in zip(thought[i], lengths[i])),
+        )
         for i in range(len(questions))
     ]
 
