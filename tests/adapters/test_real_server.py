@@ -9,18 +9,14 @@ import time
 
 import numpy as np
 import pytest
+import uvicorn
 
 from dwrl_jax.adapters import __main__ as command
 from dwrl_jax.adapters import client, nemo_gym, openrlhf, trl, verl
 from dwrl_jax.judge import load, score
+from dwrl_jax.serving import server, service, settings
 from tests.judge.exports import export
 from tests.judge.test_score import CARD
-
-NEEDED = {"reason": "the server is not installed: pip install -e '.[serve]'"}
-uvicorn = pytest.importorskip("uvicorn", **NEEDED)
-server, service, settings = (
-    pytest.importorskip(f"dwrl_jax.serving.{name}", **NEEDED) for name in ("server", "service", "settings")
-)
 
 PROMPTS = ["s1 o1 o2", "s1 o1 o2", "s2 o3"]
 COMPLETIONS = ["s2 warm", "s5 curt", "s3 plain"]

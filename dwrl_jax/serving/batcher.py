@@ -1,0 +1,299 @@
+"""One batcher behind all protocols: it gathers the questions of single requests into the sampler's batches.
+
+A question waits for others of the same padded length and the same votes, until they fill a batch or `wait` seconds have
+passed. One thread reads rows into tokens and asks the judge, and it wakes the event loop once for each batch. A row's
+scores do not depend on the rows beside it (`judge.score`).
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dwrl_jax.dialogue.tokenizers import one_line
+from dwrl_jax.judge import votes as voting
+from dwrl_jax.judge.batching import Answers, joined
+from dwrl_jax.judge.load import LoadedJudge
+from dwrl_jax.judge.rows import Question
+from dwrl_jax.judge.score import Prepared, ask_batch, finished, longest_prefix, prepare
+from dwrl_jax.judge.votes import Adaptive
+from dwrl_jax.serving.failures import Refused
+from dwrl_jax.serving.metrics import Metrics
+from dwrl_jax.serving.settings import ServeSettings, parts
+
+STOPPING = "the server stops"
+PATIENCE = 20  # so much longer questions wait for others while there are rows to read
+RETRY = 5  # seconds, where nothing better is known
+
+
+@dataclass(eq=False)
+class Row:
+    """A row that waits for answers. Its `steps` are (number of votes, whether a round of votes ends with them).
+
+    `refusal` makes an error of the reason why the row cannot be scored. `left` is True if nobody waits for it any more.
+    """
+
+    content: dict
+    steps: list[tuple[int, bool]]
+    rule: Adaptive | None
+    refusal: Callable[[str], Exception]
+    future: asyncio.Future
+    prepared: Prepared | None = None
+    left: bool = False
+    answers: Answers = field(default_factory=dict)
+    step: int = 0
+    missing: int = 0
+
+    @property
+    def asked(self) -> int:
+        """Votes before this step."""
+        return sum(size for size, _ in self.steps[: self.step])
+
+
+Key = tuple[int, int, int]  # padded length, number of votes, number of the first vote
+
+
+@dataclass(eq=False)
+class Batcher:
+    """The rows that wait, and the thread that reads and asks. `close` ends the thread."""
+
+    loaded: LoadedJudge
+    settings: ServeSettings
+    metrics: Metrics
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    incoming: deque[Row] = field(default_factory=deque)  # rows that are not read yet
+    waiting: dict[Key, deque[tuple[float, Row, Question]]] = field(default_factory=dict)
+    rows: set[Row] = field(default_factory=set)
+    programs: set[tuple[int, int]] = field(default_factory=set)  # compiled ones: padded length, number of votes
+    compiling: set[tuple[int, int]] = field(default_factory=set)
+    seconds: float = 0.0  # of a question, lately
+    warm: bool = False
+    failure: str = ""
+    closed: bool = False
+
+    def start(self) -> None:
+        threading.Thread(target=self._work, name="batcher", daemon=True).start()
+
+    def submit(self, content: dict, votes: int | Adaptive, refusal: Callable[[str], Exception]) -> Row:
+        """Take a row, whose `future` gets the scored row, or the reason why there is none. Called in the event loop."""
+        row = Row(content, *self._steps(votes), refusal, asyncio.get_running_loop().create_future())
+        with self.changed:
+            if self.closed:
+                raise Refused(503, STOPPING, retry_after=RETRY)
+            self._check_room(1)
+            self.rows.add(row)
+            self.incoming.append(row)
+            self.changed.notify()
+        row.future.add_done_callback(lambda _: self._forget(row))
+        return row
+
+    def close(self) -> None:
+        """Refuse all that is not answered yet, and end the thread after what it does now."""
+        with self.changed:
+            self.closed = True
+            left = list(self.rows)
+            self.waiting.clear()
+            self.changed.notify_all()
+        self._tell([(row, Refused(503, STOPPING, retry_after=RETRY)) for row in left])
+
+    def _tell(self, outcomes: list[tuple[Row, dict | Exception]]) -> None:
+        """Give rows their outcomes, in the event loop and with a single call to it."""
+        if outcomes:
+            outcomes[0][0].future.get_loop().call_soon_threadsafe(_settle, outcomes)
+
+    def _read(self, row: Row) -> None:
+        """A row into questions, which then wait."""
+        try:
+            row.prepared = prepare(self.loaded, row.content)
+            if row.prepared.error is not None:
+                raise row.refusal(row.prepared.error)
+            with self.changed:
+                self._check_room(len(row.prepared.questions))
+                if not self.closed and not row.left:
+                    self._queue(row)
+        except Exception as error:
+            self._tell([(row, error)])
+
+    def _check_room(self, more: int) -> None:
+        """Refused if the queue does not have room for so many questions."""
+        most, waiting = self.settings.queue, self._count()
+        if more > most:
+            raise Refused(413, f"{more} questions; the queue holds {most}")
+        if waiting + len(self.incoming) + more > most:
+            seconds = max(1, math.ceil(waiting * self.seconds))
+            raise Refused(429, f"{waiting} questions wait already", retry_after=seconds)
+
+    def _steps(self, votes: int | Adaptive) -> tuple[list[tuple[int, bool]], Adaptive | None]:
+        if self.loaded.card.thoughts == "none":
+            return [(1, True)], None
+        rounds = votes.rounds if isinstance(votes, Adaptive) else (votes,)
+        steps = []
+        for size in rounds:
+            made = parts(size, self.settings.sizes)
+            if made is None:
+                sizes = ", ".join(map(str, self.settings.sizes))
+                raise Refused(422, f"{size} votes cannot be put together from programs of {sizes} votes", "votes")
+            steps += [(part, place == len(made) - 1) for place, part in enumerate(made)]
+        return steps, votes if isinstance(votes, Adaptive) else None
+
+    def _count(self) -> int:
+        return sum(map(len, self.waiting.values()))
+
+    def _queue(self, row: Row) -> None:
+        row.missing, now = len(row.prepared.questions), time.monotonic()
+        for length, question in row.prepared.questions:
+            key = length, row.steps[row.step][0], row.asked
+            self.waiting.setdefault(key, deque()).append((now, row, question))
+        self._show()
+
+    def _forget(self, row: Row) -> None:
+        """A row that is finished, or whose caller has left."""
+        with self.changed:
+            row.left = True
+            self.rows.discard(row)
+            if row.missing:
+                for key, queued in list(self.waiting.items()):
+                    kept = deque(entry for entry in queued if entry[1] is not row)
+                    self.waiting[key] = kept
+                    if not kept:
+                        del self.waiting[key]
+            self._show()
+
+    def _show(self) -> None:
+        self.metrics.waiting.set(self._count())
+        self.metrics.open.set(len(self.rows))
+
+    def _work(self) -> None:
+        try:
+            self._warm_up()
+            self.warm = True
+            while (taken := self._take()) is not None:
+                self._ask(*taken)
+        except Exception as error:  # /ready and /health say so, and requests are refused
+            self.failure = one_line(error)
+            self.close()
+
+    def _warm_up(self) -> None:
+        card, limit = self.loaded.card, longest_prefix(self.loaded)
+        for length in sorted({min(bucket, limit) for bucket in card.buckets}):
+            for size in self.settings.sizes if card.thoughts != "none" else (1,):
+                if self.closed:
+                    return
+                self._compile(length, size)
+
+    def _compile(self, length: int, size: int) -> None:
+        """Run a program once, on a prefix of a single token."""
+        nothing = Question((0,), np.array([self.loaded.judge.pad], np.int32))
+        ask_batch(self.loaded, [nothing], length, batch_size=self.settings.batch_size, votes=size, first=0, seed=0)
+        with self.changed:
+            self.programs.add((length, size))
+            self.compiling.discard((length, size))
+            self.changed.notify_all()
+
+    def _compile_beside(self, length: int, size: int) -> None:
+        """Compile in a thread of its own, so that other questions do not wait."""
+        try:
+            self._compile(length, size)
+        except Exception as error:
+            with self.changed:
+                self.compiling.discard((length, size))
+                lost = [self.waiting.pop(key) for key in list(self.waiting) if key[:2] == (length, size)]
+            self._tell([(row, error) for queued in lost for _, row, _ in queued])
+
+    def _take(self) -> tuple[Key, list[tuple[float, Row, Question]]] | None:
+        """The next batch; None at the end. Rows that came meanwhile are read while no batch is full."""
+        while True:
+            with self.changed:
+                if self.closed:
+                    return None
+                key, pause = self._due()
+                if key is not None:
+                    queued = self.waiting[key]
+                    batch = [queued.popleft() for _ in range(min(self.settings.batch_size, len(queued)))]
+                    if not queued:
+                        del self.waiting[key]
+                    return key, batch
+                if not self.incoming:
+                    self.changed.wait(pause)
+                    continue
+                row = self.incoming.popleft()
+            if not row.left:
+                self._read(row)
+
+    def _due(self) -> tuple[Key | None, float | None]:
+        """The batch whose first question has waited longest, once it is full or has waited long enough.
+
+        If there is none, the seconds until there is. Questions wait longer while rows are to be read.
+        """
+        now, ready = time.monotonic(), []
+        for key, queued in self.waiting.items():
+            if key[:2] in self.programs:
+                ready.append((queued[0][0], key))
+            elif key[:2] not in self.compiling:
+                self.compiling.add(key[:2])
+                threading.Thread(target=self._compile_beside, args=key[:2], daemon=True).start()
+        wait = self.settings.wait * (PATIENCE if self.incoming else 1)
+        full = self.settings.batch_size
+        due = [(since, key) for since, key in ready if len(self.waiting[key]) >= full or now - since >= wait]
+        return min(due)[1] if due else None, min(ready)[0] + wait - now if ready else None
+
+    def _ask(self, key: Key, batch: list[tuple[float, Row, Question]]) -> None:
+        length, size, first = key
+        began = time.perf_counter()
+        try:
+            answers = ask_batch(
+                self.loaded,
+                [question for _, _, question in batch],
+                length,
+                batch_size=self.settings.batch_size,
+                votes=size,
+                first=first,
+                seed=self.settings.seed,
+            )
+        except Exception as error:  # the device's errors have no common type
+            self._tell([(row, error) for _, row, _ in batch])
+            return
+        took = time.perf_counter() - began
+        self.seconds = took / len(batch) if not self.seconds else 0.9 * self.seconds + 0.1 * took / len(batch)
+        self.metrics.batch.observe(len(batch))
+        self.metrics.device.observe(took)
+        self.metrics.count_answers(answers)
+        self.metrics.tokens.labels("prefix").inc(sum(len(question.prefix) for _, _, question in batch))
+        outcomes = []
+        for (_, row, question), answer in zip(batch, answers):
+            row.answers[question.responses] = joined(row.answers.get(question.responses), answer)
+            row.missing -= 1
+            if not row.missing and (outcome := self._advanced(row)) is not None:
+                outcomes.append((row, outcome))
+        self._tell(outcomes)
+
+    def _advanced(self, row: Row) -> dict | Exception | None:
+        """The scored row, or why there is none. None if the row's next votes were queued."""
+        try:
+            values = {which: answer.values for which, answer in row.answers.items()}
+            ended = row.steps[row.step][1]
+            if row.step + 1 < len(row.steps) and not (ended and row.rule and voting.settled(row.rule, values)):
+                with self.changed:
+                    row.step += 1
+                    if not self.closed and not row.left:
+                        self._queue(row)
+                return None
+            scored = finished(self.loaded, row.prepared, row.answers, False)
+            return Refused(500, scored["error"]) if "error" in scored else scored
+        except Exception as error:
+            return error
+
+
+def _settle(outcomes: list[tuple[Row, dict | Exception]]) -> None:
+    for row, outcome in outcomes:
+        if row.future.done():
+            continue
+        if isinstance(outcome, Exception):
+            row.future.set_exception(outcome)
+        else:
+            row.future.set_result(outcome)

@@ -1,0 +1,117 @@
+"""The gate before all protocols: who may ask, how large a request may be, and when it is given up."""
+
+import asyncio
+import hmac
+import time
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dwrl_jax.serving.batcher import RETRY, STOPPING
+from dwrl_jax.serving.failures import Refused, as_response
+from dwrl_jax.serving.service import Service
+
+OPEN = ("/", "/health", "/ready", "/openapi.json")  # paths that need no token
+ALWAYS = (*OPEN, "/metrics")  # paths that are answered while the server stops
+
+
+@dataclass
+class Guard:
+    """An ASGI app around another one. A request's body is read whole before the other one begins."""
+
+    app: ASGIApp
+    service: Service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        service, began, status = self.service, time.perf_counter(), 499  # 499: the caller left
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if service.stopping:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        service.taken += 1
+        try:
+            self._admit(scope)
+            body = await _read(scope, receive, service.settings.max_bytes, service.settings.read_timeout)
+            if body is not None:
+                await _until_left(self.app, scope, body, receive, counted)
+        except Refused as refused:
+            response = as_response(refused)
+            if refused.status in (401, 408, 413):  # the rest of the body is not read
+                response.headers["Connection"] = "close"
+            await response(scope, receive, counted)
+        finally:
+            service.taken -= 1
+            route = scope.get("route")
+            path = getattr(route, "path", None) or "other"
+            service.metrics.requests.labels(path, str(status)).inc()
+            service.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+
+    def _admit(self, scope: Scope) -> None:
+        token = self.service.settings.token
+        if token and scope["path"] not in OPEN:
+            kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            right = hmac.compare_digest(given.strip().encode(), token.encode())
+            if kind.lower() != "bearer" or not right:
+                raise Refused(401, "send the header Authorization: Bearer TOKEN", "Authorization")
+        if self.service.stopping and scope["path"] not in ALWAYS:
+            raise Refused(503, STOPPING, retry_after=RETRY)
+
+
+async def _read(scope: Scope, receive: Receive, most: int, seconds: float) -> bytes | None:
+    """The body; None if the caller left. Refused if it is too large or too slow."""
+    too_large = Refused(413, f"at most {most} bytes", "body")
+    length = Headers(scope=scope).get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > most:
+        raise too_large
+    pieces, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                if size > most:
+                    raise too_large
+                if not message.get("more_body"):
+                    return b"".join(pieces)
+    except TimeoutError:
+        raise Refused(408, f"the request did not arrive within {seconds:g} s", "body") from None
+
+
+async def _until_left(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    """Answer a request, or give it up when its caller leaves."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            return await asyncio.Future()  # only `left` listens to the caller
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    answering = asyncio.ensure_future(app(scope, replayed, send))
+    left = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((answering, left), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            answering.cancel()
+        await asyncio.gather(answering, return_exceptions=left.done())
+    finally:
+        answering.cancel()
+        left.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
