@@ -35,8 +35,8 @@ setup(
     # the lowest versions are those of constraints/oldest.txt, with which the tests pass; a next major may break us
     install_requires=[
         "absl-py>=2.1,<3",
-        "datasets>=3.0,<6",
-        "flax>=0.12,<1",
+        "datasets>=4.0,<6",
+        "flax>=0.12.2,<1",
         "huggingface_hub>=1.0,<3",
         "jax>=0.10,<0.13",
         "jaxtyping>=0.2.34,<1",
@@ -48,7 +48,7 @@ setup(
         "orbax-checkpoint>=0.11.20,<1",
         "pyarrow>=17",
         "safetensors>=0.5,<1",
-        "scipy>=1.13,<2",
+        "scipy>=1.15,<2",
         "tensorboardX>=2.6.2,<3",
         "tqdm>=4.66,<5",
         "transformers>=5.0,<6",

@@ -129,8 +129,9 @@ def theirs(folder):
 def odd_widths(monkeypatch):
     """transformers refuses a width that is no multiple of the heads, but its model computes it."""
     kind = pytest.importorskip("transformers").LlamaConfig
-    rest = [check for check in kind.__class_validators__ if check.__name__ != "validate_architecture"]
-    monkeypatch.setattr(kind, "__class_validators__", rest)
+    checks = getattr(kind, "__class_validators__", [])  # the first releases of transformers 5 check nothing
+    rest = [check for check in checks if check.__name__ != "validate_architecture"]
+    monkeypatch.setattr(kind, "__class_validators__", rest, raising=False)
 
 
 @pytest.mark.parametrize("name", LOADS)
