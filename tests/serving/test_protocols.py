@@ -175,7 +175,7 @@ def test_a_judge_that_compares(serving, pairwise):
     """The scores of a group; one response alone is refused; intervals hold the scores."""
     rows = [{"prompt": PROMPT, "responses": [GOOD, BAD, "s3 plain"]}]
     (row,) = score(pairwise, rows, 2, batch_size=4)
-    with serving(pairwise, sizes=(2,), cohort_wait=0.3) as (client, service):
+    with serving(pairwise, sizes=(2,), in_flight=2, cohort_wait=0.3) as (client, service):
         asked = {"messages": PROMPT, "responses": rows[0]["responses"], "return": ["score", "interval"]}
         said = client.post("/v1/judge", json=asked).json()
         np.testing.assert_allclose(said["score"], row["score"], atol=1e-6)

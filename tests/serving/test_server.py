@@ -39,7 +39,7 @@ def counts(client) -> dict[str, float]:
 
 def test_requests_share_batches_and_do_not_change_each_other(judge, serving):
     expected = [row["score"] for row in score(judge, ROWS, 2, batch_size=4)]
-    with serving(wait=0.1) as (client, _):
+    with serving(wait=0.1, in_flight=2) as (client, _):
         alone = client.post("/v1/judge", json=body()).json()["score"][0]
         with ThreadPoolExecutor(12) as pool:
             said = list(pool.map(lambda row: client.post("/v1/judge", json=body(row)).json()["score"][0], ROWS))
@@ -82,6 +82,23 @@ def test_a_full_queue_says_when_to_come_again(serving, held):
         held.set()
         assert [answer.result().status_code for answer in asked] == [200] * 3
         assert client.post("/v1/judge", json=body() | {"responses": ["s1 warm"] * 3}).status_code == 413
+
+
+def test_two_batches_are_asked_at_a_time(serving, held):
+    """While the device has one batch, the next one is read and asked; a third one waits."""
+    with serving(in_flight=2, wait=0) as (client, service), ThreadPoolExecutor(3) as pool:
+        held.clear()
+        asked = []
+        for number, row in enumerate(ROWS[:3], 1):
+            asked.append(pool.submit(client.post, "/v1/judge", json=body(row)))
+            until(lambda number=number: len(service.batcher.rows) == number and (number > 2 or not _unasked(service)))
+        assert _unasked(service) == 1
+        held.set()
+        assert [answer.result().status_code for answer in asked] == [200] * 3
+
+
+def _unasked(service) -> int:
+    return len(service.batcher.incoming) + sum(map(len, service.batcher.waiting.values()))
 
 
 def test_a_request_is_given_up_in_time(serving, held):
