@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+import uvicorn
 
 from dwrl_jax import serve as command
 from dwrl_jax.core.errors import UserError
@@ -329,3 +330,18 @@ def test_a_taken_port_is_named(judge):
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=re.escape(f"--port={port}: Address already in use")):
             server.serve(make_service(judge, SETTINGS, "random"), "127.0.0.1", port)
+
+
+def test_a_caller_who_sends_too_much_reads_why(served):
+    """Over a real socket: the answer comes although the caller sends megabytes before it looks."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = uvicorn.Server(uvicorn.Config(served[0].app, lifespan="off", log_level="error"))
+        thread = threading.Thread(target=running.run, args=([listening],))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/judge"
+        request = urllib.request.Request(url, b" " * (8 << 20), {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        running.should_exit = True
+        thread.join()
+    assert refused.value.code == 413
