@@ -6,7 +6,13 @@ from setuptools import find_packages, setup
 
 REPOSITORY = "https://github.com/OWNER/dwrl_jax"  # a placeholder until the repository has its place
 
-SERVE = ["fastapi<1", "httptools<1", "prometheus-client<1", "uvicorn<1", "uvloop<1"]
+SERVE = [
+    "fastapi>=0.121,<1",
+    "httptools>=0.6.4,<1",
+    "prometheus-client>=0.21,<1",
+    "uvicorn>=0.36,<1",
+    "uvloop>=0.21,<1",
+]
 
 setup(
     name="dwrl_jax",

@@ -40,6 +40,7 @@ FLAGS = {
     "start": Flag("models/start", "the starting model's folder, for a judge that reads thoughts of it"),
     "seed": Flag("1", "seed of the thoughts", default=0, read=int),
     "batch_size": Flag("32", "questions that are asked at a time", default=16, read=int),
+    "in_flight": Flag("1", "batches at a time, each with memory of its own on the device", default=2, read=int),
     "mesh": Flag("data=2,tensor=4", "devices along the axes; else weights are spread over all", read=mesh_sizes),
     "wait_ms": Flag("2", "longest time in ms that a question waits for others", default=5.0, read=float),
     "queue": Flag("1024", "questions that may wait; more are told to come again", default=4096, read=int),
@@ -79,21 +80,20 @@ def _settings(given):
 
     votes = number_of(given.votes, given.delta, given.width)
     fixed = (votes,) if isinstance(votes, int) else ()
-    bounds = {"max_votes": 1, "batch_size": 1, "queue": 1, "max_bytes": 1, "cohort": 1, "wait_ms": 0, "port": 0}
-    bounds |= {"timeout": 0.001, "read_timeout": 0.001, "stop": 0, "cohort_wait": 0.001, "seed": 0}
+    counts = ("batch_size", "in_flight", "queue", "max_votes", "max_bytes")
+    times = ("timeout", "read_timeout", "stop", "cohort_wait")
+    bounds = dict.fromkeys((*counts, "cohort"), 1) | dict.fromkeys(times, 0.001) | {"wait_ms": 0, "port": 0, "seed": 0}
     for name, least in bounds.items():
         if not getattr(given, name) >= least:
             raise UserError(f"--{name}={getattr(given, name)}: must be at least {least}")
-    same = ("seed", "batch_size", "reward", "queue", "max_votes", "max_bytes", "timeout", "read_timeout", "stop")
     return ServeSettings(
         votes=votes,
         sizes=given.sizes or tuple(sorted({1, 4, *fixed})),
         wait=given.wait_ms / 1000,
         cohort=given.cohort,
-        cohort_wait=given.cohort_wait,
         token=_token(given.token_file),
         log=given.log,
-        **{name: getattr(given, name) for name in same},
+        **{name: getattr(given, name) for name in (*counts, *times, "seed", "reward")},
     )
 
 

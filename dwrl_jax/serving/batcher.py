@@ -1,8 +1,8 @@
 """One batcher behind all protocols: it gathers the questions of single requests into the sampler's batches.
 
 A question waits for others of the same padded length and the same votes, until they fill a batch or `wait` seconds have
-passed. One thread reads rows into tokens and asks the judge, and it wakes the event loop once for each batch. A row's
-scores do not depend on the rows beside it (`judge.score`).
+passed. Two threads read rows into tokens and ask the judge, so that one works while the other waits for the device.
+They wake the event loop once for each batch. A row's scores do not depend on the rows beside it (`judge.score`).
 """
 
 import asyncio
@@ -60,12 +60,16 @@ Key = tuple[int, int, int]  # padded length, number of votes, number of the firs
 
 @dataclass(eq=False)
 class Batcher:
-    """The rows that wait, and the thread that reads and asks. `close` ends the thread."""
+    """The rows that wait, and the threads that read and ask. `close` ends the threads.
+
+    Everything but the model and the tokenizer is changed under the lock `changed`.
+    """
 
     loaded: LoadedJudge
     settings: ServeSettings
     metrics: Metrics
     changed: threading.Condition = field(default_factory=threading.Condition)
+    reading: threading.Lock = field(default_factory=threading.Lock)  # tokenizers are not for several threads at once
     incoming: deque[Row] = field(default_factory=deque)  # rows that are not read yet
     waiting: dict[Key, deque[tuple[float, Row, Question]]] = field(default_factory=dict)
     rows: set[Row] = field(default_factory=set)
@@ -93,7 +97,7 @@ class Batcher:
         return row
 
     def close(self) -> None:
-        """Refuse all that is not answered yet, and end the thread after what it does now."""
+        """Refuse all that is not answered yet, and end the threads after what they do now."""
         with self.changed:
             self.closed = True
             left = list(self.rows)
@@ -170,8 +174,11 @@ class Batcher:
 
     def _work(self) -> None:
         try:
-            self._warm_up()
-            self.warm = True
+            if not self.warm:
+                self._warm_up()
+                self.warm = True
+                for _ in range(self.settings.in_flight - 1):
+                    self.start()
             while (taken := self._take()) is not None:
                 self._ask(*taken)
         except Exception as error:  # /ready and /health say so, and requests are refused
@@ -222,8 +229,9 @@ class Batcher:
                     self.changed.wait(pause)
                     continue
                 row = self.incoming.popleft()
-            if not row.left:
-                self._read(row)
+            with self.reading:
+                if not row.left:
+                    self._read(row)
 
     def _due(self) -> tuple[Key | None, float | None]:
         """The batch whose first question has waited longest, once it is full or has waited long enough.
@@ -259,18 +267,24 @@ class Batcher:
             self._tell([(row, error) for _, row, _ in batch])
             return
         took = time.perf_counter() - began
-        self.seconds = took / len(batch) if not self.seconds else 0.9 * self.seconds + 0.1 * took / len(batch)
+        complete = []
+        with self.changed:
+            self._count_batch(batch, answers, took)
+            for (_, row, question), answer in zip(batch, answers):
+                row.answers[question.responses] = joined(row.answers.get(question.responses), answer)
+                row.missing -= 1
+                if not row.missing:
+                    complete.append(row)
+        outcomes = [(row, self._advanced(row)) for row in complete]
+        self._tell([(row, outcome) for row, outcome in outcomes if outcome is not None])
+
+    def _count_batch(self, batch: list, answers: list, took: float) -> None:
+        each = took / len(batch)
+        self.seconds = 0.9 * self.seconds + 0.1 * each if self.seconds else each
         self.metrics.batch.observe(len(batch))
         self.metrics.device.observe(took)
         self.metrics.count_answers(answers)
         self.metrics.tokens.labels("prefix").inc(sum(len(question.prefix) for _, _, question in batch))
-        outcomes = []
-        for (_, row, question), answer in zip(batch, answers):
-            row.answers[question.responses] = joined(row.answers.get(question.responses), answer)
-            row.missing -= 1
-            if not row.missing and (outcome := self._advanced(row)) is not None:
-                outcomes.append((row, outcome))
-        self._tell(outcomes)
 
     def _advanced(self, row: Row) -> dict | Exception | None:
         """The scored row, or why there is none. None if the row's next votes were queued."""
@@ -282,6 +296,7 @@ class Batcher:
                     row.step += 1
                     if not self.closed and not row.left:
                         self._queue(row)
+                        self.changed.notify()
                 return None
             scored = finished(self.loaded, row.prepared, row.answers, False)
             return Refused(500, scored["error"]) if "error" in scored else scored

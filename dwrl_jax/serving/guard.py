@@ -1,6 +1,7 @@
 """The gate before all protocols: who may ask, how large a request may be, and when it is given up."""
 
 import asyncio
+import contextlib
 import hmac
 import time
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dwrl_jax.serving.failures import Refused, as_response
 from dwrl_jax.serving.service import Service
 
 OPEN = ("/", "/health", "/ready", "/openapi.json")  # paths that need no token
+PATIENCE = 2.0  # seconds for the rest of a request that is refused
 ALWAYS = (*OPEN, "/metrics")  # paths that are answered while the server stops
 
 
@@ -37,15 +39,18 @@ class Guard:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
+        caller = Caller(receive)
         service.taken += 1
         try:
             self._admit(scope)
-            body = await _read(scope, receive, service.settings.max_bytes, service.settings.read_timeout)
+            body = await _read(scope, caller, service.settings.max_bytes, service.settings.read_timeout)
             if body is not None:
                 await _until_left(self.app, scope, body, receive, counted)
         except Refused as refused:
+            if refused.status != 408:
+                await _throw_away(caller, PATIENCE)
             response = as_response(refused)
-            if refused.status in (401, 408, 413):  # the rest of the body is not read
+            if caller.more:
                 response.headers["Connection"] = "close"
             await response(scope, receive, counted)
         finally:
@@ -66,27 +71,45 @@ class Guard:
             raise Refused(503, STOPPING, retry_after=RETRY)
 
 
-async def _read(scope: Scope, receive: Receive, most: int, seconds: float) -> bytes | None:
+@dataclass
+class Caller:
+    """The other end. `more` says whether a part of its body may still come."""
+
+    receive: Receive
+    more: bool = True
+
+    async def next(self) -> Message:
+        message = await self.receive()
+        self.more = message.get("more_body", False)
+        return message
+
+
+async def _read(scope: Scope, caller: Caller, most: int, seconds: float) -> bytes | None:
     """The body; None if the caller left. Refused if it is too large or too slow."""
-    too_large = Refused(413, f"at most {most} bytes", "body")
     length = Headers(scope=scope).get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > most:
-        raise too_large
-    pieces, size = [], 0
+    size = int(length[:20]) if length.isdecimal() else 0
+    pieces, got = [], 0
     try:
         async with asyncio.timeout(seconds):
-            while True:
-                message = await receive()
+            while max(size, got) <= most:
+                message = await caller.next()
                 if message["type"] == "http.disconnect":
                     return None
                 pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
-                if size > most:
-                    raise too_large
-                if not message.get("more_body"):
+                got += len(pieces[-1])
+                if not caller.more and got <= most:
                     return b"".join(pieces)
     except TimeoutError:
         raise Refused(408, f"the request did not arrive within {seconds:g} s", "body") from None
+    raise Refused(413, f"at most {most} bytes", "body")
+
+
+async def _throw_away(caller: Caller, seconds: float) -> None:
+    """The rest of a body. A caller that is cut short in the middle of sending would read no answer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while caller.more:
+                await caller.next()
 
 
 async def _until_left(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:

@@ -39,7 +39,7 @@ class Metrics:
         self.cut_share.set_function(lambda: self.cut_off / self.read if self.read else 0.0)
 
     def count_answers(self, answers) -> None:
-        """Count the thoughts of a batch. Called by one thread alone."""
+        """Count the thoughts of a batch. Called by one thread at a time."""
         thoughts, cut = sum(len(a.thoughts) for a in answers), sum(int(a.cut) for a in answers)
         self.read, self.cut_off = self.read + thoughts, self.cut_off + cut
         self.thoughts.inc(thoughts)

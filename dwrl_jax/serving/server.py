@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
@@ -140,6 +141,7 @@ async def _serve(service: Service, listening: socket.socket, ready: Callable[[],
     )
     server = uvicorn.Server(config)
     await server.serve([listening])
+    gc.unfreeze()
     for task in tasks:
         task.cancel()
 
@@ -148,6 +150,8 @@ async def _announce(service: Service, server: uvicorn.Server, ready: Callable[[]
     while not service.batcher.warm and not service.batcher.failure:
         await asyncio.sleep(0.02)
     if service.batcher.warm:
+        gc.collect()
+        gc.freeze()  # JAX and the model have so many objects that looking through them costs more than a request
         ready()
     while not service.batcher.failure:
         await asyncio.sleep(1)

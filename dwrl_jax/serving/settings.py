@@ -17,6 +17,7 @@ class ServeSettings:
     seed: int = 0
     batch_size: int = 16
     sizes: tuple[int, ...] = (1, 4, 8)
+    in_flight: int = 2  # batches at a time, each with memory of its own on the device
     reward: Literal["score", "log_odds"] = "score"  # the value in protocols that have a single number
     wait: float = 0.005  # a question waits so long at most for others to fill its batch
     queue: int = 4096  # questions that may wait

@@ -17,7 +17,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 
 PROMPT, RESPONSE = "s1 o1 o2 o3 o4 o5", "s2 warm"
@@ -127,6 +127,7 @@ def check(send: Send, bodies: int, paths=tuple(VALID)) -> Counter:
 
     @settings(
         max_examples=bodies, deadline=None, database=None, derandomize=True, phases=(Phase.generate, Phase.shrink),
+        verbosity=Verbosity.quiet,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(st.sampled_from(paths).flatmap(lambda path: st.tuples(st.just(path), _bodies(path), _TYPES)))
@@ -134,10 +135,10 @@ def check(send: Send, bodies: int, paths=tuple(VALID)) -> Counter:
         path, body, kind = case
         status, said = send(path, body, kind)
         counts[status] += 1
-        assert status == 200 or 400 <= status < 500, (path, body, status, said[:300])
+        assert status == 200 or 400 <= status < 500, (path, len(body), body[:300], status, said[:300])
         content = json.loads(said)
         assert (status == 200) == ("error" not in content if isinstance(content, dict) else True)
-        assert all(map(math.isfinite, _numbers(content))), (path, body, said[:300])
+        assert all(map(math.isfinite, _numbers(content))), (path, len(body), body[:300], said[:300])
 
     run()
     return counts
@@ -161,6 +162,8 @@ def over_http(url: str, seconds: float = 60) -> Send:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
+        except OSError as error:
+            raise AssertionError(f"no answer from {path} to {len(body)} bytes {body[:300]!r}: {error}") from None
 
     return send
 

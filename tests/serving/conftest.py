@@ -12,7 +12,7 @@ from dwrl_jax.serving.service import make_service
 from dwrl_jax.serving.settings import ServeSettings
 from tests.judge.test_score import CARD, loaded
 
-SETTINGS = ServeSettings(votes=2, batch_size=4, sizes=(1, 2), wait=0.01, linger=0.05, stop=5.0)
+SETTINGS = ServeSettings(votes=2, batch_size=4, sizes=(1, 2), in_flight=1, wait=0.01, linger=0.05, stop=5.0)
 
 
 @pytest.fixture(scope="package")

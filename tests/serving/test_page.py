@@ -1,8 +1,10 @@
 """The page in a real browser: it judges, names what is wrong, and runs no text that a model or a person wrote."""
 
+import json
 import shutil
 import socket
 import threading
+import urllib.request
 
 import pytest
 import uvicorn
@@ -63,11 +65,17 @@ def test_the_page_shows_thoughts_scores_and_votes(browser, address):
     judged(browser, address, "s1 o1 o2 o3 o4 o5", ["s2 warm", "s5 curt", "s3 plain"])
     cards = browser.find_elements(By.CSS_SELECTOR, "article")
     assert len(cards) == 3 and len(browser.find_elements(By.CSS_SELECTOR, "article.best")) >= 1
-    for card in cards:
+    asked = {"messages": "s1 o1 o2 o3 o4 o5", "responses": ["s2 warm", "s5 curt", "s3 plain"], "votes": 4}
+    asked = json.dumps(asked | {"return": ["thoughts"]}).encode()
+    request = urllib.request.Request(f"{address}/v1/judge", asked, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        thoughts = json.load(answer)["thoughts"]
+    assert "<" in str(thoughts), "no thought could be taken for a tag"
+    for card, written in zip(cards, thoughts):
         votes = [float(cell.text) for cell in card.find_elements(By.CSS_SELECTOR, "td.vote")]
         score = float(card.find_element(By.CSS_SELECTOR, ".score").text)
         assert len(votes) == 4 and score == pytest.approx(sum(votes) / 4, abs=1e-4)
-        assert all(cell.text for cell in card.find_elements(By.CSS_SELECTOR, "td.thought"))
+        assert [cell.text for cell in card.find_elements(By.CSS_SELECTOR, "td.thought")] == written
     assert "random, a judge of kind verdict" in browser.find_element(By.ID, "about").text
     assert not [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -174,7 +175,7 @@ def test_a_judge_that_compares(serving, pairwise):
     """The scores of a group; one response alone is refused; intervals hold the scores."""
     rows = [{"prompt": PROMPT, "responses": [GOOD, BAD, "s3 plain"]}]
     (row,) = score(pairwise, rows, 2, batch_size=4)
-    with serving(pairwise, sizes=(2,), cohort_wait=0.3) as (client, service):
+    with serving(pairwise, sizes=(2,), in_flight=2, cohort_wait=0.3) as (client, service):
         asked = {"messages": PROMPT, "responses": rows[0]["responses"], "return": ["score", "interval"]}
         said = client.post("/v1/judge", json=asked).json()
         np.testing.assert_allclose(said["score"], row["score"], atol=1e-6)
@@ -199,9 +200,10 @@ def _cohorts(client, service, row):
         said = [answer.result().json() for answer in answers]
         assert [each["metrics"]["cohort"] for each in said] == [3, 3, 3]
         np.testing.assert_allclose([each["rewards"][0] for each in said], row["score"], atol=1e-6)
+        began = time.monotonic()
         answers = [pool.submit(one, text) for text in row["responses"][:2]]
         said = [answer.result().json() for answer in answers]
-        assert [each["metrics"]["cohort"] for each in said] == [2, 2]
+        assert [each["metrics"]["cohort"] for each in said] == [2, 2] and time.monotonic() - began < 15
         assert sum(each["rewards"][0] for each in said) == pytest.approx(1)
     lost = one(GOOD)
     assert lost.status_code == 504 and "1 of 3 responses" in lost.json()["error"]["message"]

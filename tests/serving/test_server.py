@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+import uvicorn
 
 from dwrl_jax import serve as command
 from dwrl_jax.core.errors import UserError
@@ -39,7 +40,7 @@ def counts(client) -> dict[str, float]:
 
 def test_requests_share_batches_and_do_not_change_each_other(judge, serving):
     expected = [row["score"] for row in score(judge, ROWS, 2, batch_size=4)]
-    with serving(wait=0.1) as (client, _):
+    with serving(wait=0.1, in_flight=2) as (client, _):
         alone = client.post("/v1/judge", json=body()).json()["score"][0]
         with ThreadPoolExecutor(12) as pool:
             said = list(pool.map(lambda row: client.post("/v1/judge", json=body(row)).json()["score"][0], ROWS))
@@ -82,6 +83,23 @@ def test_a_full_queue_says_when_to_come_again(serving, held):
         held.set()
         assert [answer.result().status_code for answer in asked] == [200] * 3
         assert client.post("/v1/judge", json=body() | {"responses": ["s1 warm"] * 3}).status_code == 413
+
+
+def test_two_batches_are_asked_at_a_time(serving, held):
+    """While the device has one batch, the next one is read and asked; a third one waits."""
+    with serving(in_flight=2, wait=0) as (client, service), ThreadPoolExecutor(3) as pool:
+        held.clear()
+        asked = []
+        for number, row in enumerate(ROWS[:3], 1):
+            asked.append(pool.submit(client.post, "/v1/judge", json=body(row)))
+            until(lambda number=number: len(service.batcher.rows) == number and (number > 2 or not _unasked(service)))
+        assert _unasked(service) == 1
+        held.set()
+        assert [answer.result().status_code for answer in asked] == [200] * 3
+
+
+def _unasked(service) -> int:
+    return len(service.batcher.incoming) + sum(map(len, service.batcher.waiting.values()))
 
 
 def test_a_request_is_given_up_in_time(serving, held):
@@ -312,3 +330,18 @@ def test_a_taken_port_is_named(judge):
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=re.escape(f"--port={port}: Address already in use")):
             server.serve(make_service(judge, SETTINGS, "random"), "127.0.0.1", port)
+
+
+def test_a_caller_who_sends_too_much_reads_why(served):
+    """Over a real socket: the answer comes although the caller sends megabytes before it looks."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = uvicorn.Server(uvicorn.Config(served[0].app, lifespan="off", log_level="error"))
+        thread = threading.Thread(target=running.run, args=([listening],))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/judge"
+        request = urllib.request.Request(url, b" " * (8 << 20), {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        running.should_exit = True
+        thread.join()
+    assert refused.value.code == 413
