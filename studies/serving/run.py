@@ -20,6 +20,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import uvloop
+
 from dwrl_jax.core import files
 from dwrl_jax.judge import LoadedJudge, load, score
 from dwrl_jax.judge.card import read_card
@@ -39,11 +41,11 @@ def load_row(given: argparse.Namespace, loaded: LoadedJudge) -> str:
         before = running.metrics()
         bursts, offline = [], []
         for _ in range(given.repeats):
-            bursts.append(asyncio.run(_burst(running, bodies)))
+            bursts.append(uvloop.run(_burst(running, bodies)))
             offline.append(len(rows) / _score(given, loaded, rows)[1])
         after = running.metrics()
         lone = bodies[: max(4, given.requests // 20)]
-        alone = len(lone) / asyncio.run(_one_by_one(running, lone))
+        alone = len(lone) / uvloop.run(_one_by_one(running, lone))
         code, _ = running.stop()
     wrong = sum(abs(s - e) > TOLERANCE for _, said, _ in bursts for s, e in zip(said, expected))
     rates = [len(rows) / seconds for seconds, *_ in bursts]
@@ -99,7 +101,7 @@ def soak_row(given: argparse.Namespace, loaded: LoadedJudge) -> str:
     expected = [row["score"] for row in score(loaded, rows, given.votes, batch_size=given.batch_size)]
     statuses, wrong, latency, memory = Counter(), [], [], []
     with server(_flags(given)) as running:
-        asyncio.run(_soak(running, loaded, rows, expected, given.seconds, statuses, wrong, latency, memory))
+        uvloop.run(_soak(running, loaded, rows, expected, given.seconds, statuses, wrong, latency, memory))
         code, _ = running.stop()
     calm = [size for at, size in memory if at >= min(60, given.seconds / 4)]
     grown = max(calm) / calm[0] - 1
@@ -158,7 +160,7 @@ def stop_row(given: argparse.Namespace, loaded: LoadedJudge) -> str:
     """Fifty callers that do not cease; SIGTERM in the midst."""
     rows = rows_of(loaded, 60)
     with server(_flags(given)) as running:
-        counts, code, seconds = asyncio.run(_stop(running, rows))
+        counts, code, seconds = uvloop.run(_stop(running, rows))
     return f"SIGTERM under load: {dict(counts)}; exit {code} after {seconds:.1f} s"
 
 
