@@ -22,6 +22,7 @@ from typing import Any
 DEFAULT_URL = "http://127.0.0.1:8080"
 REFUSED = (400, 413, 422)  # the request cannot be scored, now or later
 AGAIN = (408, 429)
+COMPARES = "this judge compares responses"  # in a reply about a response that was sent alone
 
 
 class JudgeError(Exception):
@@ -30,6 +31,10 @@ class JudgeError(Exception):
 
 class Refused(JudgeError):
     """The judge cannot score this conversation or this response, such as an empty one or one that is too long."""
+
+
+class Alone(Refused):
+    """The judge compares responses, so it cannot score one by itself."""
 
 
 class Unavailable(JudgeError):
@@ -105,7 +110,7 @@ def post(at: Server, path: str, body: dict) -> dict[str, Any]:
             return _object(at, text)
         why = text[:300] if status is None else f"status {status}: {text[:300]}"
         if status in REFUSED:
-            raise Refused(f"{at.url}{path}: {why}")
+            raise (Alone if COMPARES in why else Refused)(f"{at.url}{path}: {why}")
         if status is not None and status < 500 and status not in AGAIN:
             raise JudgeError(f"{at.url}{path}: {why}")
         pause = min(max(at.wait * 2**attempt * random.uniform(0.5, 1), after), at.longest_wait)

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from dwrl_jax.adapters.client import JudgeError, Refused, Server, at_once, judge, server
+from dwrl_jax.adapters.client import Alone, JudgeError, Refused, Server, at_once, judge, server
 from dwrl_jax.adapters.conversation import question
 
 # OpenRLHF leaves the tokens in the text that end a response: <|im_end|>, <|eot_id|>, </s>, <eos>, <end_of_turn> ...
@@ -47,8 +47,8 @@ def _score(at: Server, query: str, prompt: str, label) -> float:
         messages, response = question(_conversation(label) or prompt, END.sub("", response))
         votes = int(votes) if votes and votes.isdecimal() else votes
         return judge(at, messages, [response], votes)["score"][0]
-    except Refused:
-        if not refused:
+    except Refused as error:
+        if not refused or isinstance(error, Alone):
             raise
         return float(refused)
 

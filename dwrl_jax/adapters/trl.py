@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dwrl_jax.adapters.client import (
+    Alone,
     JudgeError,
     Refused,
     Server,
@@ -75,7 +76,7 @@ def dwrl_judge(
     """Rewards of completions, as TRL asks for them: all columns of the batch are keywords."""
     asked = _questions(prompts, completions, compare)
     calls = [functools.partial(_ask, at, votes, value, messages, responses) for messages, responses, _ in asked]
-    return _rewards(asked, at_once(at, calls), len(completions))
+    return _rewards(asked, _suited(at_once(at, calls), compare), len(completions))
 
 
 async def dwrl_judge_async(
@@ -85,7 +86,7 @@ async def dwrl_judge_async(
     asked = _questions(prompts, completions, compare)
     calls = [(_ask, at, votes, value, messages, responses) for messages, responses, _ in asked]
     answers = await asyncio.gather(*(in_thread(at, outcome, *call) for call in calls))
-    return _rewards(asked, answers, len(completions))
+    return _rewards(asked, _suited(answers, compare), len(completions))
 
 
 def _checked(value: str) -> str:
@@ -111,6 +112,14 @@ def _questions(prompts: Sequence, completions: Sequence, compare: bool) -> Quest
         responses.append(response)
         places.append(place)
     return list(asked.values())
+
+
+def _suited(answers: Sequence, compare: bool) -> Sequence:
+    """The answers. JudgeError if none can ever come, as the judge compares responses and gets them one by one."""
+    for error in answers:
+        if isinstance(error, Alone) and not compare:
+            raise JudgeError(f"{error}; send the completions of a prompt together: reward_func(..., compare=True)")
+    return answers
 
 
 def _rewards(asked: Questions, answers: Sequence, count: int) -> list[float | None]:

@@ -6,7 +6,7 @@ verl writes what it gets into a tensor, in which None is an error and NaN spoils
 
 from typing import Any
 
-from dwrl_jax.adapters.client import JudgeError, Refused, in_thread, judge, server
+from dwrl_jax.adapters.client import Alone, JudgeError, Refused, in_thread, judge, server
 from dwrl_jax.adapters.conversation import question
 
 PROMPTS = ("messages", "prompt", "question")  # the keys of `extra_info` that may hold the conversation
@@ -44,8 +44,8 @@ async def compute_score(
     try:
         messages, response = question(given, solution_str)
         reply = await in_thread(at, judge, at, messages, [response], votes, (value,))
-    except Refused:
-        if refused is None:
+    except Refused as error:
+        if refused is None or isinstance(error, Alone):
             raise
         return {"score": refused, "refused": 1.0}
     return {"score": reply[value][0], "refused": 0.0}

@@ -19,6 +19,9 @@ class Stub:
         self.lock, self.open, self.most_open, self.pause = threading.Lock(), 0, 0, 0.0
 
 
+ALONE = (422, {}, json.dumps({"error": "one response, but this judge compares responses"}))
+
+
 def worth(messages, response):
     """The score that the stub gives; it has its own value for each conversation and response."""
     said = " ".join(turn["content"] for turn in messages)
@@ -64,9 +67,9 @@ def serving():
                 stub.most_open = max(stub.most_open, stub.open)
                 reply = stub.always or (stub.replies.pop(0) if stub.replies else None)
             time.sleep(stub.pause)
-            self.answer(reply or usual(self.path, body))
             with stub.lock:
-                stub.open -= 1
+                stub.open -= 1  # before the answer, at which the client may send its next request
+            self.answer(reply or usual(self.path, body))
 
         def answer(self, reply):
             if reply == "hang":

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from dwrl_jax.adapters import openrlhf
-from dwrl_jax.adapters.client import JudgeError, Refused, Unavailable, server
+from dwrl_jax.adapters.client import Alone, JudgeError, Refused, Unavailable, server
 from dwrl_jax.adapters.openrlhf import reward_func
-from tests.adapters.stub import worth
+from tests.adapters.stub import ALONE, worth
 
 ASKED = [{"role": "user", "content": "a"}]
 TEMPLATE = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
@@ -54,6 +54,9 @@ def test_failures_raise(stub, monkeypatch):
     monkeypatch.setenv("DWRL_JAX_REFUSED", "-2.5")
     assert reward_func(["aone", "a</s>"], ["a"] * 2, [""] * 2)["rewards"] == [worth(ASKED, "one"), -2.5]
     monkeypatch.setattr(openrlhf, "server", lambda: server(attempts=2))
+    stub.always = ALONE
+    with pytest.raises(Alone):
+        reward_func(["aone"], ["a"], [""])
     stub.always = (503, {}, "")
     with pytest.raises(Unavailable):
         reward_func(["aone"], ["a"], [""])

@@ -13,7 +13,9 @@ import uvicorn
 
 from dwrl_jax.adapters import __main__ as command
 from dwrl_jax.adapters import client, nemo_gym, openrlhf, trl, verl
+from dwrl_jax.data.formats import Malformed
 from dwrl_jax.judge import load, score
+from dwrl_jax.judge.rows import read_row
 from dwrl_jax.serving import server, service, settings
 from tests.judge.exports import export
 from tests.judge.test_score import CARD
@@ -66,6 +68,12 @@ def test_trl(judge):
     close(trl.in_process(folder, votes=VOTES, batch_size=4)(**batch), scores)
     with_bad = trl.reward_func()(prompts=PROMPTS, completions=["hello", "s1 <user>", COMPLETIONS[2]])
     assert with_bad[:2] == [None, None] and abs(with_bad[2] - scores[2]) < 1e-6
+
+
+def test_a_response_alone_is_told_apart():
+    """The words that the client looks for are the judge's own."""
+    with pytest.raises(Malformed, match=client.COMPARES):
+        read_row({"prompt": "s1", "responses": ["s2"]}, "label")
 
 
 def test_verl(judge):

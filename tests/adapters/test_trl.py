@@ -8,7 +8,7 @@ import pytest
 
 from dwrl_jax.adapters.client import JudgeError, Unavailable
 from dwrl_jax.adapters.trl import async_reward_func, reward_func
-from tests.adapters.stub import worth
+from tests.adapters.stub import ALONE, worth
 
 USER = [{"role": "user", "content": "a"}]
 PROMPTS = ["a", USER, [{"role": "system", "content": "s"}, *USER], "b", "a"]
@@ -86,6 +86,13 @@ def test_none_where_the_server_failed_and_an_error_where_it_failed_throughout(ma
     stub.always = (503, {}, "")
     with pytest.raises(Unavailable, match="after 2 attempts"):
         asked(make(), **BATCH)
+
+
+def test_a_judge_that_compares_needs_completions_together(make, stub):
+    stub.always = ALONE
+    with pytest.raises(JudgeError, match="compare=True"):
+        asked(make(), **BATCH)
+    assert asked(make(compare=True), prompts=["a"], completions=["the only one"]) == [None]
 
 
 @pytest.mark.parametrize("status", [401, 404])

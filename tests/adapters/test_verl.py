@@ -5,9 +5,9 @@ import inspect
 
 import pytest
 
-from dwrl_jax.adapters.client import JudgeError, Refused, Unavailable
+from dwrl_jax.adapters.client import Alone, JudgeError, Refused, Unavailable
 from dwrl_jax.adapters.verl import compute_score
-from tests.adapters.stub import worth
+from tests.adapters.stub import ALONE, worth
 
 ASKED = [{"role": "user", "content": "a"}]
 
@@ -48,6 +48,9 @@ def test_failures_raise(score, stub):
     with pytest.raises(Refused, match="status 422: .*too long"):
         score("too long")
     assert score(" ", refused=-1.0) == {"score": -1.0, "refused": 1.0} == score("too long", refused=-1.0)
+    stub.always = ALONE
+    with pytest.raises(Alone):
+        score(refused=-1.0)
     stub.always = (503, {}, "stopping")
     with pytest.raises(Unavailable):
         score(refused=-1.0)
