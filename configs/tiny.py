@@ -1,9 +1,12 @@
 """The built-in world: everything is made from a seed, and nothing is downloaded.
 
 python -m dwrl_jax.train --config=configs/tiny.py --workdir=runs/tiny
+
+`--config=configs/tiny.py:OBJECTIVE,world=NAME` takes another world of `data/worlds`: few, long, noisy or shortcut.
 """
 
 from dwrl_jax import objectives
+from dwrl_jax.data import worlds
 from dwrl_jax.training.config import base_config, variants, with_objective
 
 # The most accurate learning rate of 3e-5, 1e-4, 3e-4 and 1e-3 on another world, for objectives where it is not 3e-4:
@@ -22,10 +25,10 @@ LEARNING_RATES = {
 
 
 @variants
-def get_config(objective="dwrl", smoke=False):
+def get_config(objective="dwrl", smoke=False, world="plain"):
     pairwise = objectives.load(objective).judges[0] == "label"
-    config = world_config(pairwise)
-    config.base = base_model(pairwise)
+    config = world_config(pairwise, world)
+    config.base = base_model(pairwise, worlds.load(world).thinks_in or world)
     config.data.train = "world"
     config.data.eval = "world"
     config.optim.steps = 250
@@ -48,9 +51,14 @@ def get_config(objective="dwrl", smoke=False):
     return with_objective(config, objective)
 
 
-def base_model(pairwise):
-    """Config of the model that a run starts from. It learns first clean chains, then thoughts of mixed quality."""
-    config = with_objective(world_config(pairwise), "sft")
+def base_model(pairwise, world):
+    """Config of the model that a run starts from. It learns first clean chains, then thoughts of mixed quality.
+
+    All methods of the world "long" start from the same model, which knows both kinds of dialogue: by single responses
+    alone it did not learn its longer chains.
+    """
+    pairwise = pairwise or world == "long"
+    config = with_objective(world_config(pairwise, world), "sft")
     config.world.pairwise_share = 0.5 if pairwise else 0.0
     config.model.preset = "llama3.2-3b"
     config.data.train = "world:demonstrations"
@@ -65,8 +73,9 @@ def base_model(pairwise):
     return config
 
 
-def world_config(pairwise):
+def world_config(pairwise, world):
     config = base_config()
+    config.world.name, operations = world, worlds.load(world).operations
     config.dialogue.judge_question = "judge"
     config.dialogue.answer_question = "good?"
     config.dialogue.answers = ("yes", "no")
@@ -76,6 +85,6 @@ def world_config(pairwise):
     config.dialogue.labels = config.dialogue.answers
     config.dialogue.score_question = config.dialogue.answer_question
     config.dialogue.scores = ("off4", "off3", "off2", "off1", "off0")  # known words, the worst first
-    config.data.buckets = (20,)
-    config.sampler.max_thought = 10 if pairwise else 8  # a comparison names both claims
+    config.data.buckets = (15 + operations,)
+    config.sampler.max_thought = operations + (5 if pairwise else 3)  # a comparison names both claims
     return config

@@ -3,10 +3,15 @@
 import dataclasses
 
 from dwrl_jax.core.settings import setting
+from dwrl_jax.data import worlds
 
 
 def _ascending(values) -> str | None:
     return None if sorted(set(values)) == list(values) else "give lengths from the smallest to the largest"
+
+
+def _world(name) -> str | None:
+    return None if name in worlds.names() else f"choose one of {', '.join(worlds.names())}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +21,7 @@ class DataSettings:
         "pairs to learn from: a file (.jsonl, .json, .csv, .parquet, also .gz or .zst), a folder or pattern of files, "
         'a `datasets` name, also NAME:CONFIG, or "world"',
     )
-    eval: str = setting("", "held-out pairs, likewise")
+    eval: str = setting("", 'held-out pairs, likewise; "world:alike" is held out and made as the training pairs are')
     train_split: str = setting("train", "split of data.train where that has splits; train[:50%] is a part of it")
     eval_split: str = setting("test", "split of data.eval, likewise")
     format: str = setting("", "format of the rows of both, a file of data/formats; empty to detect it")
@@ -46,6 +51,7 @@ class DataSettings:
 class WorldSettings:
     """The built-in world, where data.train or data.eval is "world"."""
 
+    name: str = setting("plain", "the world, a file of data/worlds", rule=_world)
     seed: int = setting(0, "seed from which the world is made")
     clean_share: float = setting(
         0.67,

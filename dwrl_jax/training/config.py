@@ -5,8 +5,9 @@ A config file defines `get_config(objective, smoke)` under `@variants`: a few as
 
 import dataclasses
 import functools
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -72,28 +73,35 @@ def with_objective(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def variants(get_config: Callable[..., ConfigDict]) -> Callable[..., ConfigDict]:
-    """Let --config=FILE:OBJECTIVE,smoke call get_config(objective="OBJECTIVE", smoke=True)."""
+    """Let --config=FILE:OBJECTIVE,smoke call get_config(objective="OBJECTIVE", smoke=True).
+
+    A further parameter of `get_config` is named: --config=FILE:OBJECTIVE,world=long,smoke.
+    """
+    further = [name for name in inspect.signature(get_config).parameters if name not in ("objective", "smoke")]
 
     @functools.wraps(get_config)
     def from_text(variant: str = ""):
-        objective, smoke = read_variant(variant)
-        return get_config(objective=objective, smoke=smoke)
+        return get_config(**read_variant(variant, further))
 
     return from_text
 
 
-def read_variant(variant: str) -> tuple[str, bool]:
-    """The objective (dwrl where none is named) and whether this is the quick trial, from "[OBJECTIVE][,smoke]".
+def read_variant(variant: str, further: Sequence[str] = ()) -> dict[str, str | bool]:
+    """The arguments of `get_config` from "[OBJECTIVE][,NAME=VALUE][,smoke]", with names that are in `further`.
 
-    UserError for a variant that does not exist.
+    The objective is dwrl where none is named. UserError for a variant that does not exist.
     """
-    *words, last = variant.split(",")
-    smoke = last == "smoke"
-    name = ",".join(words if smoke else [*words, last]) or "dwrl"
-    known = objectives.names()
-    if name not in known:
-        raise UserError(f"--config=...:{variant}: no such variant; give one of {', '.join(known)}, or NAME,smoke")
-    return name, smoke
+    words, known = variant.split(","), objectives.names()
+    chosen: dict[str, str | bool] = {"objective": "dwrl", "smoke": words[-1] == "smoke"}
+    words = words[: len(words) - chosen["smoke"]]
+    while words and (named := words[-1].partition("="))[0] in further and named[1] and named[0] not in chosen:
+        chosen[named[0]] = named[2]
+        words.pop()
+    chosen["objective"] = ",".join(words) or "dwrl"
+    if chosen["objective"] not in known:
+        more = "".join(f",{name}=..." for name in further)
+        raise UserError(f"--config=...:{variant}: no such variant; give one of {', '.join(known)}, or NAME{more},smoke")
+    return chosen
 
 
 def accelerator_run(hub_id: str, *, tensor: int, micro_batches: int, sampled: int = 0) -> ConfigDict:

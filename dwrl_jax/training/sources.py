@@ -75,14 +75,14 @@ def training_source(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path, 
     """Examples to train on, and a note about them. The sources "world" and "world:demonstrations" have no end."""
     name = config.data.train
     if name in ("world", "world:demonstrations"):
-        made = world.make_world(config.world.seed)
+        made = world.make_world(config.world.seed, config.world.name)
         count = config.optim.steps * config.data.batch_size
         split = "demonstrations" if name.endswith("demonstrations") else "train"
         clean = round(config.world.clean_share * count)
         source = world.WorldSource(made, split, talk, config.data.buckets[-1], clean)
         if split == "demonstrations" and config.world.pairwise_share:
             source = with_comparisons(config, source)
-        return source, f"{count} pairs of the built-in world, {split}"
+        return source, f"{count} pairs of the built-in world {config.world.name!r}, {split}"
     return tokenised(config, talk, "train", workdir, needs)
 
 
@@ -100,11 +100,11 @@ def with_comparisons(config: ConfigDict, source: world.WorldSource) -> world.Wor
 def held_out(config: ConfigDict, talk: dialogue.Dialogue, workdir: Path) -> tuple[Held, str]:
     """Held-out pairs, at most eval.pairs of them, and a note about them."""
     made = None
-    if config.data.eval == "world":
-        made = world.make_world(config.world.seed)
-        pairs = [world.pair(made, "eval", index) for index in range(config.eval.pairs)]
+    if config.data.eval in ("world", "world:alike"):
+        made, split = world.make_world(config.world.seed, config.world.name), config.data.eval.partition(":")[2]
+        pairs = [world.pair(made, split or "eval", index) for index in range(config.eval.pairs)]
         examples, _ = tokenise(pairs, talk, config.data.buckets[-1], strict=True)
-        note = f"{len(examples)} pairs of the built-in world, eval"
+        note = f"{len(examples)} pairs of the built-in world {config.world.name!r}, {split or 'eval'}"
     else:
         examples, note = tokenised(config, talk, "eval", workdir)
     curve = part_of(examples, config.eval.curve_pairs) if config.eval.curve_pairs else None

@@ -98,6 +98,9 @@ def test_pairs_of_the_built_in_world():
     assert len(rows) == 5 and rows == benchmarks.read("world", "3:5") and rows != benchmarks.read("world", "4:5")
     with pytest.raises(UserError, match="give a seed, or seed:pairs"):
         benchmarks.read("world", "three")
+    rows = benchmarks.read("world", "shortcut:3:5")
+    assert [row["subset"] for row in rows] == ["world"] * 5 + ["alike"] * 5 and len({row["id"] for row in rows}) == 10
+    assert benchmarks.read("world", "noisy:3:5")[0]["prompt"] == benchmarks.read("world", "3:5")[0]["prompt"]
 
 
 def test_bad_rows_are_listed_and_wrong_files_refused(tmp_path):

@@ -29,7 +29,16 @@ def config_of(path, variant="", *changes):
     ],
 )
 def test_variants(variant, expected):
-    assert configuration.read_variant(variant) == expected
+    assert configuration.read_variant(variant) == dict(zip(("objective", "smoke"), expected))
+
+
+def test_a_variant_with_a_name():
+    read = configuration.read_variant
+    assert read("bt,world=long,smoke", ["world"]) == {"objective": "bt", "smoke": True, "world": "long"}
+    assert read("world=few", ["world"]) == {"objective": "dwrl", "smoke": False, "world": "few"}
+    for variant in ("world=few", "bt,world=few,world=long", "world=few,bt", "smoke=1", "objective=bt"):
+        with pytest.raises(UserError, match=f":{variant}: no such variant"):
+            read(variant, ["world"] if variant != "world=few" else [])
 
 
 @pytest.mark.parametrize("variant", ["smokey", "smoke,dwrl", "dwrl,sft", "dwrl,smoke,smoke", "_policy", "__init__"])
@@ -152,3 +161,13 @@ def test_a_run_from_before_a_key_existed_had_its_default():
         "objective.centring": (0.0, 0.1),
         "optim.moments": ("shared", "separate"),
     }
+
+
+def test_a_named_world_reaches_the_run_and_its_base_model():
+    long, noisy, plain = (config_of(CONFIGS / "tiny.py", f":bt{name}") for name in (",world=long", ",world=noisy", ""))
+    assert (long.world.name, long.base.world.name, long.data.buckets) == ("long", "long", (23,))
+    assert (long.base.sampler.max_thought, long.base.world.pairwise_share) == (13, 0.5)
+    assert config_of(CONFIGS / "tiny.py", ":dwrl,world=long").sampler.max_thought == 11
+    assert noisy.world.name == "noisy" and noisy.base == plain.base  # made once for both
+    with pytest.raises(UserError, match="world.name.*choose one of few, long"):
+        configuration.check(config_of(CONFIGS / "tiny.py", "", "--config.world.name=short"))

@@ -5,7 +5,7 @@ response claims a final state, in one of three styles. Its quality falls with th
 the true final state, and it also depends on the style. Labels follow Bradley-Terry, P(y+ > y-) =
 sigmoid(quality difference), so the best possible accuracy is known. A tiny transformer cannot compose the permutations
 in a single pass, but it can write the chain of intermediate states. Everything follows from a seed, and nothing is
-downloaded.
+downloaded. `data/worlds/` has worlds with rules of their own.
 """
 
 import dataclasses
@@ -13,13 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dwrl_jax.data import worlds
 from dwrl_jax.data.pairs import Pair
+from dwrl_jax.data.worlds import Rules
 
-STATES, OPERATIONS, CHAIN = 8, 8, 5
+STATES, OPERATIONS = 8, 8
 STYLES = {"curt": -1.0, "plain": 0.0, "warm": 1.0}
 DISTANCE_WEIGHT, STYLE_WEIGHT = 1.5, 0.7
 TRUE_CLAIMS = 0.3  # share of responses that claim the true state; the others claim a random state
-SPLITS = {"train": 0, "demonstrations": 1, "eval": 2}
+STYLE_OF_DISTANCE = ("warm", "plain", "curt")  # where the style tells it: 0, 1, 2 or more
+SPLITS = {"train": 0, "demonstrations": 1, "eval": 2, "alike": 3}
+TELLING = ("train", "alike")  # splits in which the style may tell
 PASSABLE = -1.2  # a response of this quality is called good with probability 1/2
 GOOD, BAD = 0, 1  # verdicts; for two responses 0 means that the first is better, 1 that the second is
 # Shares of the kinds of written thoughts in the mixed stage. A thought is a chain of states, then the distance of the
@@ -36,6 +40,7 @@ class World:
 
     seed: int
     permutations: np.ndarray
+    rules: Rules = Rules()
 
     def chain(self, start: int, operations: Sequence[int]) -> list[int]:
         """The states after each operation."""
@@ -52,9 +57,9 @@ class World:
         return _quality(int(claim[1:]), self.chain(start, operations)[-1], style)
 
 
-def make_world(seed: int) -> World:
+def make_world(seed: int, name: str = "plain") -> World:
     rng = np.random.default_rng([seed, 0])
-    return World(seed, np.stack([rng.permutation(STATES) for _ in range(OPERATIONS)]))
+    return World(seed, np.stack([rng.permutation(STATES) for _ in range(OPERATIONS)]), worlds.load(name))
 
 
 def _quality(claim: int, truth: int, style: str) -> float:
@@ -81,24 +86,25 @@ def _sigmoid(x: float) -> float:
 
 
 def pair(world: World, split: str, index: int, *, mixed_from: int | None = None, pairwise: bool = False) -> Pair:
-    """Pair number `index` of a split.
+    """Pair number `index` of a split: "train", "demonstrations", "eval", or "alike", held out and made like "train".
 
     A pair of the split "demonstrations" has a thought and a verdict for each side. A side is a response, or with
     `pairwise` an order of both responses. Thoughts are clean chains below index `mixed_from` and of mixed quality from
     there on; without `mixed_from` all are clean.
     """
     rng = np.random.default_rng([world.seed, 1 + SPLITS[split], index])
-    start, operations = int(rng.integers(STATES)), rng.integers(OPERATIONS, size=CHAIN)
+    start, operations = int(rng.integers(STATES)), rng.integers(OPERATIONS, size=world.rules.operations)
     states = world.chain(start, operations)
-    responses = [_response(rng, states[-1])]
+    telling = world.rules.telling if split in TELLING else 0.0
+    responses = [_response(rng, states[-1], telling)]
     while len(responses) < 2:
-        other = _response(rng, states[-1])
+        other = _response(rng, states[-1], telling)
         if other != responses[0]:
             responses.append(other)
     better = _quality(responses[0][0], states[-1], responses[0][1]) - _quality(
         responses[1][0], states[-1], responses[1][1]
     )
-    if rng.random() > _sigmoid(better):
+    if rng.random() > _sigmoid(world.rules.label_scale * better):
         responses.reverse()
     thoughts = verdicts = None
     if split == "demonstrations":
@@ -118,9 +124,12 @@ def pair(world: World, split: str, index: int, *, mixed_from: int | None = None,
     )
 
 
-def _response(rng, truth: int) -> tuple[int, str]:
+def _response(rng, truth: int, telling: float) -> tuple[int, str]:
     claim = truth if rng.random() < TRUE_CLAIMS else int(rng.integers(STATES))
-    return claim, list(STYLES)[rng.integers(len(STYLES))]
+    style = list(STYLES)[rng.integers(len(STYLES))]
+    if telling and rng.random() < telling:
+        style = STYLE_OF_DISTANCE[min(_distance(claim, truth), len(STYLE_OF_DISTANCE) - 1)]
+    return claim, style
 
 
 def _text(response: tuple[int, str]) -> str:
@@ -139,7 +148,7 @@ def _demonstration(rng, world: World, start, operations, responses, mixed: bool)
             state = int(rng.integers(STATES)) if slipped else int(world.permutations[operation, state])
             states.append(state)
     elif kind == "skipping":
-        states = [*truth[: rng.integers(1, CHAIN - 1)], int(rng.integers(STATES))]
+        states = [*truth[: rng.integers(1, len(truth) - 1)], int(rng.integers(STATES))]
     elif kind == "rationalising":
         states[-1] = responses[rng.integers(len(responses))][0]
     believed = truth[-1] if kind == "lazy" else states[-1]
@@ -156,9 +165,9 @@ def references(world: World, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
     """Log-odds [pairs], in nats, of chosen over rejected by two fixed readers.
 
     "no_thought" knows the weight of the styles but not the true states. A reader that does not compose the operations
-    cannot do better. "ceiling" knows the quality itself, so only the noise of the labels is left.
+    cannot do better. "ceiling" knows the quality itself, so only the noise of the labels is left. Both know that noise.
     """
     style = [STYLE_WEIGHT * (STYLES[p.chosen.split()[1]] - STYLES[p.rejected.split()[1]]) for p in pairs]
-    prompts = [p.prompt[0]["content"] for p in pairs]
+    scale, prompts = world.rules.label_scale, [p.prompt[0]["content"] for p in pairs]
     margin = [world.quality(x, p.chosen) - world.quality(x, p.rejected) for x, p in zip(prompts, pairs)]
-    return {"no_thought": np.array(style), "ceiling": np.array(margin)}
+    return {"no_thought": scale * np.array(style), "ceiling": scale * np.array(margin)}
