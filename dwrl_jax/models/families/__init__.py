@@ -14,6 +14,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.transformer import ModelConfig
 
 SHARED = ("parts", "presets")  # files here that are not families
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NUMERICS = ("dtype", "param_dtype", "remat", "attention")  # fields of ModelConfig that config.json does not have
 
 
@@ -32,6 +33,8 @@ class Family:
     shape: Callable[[dict], dict]
     presets: Mapping[str, dict] = dataclasses.field(default_factory=dict)  # published config.json by short name
     tensor_name: Callable[[str], str] = str
+    defaults: Mapping[str, object] = dataclasses.field(default_factory=dict)  # transformers' values of absent keys
+    small: Mapping[str, object] = dataclasses.field(default_factory=dict)  # keys of a small version (presets.shrink)
 
 
 def names() -> list[str]:
@@ -47,8 +50,30 @@ def family_of(hf_config: dict) -> Family:
     """The family of a config.json. UserError if it has no file here."""
     name = hf_config.get("model_type")
     if name not in names():
-        raise UserError(f"config.json: model_type = {name!r} is not supported; choose a model of {', '.join(names())}")
+        raise UserError(
+            f"config.json: model_type = {name!r} is not supported; choose a model of {', '.join(names())}, "
+            'or add its family, which is one file ("A family of models" in CONTRIBUTING.md)'
+        )
     return load(name)
+
+
+def text_half(hf_config: dict) -> dict:
+    """The config.json of a multimodal model's text half, if that is of a family here; else the config.json itself."""
+    text, outer = hf_config.get("text_config"), hf_config.get("model_type")
+    if not isinstance(text, dict) or text.get("model_type") not in names() or outer in names():
+        return hf_config
+    family = load(text["model_type"])
+    rewards = any("SequenceClassification" in name for name in hf_config.get("architectures") or ())
+    kept = {key: value for key, value in hf_config.items() if key not in ("text_config", "vision_config", "model_type")}
+    return (
+        dict(family.defaults)
+        | kept
+        | text
+        | {
+            "architectures": [family.reward_model if rewards else family.language_model],
+            **{key: hf_config[key] for key in SPECIAL_TOKENS if hf_config.get(key) is not None},
+        }
+    )
 
 
 def read_config(folder) -> dict:
@@ -75,7 +100,7 @@ def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
     """
     family = family_of(hf_config)
     try:
-        shape = family.shape(hf_config)
+        shape = family.shape(dict(family.defaults) | hf_config)
     except KeyError as error:
         raise UserError(f"config.json: the key {error.args[0]!r} is missing") from error
     outputs = _outputs(hf_config) if hf_config.get("architectures") == [family.reward_model] else 0

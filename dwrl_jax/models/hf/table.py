@@ -14,6 +14,16 @@ from dwrl_jax.models.transformer import ModelConfig
 
 EMBEDDING, LM_HEAD, VALUE_HEAD = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
 LAST_NORM = "model.norm.weight"
+NORMS = {  # tensors of a layer's norms in transformers, by where the norms stand
+    "pre": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    "post": {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"},
+    "both": {
+        "attention_norm": "input_layernorm",
+        "attention_post_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_post_norm": "post_feedforward_layernorm",
+    },
+}
 
 
 class Weight(NamedTuple):
@@ -66,8 +76,7 @@ def weight_table(config: ModelConfig, tensor_name: Callable[[str], str] = str) -
     table = [
         Weight(EMBEDDING, ("embed", "embedding"), ((V,), (D,)), (0, 1)),
         Weight(LAST_NORM, ("norm", "scale"), ((D,),), (0,)),
-        layer("input_layernorm.weight", "attention_norm", "scale", groups=((D,),), order=(0,)),
-        layer("post_attention_layernorm.weight", "mlp_norm", "scale", groups=((D,),), order=(0,)),
+        *(layer(f"{key}.weight", name, "scale", groups=((D,),), order=(0,)) for name, key in NORMS[c.norms].items()),
         layer("self_attn.o_proj.weight", "o", "kernel", groups=((D,), (N, H)), order=(1, 2, 0)),
     ]
     if c.o_bias:
@@ -82,8 +91,9 @@ def weight_table(config: ModelConfig, tensor_name: Callable[[str], str] = str) -
         if c.qkv_bias:
             table.append(layer(f"{key}.bias", name, "bias", groups=((count, H),), order=(0, 1)))
     if c.qk_norm:
-        for name in ("q_norm", "k_norm"):
-            table.append(layer(f"self_attn.{name}.weight", name, "scale", groups=((H,),), order=(0,)))
+        for name, count in (("q_norm", N), ("k_norm", K)):
+            group, order = ((count, H), (0, 1)) if c.qk_norm_of_all else ((H,), (0,))
+            table.append(layer(f"self_attn.{name}.weight", name, "scale", groups=(group,), order=order))
     if c.value_head:
         table.append(Weight(VALUE_HEAD, ("value_head",), ((c.value_head,), (D,)), (0, 1)))
     elif not c.tied:
