@@ -21,6 +21,7 @@ from dwrl_jax.core import sharding
 from dwrl_jax.models import rope
 from dwrl_jax.models.attention import KEPT, Region, Window, as_region
 from dwrl_jax.models.attention.backends import attend
+from dwrl_jax.models.experts import Experts
 from dwrl_jax.models.parameters import norm, partitioned
 
 EVERYTHING = 2**30  # a window that no text fills
@@ -76,6 +77,10 @@ class ModelConfig:
     activation: str = "silu"  # of the feed-forward's gate: a name in ACTIVATIONS
     embed_scale: float = 1.0  # multiplies the embeddings of tokens
     logit_cap: float = 0.0  # logits are cap tanh(logits / cap); 0 for no cap
+    experts: int = 0  # number of experts of the feed-forward; 0 for a single one of `mlp_size`
+    experts_per_token: int = 0
+    expert_size: int = 0  # feed-forward width of an expert
+    norm_experts: bool = False  # the weights of a token's experts sum to 1
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
@@ -152,6 +157,8 @@ class Layer(nn.Module):
 
     def feed_forward(self, h):
         c = self.config
+        if c.experts:
+            return Experts(c, name="experts")(h)
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         up = self.dense("up", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         down = self.dense("down", c.hidden_size, ("mlp", "embed"), bias=c.mlp_bias)

@@ -49,8 +49,13 @@ class Share:
 
 
 def layer_weights(c: ModelConfig) -> int:
-    """Weights of one layer's products."""
-    return c.hidden_size * (c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.mlp_size)
+    """Weights of one layer's products with a token: of all experts only the token's."""
+    return c.hidden_size * (c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * mlp_width(c) + c.experts)
+
+
+def mlp_width(c: ModelConfig) -> int:
+    """The feed-forward width that a token passes through."""
+    return c.experts_per_token * c.expert_size if c.experts else c.mlp_size
 
 
 def parameters(c: ModelConfig) -> int:
@@ -129,5 +134,5 @@ def update_reads(c: ModelConfig, s: Sizes, share: Share, phases: int, micro_batc
 
 def _activations(c: ModelConfig, tokens: float, tensor: int) -> float:
     """Bytes of activations of all layers, written and read once: the input twice, the heads, the feed-forward."""
-    split = (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.mlp_size
+    split = (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * mlp_width(c)
     return 2 * c.layers * tokens * (2 * c.hidden_size + split / tensor) * jnp.dtype(c.dtype).itemsize

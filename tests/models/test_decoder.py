@@ -26,6 +26,8 @@ CASES = {  # model and changes of its config.json
     "olmo2": ("olmo-2-1124-7b", {}),
     "olmo3": ("olmo-3-1025-7b", {}),
     "smollm3": ("smollm3-3b", {}),
+    "qwen3-moe": ("qwen3-30b-a3b", {}),
+    "qwen3-moe-not-normalised": ("qwen3-30b-a3b", {"norm_topk_prob": False, "num_experts_per_tok": 3}),
 }
 
 
@@ -142,7 +144,7 @@ def texts():
     return rng.integers(VOCAB, size=(3, 9)), rng.integers(VOCAB, size=(3, BRANCHES, WRITTEN))
 
 
-@pytest.fixture(scope="module", params=["plain", "special", "norms"])
+@pytest.fixture(scope="module", params=["plain", "special", "norms", "experts"])
 def small(request, tiny):
     """Config and parameters of a plain Qwen3, and of models with all that config.json can ask for beside."""
     _, config, params = tiny
@@ -153,6 +155,8 @@ def small(request, tiny):
     if request.param == "norms":
         every = {"norms": "both", "norm_offset": 1.0, "qk_norm_of_all": True, "query_scale": 0.8, "embed_scale": 8.0}
         every |= {"layer_ropes": ("local", "none"), "local_rope_theta": 100.0, "activation": "gelu_tanh"}
+    if request.param == "experts":
+        every = {"experts": 8, "experts_per_token": 2, "expert_size": 32, "norm_experts": True}
     config = dataclasses.replace(config, **every)
     return config, lively(config)
 
