@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dwrl_jax.core import sharding
 from dwrl_jax.models.parameters import partitioned
@@ -22,12 +22,15 @@ BLOCK = 64  # largest number of rows of a block on a CPU
 
 
 class Experts(nn.Module):
-    """sum_a p_a down_a(silu(gate_a(x)) up_a(x)) over a token's A most probable experts, p = softmax(router(x))."""
+    """sum_a p_a down_a(silu(gate_a(x)) up_a(x)) over a token's A most probable experts, p = softmax(router(x)).
+
+    `counted` are the tokens of the load-balance loss, of which the config's `balance` is the weight.
+    """
 
     config: object  # a ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "M D"]) -> Float[Array, "M D"]:
+    def __call__(self, x: Float[Array, "M D"], counted: Bool[Array, " M"]) -> Float[Array, "M D"]:
         c = self.config
         E, D, F = c.experts, c.hidden_size, c.expert_size
 
@@ -37,27 +40,51 @@ class Experts(nn.Module):
         router = weight("router", (D, E), "router_embed", None)
         gate, up = (weight(name, (E, D, F), "expert", None, "mlp") for name in ("gate", "up"))
         down = weight("down", (E, F, D), "expert", "mlp", None)
-        run = functools.partial(_mixed, chosen_each=c.experts_per_token, normalised=c.norm_experts)
-        mesh = sharding.set_mesh()
-        if mesh is None:
-            return run(x, router, gate, up, down)
-        rows, split = PartitionSpec(sharding.ROWS), PartitionSpec(SPLIT, None, sharding.TENSOR)
-        specs = rows, PartitionSpec(), split, split, PartitionSpec(SPLIT, sharding.TENSOR)
-        spread = functools.partial(run, spread=True)
-        return jax.shard_map(spread, in_specs=specs, out_specs=rows, check_vma=False)(x, router, gate, up, down)
+        weights, chosen, probabilities = route(x, router, c.experts_per_token, c.norm_experts)
+        mesh, run = sharding.set_mesh(), mixed
+        if mesh is not None:
+            rows, split = PartitionSpec(sharding.ROWS), PartitionSpec(SPLIT, None, sharding.TENSOR)
+            specs = rows, rows, rows, split, split, PartitionSpec(SPLIT, sharding.TENSOR)
+            spread = functools.partial(mixed, spread=True)
+            run = jax.shard_map(spread, in_specs=specs, out_specs=rows, check_vma=False)
+        out = run(x, weights, chosen, gate, up, down)
+        return with_loss(out, c.balance / c.layers * imbalance(probabilities, chosen, counted)) if c.balance else out
+
+
+def imbalance(
+    probabilities: Float[Array, "M E"], chosen: Int[Array, "M A"], counted: Bool[Array, " M"]
+) -> Float[Array, ""]:
+    """E sum_e f_e P_e: f_e is the mean number of times that a token chooses e, P_e e's mean probability.
+
+    It is A where all experts have the same load (Switch Transformer, arXiv 2101.03961, Eq. 4 to 6). Tokens that are
+    not `counted` have no part in the means.
+    """
+    E = probabilities.shape[1]
+    share = counted / jnp.maximum(counted.sum(), 1)
+    times = jnp.zeros(E).at[chosen].add(jnp.broadcast_to(share[:, None], chosen.shape))
+    return E * (times * (share @ probabilities)).sum()
+
+
+@jax.custom_vjp
+def with_loss(x: Array, loss: Float[Array, ""]) -> Array:
+    """`x` itself. The gradient of anything that is computed from it has the gradient of `loss` added (DeepSeek-V2)."""
+    return x
+
+
+with_loss.defvjp(lambda x, loss: (x, None), lambda _, d_x: (d_x, jnp.float32(1.0)))
 
 
 def route(
     x: Float[Array, "M D"], router: Float[Array, "D E"], chosen_each: int, normalised: bool
-) -> tuple[Float[Array, "M A"], Int[Array, "M A"]]:
-    """The weights and numbers of each token's experts. The weights sum to 1 if `normalised`."""
-    scores = jnp.matmul(x, router, preferred_element_type=jnp.float32)
-    weights, chosen = jax.lax.top_k(jax.nn.softmax(scores, -1), chosen_each)
-    return weights / weights.sum(-1, keepdims=True) if normalised else weights, chosen
+) -> tuple[Float[Array, "M A"], Int[Array, "M A"], Float[Array, "M E"]]:
+    """The weights and numbers of each token's experts, and all probabilities. The weights sum to 1 if `normalised`."""
+    probabilities = jax.nn.softmax(jnp.matmul(x, router, preferred_element_type=jnp.float32), -1)
+    weights, chosen = jax.lax.top_k(probabilities, chosen_each)
+    return weights / weights.sum(-1, keepdims=True) if normalised else weights, chosen, probabilities
 
 
-def _mixed(x, router, gate, up, down, *, chosen_each: int, normalised: bool, spread: bool = False):
-    weights, chosen = route(x, router, chosen_each, normalised)
+def mixed(x, weights, chosen, gate, up, down, *, spread: bool = False):
+    """The weighted sum of each token's `chosen` experts, on a mesh if `spread`."""
     if spread:
         x, weights, chosen = (jax.lax.all_gather(a, SPLIT, tiled=True) for a in (x, weights, chosen))
         chosen = chosen - jax.lax.axis_index(SPLIT) * len(gate)
@@ -65,14 +92,14 @@ def _mixed(x, router, gate, up, down, *, chosen_each: int, normalised: bool, spr
     here = jnp.where((chosen >= 0) & (chosen < len(gate)), chosen, len(gate)).reshape(-1)
     order = jnp.argsort(here, stable=True)
     sizes = jnp.bincount(here, length=len(gate) + 1)[:-1].astype(jnp.int32)
-    token = order // chosen_each
+    token = order // chosen.shape[1]
     rows = x[token]
     inner = nn.silu(grouped(rows, gate, sizes)) * grouped(rows, up, sizes)
     outputs = grouped(inner, down, sizes).astype(jnp.float32) * weights.reshape(-1)[order, None]
-    mixed = jnp.zeros(x.shape, jnp.float32).at[token].add(outputs)
+    total = jnp.zeros(x.shape, jnp.float32).at[token].add(outputs)
     if spread:
-        mixed = jax.lax.psum_scatter(jax.lax.psum(mixed, sharding.TENSOR), SPLIT, tiled=True)
-    return mixed.astype(x.dtype)
+        total = jax.lax.psum_scatter(jax.lax.psum(total, sharding.TENSOR), SPLIT, tiled=True)
+    return total.astype(x.dtype)
 
 
 @jax.custom_vjp

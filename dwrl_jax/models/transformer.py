@@ -81,6 +81,7 @@ class ModelConfig:
     experts_per_token: int = 0
     expert_size: int = 0  # feed-forward width of an expert
     norm_experts: bool = False  # the weights of a token's experts sum to 1
+    balance: float = 0.0  # weight of the load-balance loss of experts
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
@@ -152,13 +153,16 @@ class Layer(nn.Module):
         mixed, new = self.attend(q, k, v, regions, prefix_length, segments, window)
         output = self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2, bias=c.o_bias)
         tokens = tokens + self.after("attention", output(mixed))
-        tokens = tokens + self.after("mlp", self.feed_forward(self.before("mlp", tokens)))
+        tokens = tokens + self.after("mlp", self.feed_forward(self.before("mlp", tokens), (P, M), prefix_length))
         return sharding.constrain(tokens.reshape(x.shape), sharding.ROWS, None, None), new
 
-    def feed_forward(self, h):
+    def feed_forward(self, h, shape, prefix_length):
         c = self.config
         if c.experts:
-            return Experts(c, name="experts")(h)
+            counted = jnp.ones(shape, bool)
+            if self.prefix_size:  # padding of prefixes
+                counted = (jnp.arange(shape[1]) < prefix_length[:, None]) | (jnp.arange(shape[1]) >= self.prefix_size)
+            return Experts(c, name="experts")(h, counted.reshape(-1))
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         up = self.dense("up", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         down = self.dense("down", c.hidden_size, ("mlp", "embed"), bias=c.mlp_bias)

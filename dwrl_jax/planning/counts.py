@@ -39,13 +39,14 @@ class Sizes:
 class Share:
     """A device's part of a step: `rows` rows, and 1 / `tensor` of the heads and of the feed-forward.
 
-    Its rows are sampled in `parts`, one part after the other.
+    Its rows are sampled in `parts`, one part after the other. It holds 1 / `experts` of the experts.
     """
 
     rows: int
     tensor: int
     devices: int
     parts: int = 1
+    experts: int = 1
 
 
 def layer_weights(c: ModelConfig) -> int:
@@ -56,6 +57,11 @@ def layer_weights(c: ModelConfig) -> int:
 def mlp_width(c: ModelConfig) -> int:
     """The feed-forward width that a token passes through."""
     return c.experts_per_token * c.expert_size if c.experts else c.mlp_size
+
+
+def expert_weights(c: ModelConfig) -> int:
+    """Weights of all experts of all layers."""
+    return c.layers * c.experts * 3 * c.hidden_size * c.expert_size
 
 
 def parameters(c: ModelConfig) -> int:
@@ -102,8 +108,9 @@ def region_bytes(c: ModelConfig, s: Sizes, share: Share) -> float:
 
 
 def decode_weights(c: ModelConfig, share: Share) -> float:
-    """Bytes of a device's copy of the weights in the layout for decoding."""
-    return parameters(c) * jnp.dtype(c.dtype).itemsize / share.tensor
+    """Bytes of a device's copy of the weights in the layout for decoding, in which experts stay split."""
+    elsewhere = expert_weights(c) * (1 - 1 / share.experts)
+    return (parameters(c) - elsewhere) * jnp.dtype(c.dtype).itemsize / share.tensor
 
 
 def prefix_reads(c: ModelConfig, s: Sizes, share: Share) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dwrl_jax.core import sharding
+from dwrl_jax.core.errors import UserError
 from dwrl_jax.models import experts
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
@@ -24,9 +25,13 @@ def inputs():
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
-def dense(x, router, gate, up, down, *, chosen_each, normalised):
+def grouped(x, router, *matrices):
+    return experts.mixed(x, *experts.route(x, router, A, True)[:2], *matrices)
+
+
+def dense(x, router, gate, up, down):
     """All experts for all tokens; those that were not chosen have weight zero."""
-    weights, chosen = experts.route(x, router, chosen_each, normalised)
+    weights, chosen, _ = experts.route(x, router, A, True)
     weights = (jax.nn.one_hot(chosen, E) * weights[..., None]).sum(1)
     inner = jax.nn.silu(jnp.einsum("md,edf->mef", x, gate)) * jnp.einsum("md,edf->mef", x, up)
     return jnp.einsum("mef,efd,me->md", inner, down, weights)
@@ -44,13 +49,13 @@ def test_parity_with_a_dense_reference(case):
 
     def run(function):
         def loss(arguments):
-            out = function(*arguments, chosen_each=A, normalised=True)
+            out = function(*arguments)
             return (out * d_out).sum(), out
 
         (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(arguments)
         return out, gradient
 
-    for ours, reference in zip(run(experts._mixed), run(dense)):
+    for ours, reference in zip(run(grouped), run(dense)):
         assert_trees_close(ours, reference, 1e-5)
 
 
@@ -73,9 +78,38 @@ def test_parity_of_blocks_with_ragged_dot(sizes):
         np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0)
 
 
+def test_exact_load_balance_loss():
+    """As transformers computes it, without the tokens that do not count; its gradient is added, and nothing else."""
+    config = dataclasses.replace(model_config(shrink(PRESETS["qwen3-30b-a3b"], VOCAB)), layers=1)
+    x, router, *_ = inputs()
+    _, chosen, probabilities = experts.route(x, router, A, True)
+    counted = jnp.arange(M) < 40
+    times = np.bincount(np.asarray(chosen)[:40].ravel(), minlength=E) / 40
+    expected = E * (times * np.asarray(probabilities)[:40].mean(0)).sum()
+    np.testing.assert_allclose(experts.imbalance(probabilities, chosen, counted), expected, rtol=1e-5)
+
+    params, h = lively(config)["params"]["layers"]["experts"], np.random.default_rng(0).normal(size=(M, 64))
+    params, h = jax.tree.map(lambda leaf: leaf[0], params), jnp.asarray(h, jnp.float32)
+
+    def out(params, balance):
+        part = experts.Experts(dataclasses.replace(config, balance=balance))
+        return part.apply({"params": params}, h, counted).sum()
+
+    def alone(router):
+        _, chosen, probabilities = experts.route(h, router, config.experts_per_token, True)
+        return 0.5 * experts.imbalance(probabilities, chosen, counted)
+
+    plain, balanced = (jax.grad(out)(params, balance) for balance in (0.0, 0.5))
+    added = jax.tree.map(jnp.subtract, balanced, plain)
+    np.testing.assert_allclose(added["router"], jax.grad(alone)(params["router"]), atol=1e-5)
+    assert not any(jnp.any(added[name]) for name in ("gate", "up", "down"))
+    with pytest.raises(UserError, match="model.balance=0.1: the model has no experts"):
+        model_config(PRESETS["qwen3-8b"], balance=0.1)
+
+
 def a_pass(sizes):
     """Hidden states and gradients of a model of experts on a mesh of these sizes."""
-    config = dataclasses.replace(model_config(shrink(PRESETS["qwen3-30b-a3b"], VOCAB)), remat="full")
+    config = dataclasses.replace(model_config(shrink(PRESETS["qwen3-30b-a3b"], VOCAB)), remat="full", balance=0.1)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)), jax.devices()[: np.prod(sizes)])
     places = sharding.shardings(mesh, axis_names(config))
     ids = np.random.default_rng(0).integers(VOCAB, size=(8, 1, 20))

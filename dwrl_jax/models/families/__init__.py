@@ -15,7 +15,8 @@ from dwrl_jax.models.transformer import ModelConfig
 
 SHARED = ("parts", "presets")  # files here that are not families
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-NUMERICS = ("dtype", "param_dtype", "remat", "attention")  # fields of ModelConfig that config.json does not have
+# fields of ModelConfig that config.json does not have
+NUMERICS = ("dtype", "param_dtype", "remat", "attention", "balance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
+def model_config(hf_config: dict, **numerics) -> ModelConfig:
     """The `ModelConfig` of a config.json. `numerics` gives the fields that are named in NUMERICS.
 
     UserError for an unknown family, for a missing key and for a feature that the decoder does not support.
@@ -103,6 +104,8 @@ def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
         shape = family.shape(dict(family.defaults) | hf_config)
     except KeyError as error:
         raise UserError(f"config.json: the key {error.args[0]!r} is missing") from error
+    if numerics.get("balance") and not shape.get("experts"):
+        raise UserError(f"model.balance={numerics['balance']}: the model has no experts; leave it at 0")
     outputs = _outputs(hf_config) if hf_config.get("architectures") == [family.reward_model] else 0
     return ModelConfig(**shape, value_head=outputs, **numerics)
 
