@@ -21,8 +21,9 @@ BATCH_ROWS = "the axis of a batch's rows"  # its name in errors
 
 _SPLIT = {"vocab": TENSOR, "heads": TENSOR, "kv_heads": TENSOR, "mlp": TENSOR}
 _SPLIT |= {"head_dim": None, "layers": None, "value": None}
-TRAIN = _SPLIT | {"embed": "fsdp"}
-DECODE = _SPLIT | {"embed": None}
+_SPLIT |= {"expert": "fsdp", None: None}  # a device computes its experts for all, so nothing is gathered in decoding
+TRAIN = _SPLIT | {"embed": "fsdp", "router_embed": "fsdp"}
+DECODE = _SPLIT | {"embed": None, "router_embed": None}
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
@@ -107,7 +108,7 @@ def rows_parts(rows: int) -> int:
 
     UserError if the rows cannot be split evenly.
     """
-    mesh = _set_mesh()
+    mesh = set_mesh()
     if mesh is None:
         return 1
     check_divides(mesh, ROWS, rows, BATCH_ROWS)
@@ -119,7 +120,7 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
 
     UserError if an axis does not divide its dimension. A silent copy on every device would waste the mesh's memory.
     """
-    mesh = _set_mesh()
+    mesh = set_mesh()
     if mesh is None:
         return x
     for place, (axis, size) in enumerate(zip(axes, x.shape)):
@@ -135,7 +136,7 @@ def by_rows(function, rows: Sequence[bool]):
     compiler does not split the function's work over data and fsdp, and gradients of whole arguments are summed over
     devices once, after it. The compiler still splits over "tensor". UserError if the rows cannot be split evenly.
     """
-    if _set_mesh() is None:
+    if set_mesh() is None:
         return function
 
     def on_each(*arguments):
@@ -155,7 +156,7 @@ def by_rows(function, rows: Sequence[bool]):
     return checked
 
 
-def _set_mesh():
+def set_mesh():
     """The current mesh, or None if there is none or it has a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh

@@ -67,7 +67,12 @@ def teacher_forced(
     # the hidden state of a token predicts the next token; results after the end of a thought are masked below
     heard, targets = (hidden[:, :, :T], thought) if packing is None else (hidden, targets)
     logp, entropy = token_logps(
-        heard, output_table(params), targets[..., None], temperature=writer.temperature, chunk=writer.chunk
+        heard,
+        output_table(params),
+        targets[..., None],
+        temperature=writer.temperature,
+        chunk=writer.chunk,
+        cap=writer.model.config.logit_cap,
     )
     logp = logp[..., 0]
     if packing is not None:

@@ -194,7 +194,7 @@ def _step(writer, options, params, group: Group, start: int, written: tuple[Regi
     chunk = Region(state.k, state.v, jnp.full((len(group.prefix_len), 1), t - start))
     positions = jnp.broadcast_to((group.prefix_len - 1 + t)[:, None, None], (*state.token.shape, 1))
     hidden, (k, v) = writer.model.apply(params, state.token[..., None], positions, (group.prefix, *written, chunk))
-    scaled = logits(hidden[:, :, 0], output_table(params)) / writer.temperature
+    scaled = logits(hidden[:, :, 0], output_table(params), writer.model.config.logit_cap) / writer.temperature
     token, logp = draw(group.keys, t, scaled, truncate(scaled, options.top_k, options.top_p))
     token, logp = jnp.where(state.done, writer.pad, token), jnp.where(state.done, 0.0, logp)
     put = jax.lax.dynamic_update_slice_in_dim

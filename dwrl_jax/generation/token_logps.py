@@ -17,8 +17,11 @@ def token_logps(
     *,
     temperature: float = 1.0,
     chunk: int = 1024,
+    cap: float = 0.0,
 ) -> tuple[Float[Array, "*rows A"], Float[Array, "*rows"]]:
     """log softmax(hidden table^T / temperature) at A targets per row, and the entropy of each row; float32, in nats.
+
+    `cap` is the model's `logit_cap`, as in `logits`.
 
     Each device computes `chunk` of its rows at a time, and computes them again in the backward pass. So both passes
     need memory for `chunk * V` numbers. The table is gathered once and not for every chunk, and its gradient is summed
@@ -26,13 +29,13 @@ def token_logps(
     """
     rows = targets.shape[:-1]
     flat = hidden.reshape(-1, hidden.shape[-1]), table, targets.reshape(-1, targets.shape[-1])
-    here = functools.partial(_in_chunks, temperature=temperature, chunk=chunk)
+    here = functools.partial(_in_chunks, temperature=temperature, chunk=chunk, cap=cap)
     logp, entropy = sharding.by_rows(here, (True, False, True))(*flat)
     return logp.reshape(targets.shape), entropy.reshape(rows)
 
 
 def _in_chunks(
-    hidden: Float[Array, "R D"], table: Float[Array, "V D"], targets: Int[Array, "R A"], *, temperature, chunk
+    hidden: Float[Array, "R D"], table: Float[Array, "V D"], targets: Int[Array, "R A"], *, temperature, chunk, cap
 ) -> tuple[Float[Array, "R A"], Float[Array, " R"]]:
     count = len(hidden)
     chunk = min(chunk, count)
@@ -44,7 +47,7 @@ def _in_chunks(
     @jax.checkpoint
     def one_chunk(pair):
         h, t = pair
-        scaled = logits(h, table) / temperature
+        scaled = logits(h, table, cap) / temperature
         all_logps = jax.nn.log_softmax(scaled, -1)
         logp = jnp.take_along_axis(all_logps, t, -1)
         entropy = -(jnp.exp(all_logps) * all_logps).sum(-1)

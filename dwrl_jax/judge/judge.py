@@ -84,7 +84,7 @@ def answer_logps(
     """
     targets = [answer, *(jnp.full_like(answer, a) for a in judge.answers)]
     targets = jnp.stack(targets if verdict is None else [*targets, verdict], -1)
-    logp, _ = token_logps(hidden, output_table(params), targets, chunk=judge.chunk)
+    logp, _ = token_logps(hidden, output_table(params), targets, chunk=judge.chunk, cap=judge.model.config.logit_cap)
     each = range(1, 1 + len(judge.answers))
     log_mass = functools.reduce(jnp.logaddexp, (logp[..., i] for i in each))
     if judge.kind != "score":

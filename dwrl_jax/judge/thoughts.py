@@ -130,7 +130,7 @@ def _verdicts(
     judge: Judge, cache: Cache, asked: Float[Array, "P G D"], keys: Array, drawn: Sample, shape: tuple[int, int, int]
 ) -> Verdicts:
     """An answer for each thought, drawn from the whole vocabulary. Its position is that after the longest thought."""
-    scaled = logits(asked, output_table(cache.params))
+    scaled = logits(asked, output_table(cache.params), judge.model.config.logit_cap)
     token, logp = (x.reshape(shape) for x in draw(keys, drawn.thought.shape[-1], scaled, scaled))
     matches = token[..., None] == jnp.asarray(judge.answers)
     known: Bool[Array, "B S G"] = matches.any(-1)

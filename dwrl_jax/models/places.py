@@ -11,7 +11,7 @@ from dwrl_jax.models.transformer import ModelConfig, axis_names
 
 def widest_mesh(config: ModelConfig) -> jax.sharding.Mesh:
     """A mesh of all devices that splits the weights over as many devices as the model's width allows."""
-    sizes = {"data": -1, "fsdp": math.gcd(jax.device_count(), config.hidden_size), "tensor": 1}
+    sizes = {"data": -1, "fsdp": math.gcd(jax.device_count(), config.hidden_size, config.experts), "tensor": 1}
     return sharding.make_mesh(sizes)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,27 @@ def waves(angles: Float[Array, "*rows H/2"], scaling) -> tuple[Array, Array]:
     factor = getattr(scaling, "attention_factor", 1.0)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return (cos, sin) if factor == 1.0 else (factor * cos, factor * sin)
+
+
+def waves_of(config, positions: Int[Array, "P M"]) -> tuple[tuple[Array, Array], list[int] | None]:
+    """Cosines and sines for the layers of a `ModelConfig`, and which of them each layer takes.
+
+    Where all layers have the model's rope, the second result is None. Otherwise the waves have a leading axis of the
+    kinds of rope, and the second result has the number of each layer's kind.
+    """
+    c, kinds = config, sorted(set(config.layer_ropes))
+
+    def of(kind):
+        if kind == "none":
+            still = jnp.zeros((*positions.shape, c.head_dim // 2), jnp.float32)
+            return still + 1.0, still
+        theta, scaling = (c.local_rope_theta, None) if kind == "local" else (c.rope_theta, c.rope_scaling)
+        angles = positions[..., None].astype(jnp.float32) * frequencies(c.head_dim, theta, scaling)
+        return waves(angles, scaling)
+
+    if kinds in ([], ["model"]):
+        return of("model"), None
+    return tuple(map(jnp.stack, zip(*map(of, kinds)))), [kinds.index(kind) for kind in c.layer_ropes]
 
 
 def rotate(x: Float[Array, "*rows T heads H"], waves: tuple[Array, Array]) -> Float[Array, "*rows T heads H"]:

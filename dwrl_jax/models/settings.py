@@ -25,3 +25,4 @@ class ModelSettings:
         '"blocks" is for CPUs, "splash" for TPUs, "cudnn" for NVIDIA GPUs in bfloat16; "auto" chooses the best here',
         resumable=True,
     )
+    balance: float = setting(0.0, "weight of the load-balance loss of a mixture of experts; 0 for none", at_least=0)

@@ -21,8 +21,11 @@ from dwrl_jax.core import sharding
 from dwrl_jax.models import rope
 from dwrl_jax.models.attention import KEPT, Region, Window, as_region
 from dwrl_jax.models.attention.backends import attend
+from dwrl_jax.models.experts import Experts
+from dwrl_jax.models.parameters import norm, partitioned
 
 EVERYTHING = 2**30  # a window that no text fills
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
 
 
 def _of_fused_attention(primitive, *_, **__) -> bool:
@@ -65,6 +68,20 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     windows: tuple[int, ...] = ()  # of each layer: how many tokens a query sees, itself included; 0 for all
+    layer_ropes: tuple[str, ...] = ()  # of each layer: "model" (rope_theta and rope_scaling), "local" or "none"
+    local_rope_theta: float = 0.0  # the base of "local" layers, whose rope is not rescaled
+    norms: str = "pre"  # before attention and feed-forward ("pre"), after them ("post"), or "both"
+    norm_offset: float = 0.0  # norms multiply by offset + scale
+    qk_norm_of_all: bool = False  # norms of queries and keys span all heads, not each head
+    query_scale: float = 1.0  # multiplies queries, beside 1 / sqrt(head_dim)
+    activation: str = "silu"  # of the feed-forward's gate: a name in ACTIVATIONS
+    embed_scale: float = 1.0  # multiplies the embeddings of tokens
+    logit_cap: float = 0.0  # logits are cap tanh(logits / cap); 0 for no cap
+    experts: int = 0  # number of experts of the feed-forward; 0 for a single one of `mlp_size`
+    experts_per_token: int = 0
+    expert_size: int = 0  # feed-forward width of an expert
+    norm_experts: bool = False  # the weights of a token's experts sum to 1
+    balance: float = 0.0  # weight of the load-balance loss of experts
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
@@ -80,12 +97,8 @@ class Prefix(NamedTuple):
     length: Int[Array, " P"]
 
 
-def _partitioned(*axes, init=None):
-    return nn.with_logical_partitioning(init or nn.initializers.normal(0.02), axes)
-
-
 class Layer(nn.Module):
-    """A pre-norm block: attention over regions and new tokens, then the gated feed-forward network.
+    """Attention over regions and new tokens, then the gated feed-forward network, with norms before or after each.
 
     The tokens of a row are its `prefix_size` prefix tokens, if any, and after them the tokens of its G branches.
     """
@@ -94,10 +107,13 @@ class Layer(nn.Module):
     prefix_size: int
     branches: int
 
-    def norm(self, name, axis="embed"):
-        scale = _partitioned(axis, init=nn.initializers.ones)
-        c = self.config
-        return nn.RMSNorm(c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype, scale_init=scale, name=name)
+    def before(self, part, x):
+        """The input of a part of the layer."""
+        return x if self.config.norms == "post" else norm(self.config, f"{part}_norm", "embed")(x)
+
+    def after(self, part, x):
+        """The output of a part of the layer, as it is added to the layer's input."""
+        return x if self.config.norms == "pre" else norm(self.config, f"{part}_post_norm", "embed")(x)
 
     def dense(self, name, features, axes, *, inputs=1, bias=False):
         return nn.DenseGeneral(
@@ -106,14 +122,14 @@ class Layer(nn.Module):
             use_bias=bias,
             dtype=self.config.dtype,
             param_dtype=self.config.param_dtype,
-            kernel_init=_partitioned(*axes),
-            bias_init=_partitioned(*axes[inputs:], init=nn.initializers.zeros),
+            kernel_init=partitioned(*axes),
+            bias_init=partitioned(*axes[inputs:], init=nn.initializers.zeros),
             name=name,
         )
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "P M D"], keys_values, window, lengths, prefix_length, waves, segments, positions
+        self, x: Float[Array, "P M D"], keys_values, window, kind, lengths, prefix_length, waves, segments, positions
     ):
         c = self.config
         P, M = x.shape[:2]
@@ -124,22 +140,33 @@ class Layer(nn.Module):
             projected = self.dense(name, (count, c.head_dim), ("embed", axis, "head_dim"), bias=c.qkv_bias)
             return projected(tokens).reshape(P, M, count, c.head_dim)
 
-        h = self.norm("attention_norm")(tokens)
+        h = self.before("attention", tokens)
         q, k, v = heads("q", c.heads, h), heads("k", c.kv_heads, h), heads("v", c.kv_heads, h)
         if c.qk_norm:
-            q, k = self.norm("q_norm", "head_dim")(q), self.norm("k_norm", "head_dim")(k)
+            all_heads = (("heads",), ("kv_heads",)) if c.qk_norm_of_all else ((), ())
+            q, k = (norm(c, f"{x}_norm", *a, "head_dim")(y) for x, a, y in zip("qk", all_heads, (q, k)))
+        waves = waves if kind is None else jax.tree.map(operator.itemgetter(kind), waves)
         q, k = rope.rotate(q, waves), rope.rotate(k, waves)
+        q = q if c.query_scale == 1.0 else q * jnp.asarray(c.query_scale, q.dtype)
         regions = tuple(Region(*kv, length) for kv, length in zip(keys_values, lengths))
         window = None if window is None else Window(window, positions)
         mixed, new = self.attend(q, k, v, regions, prefix_length, segments, window)
         output = self.dense("o", c.hidden_size, ("heads", "head_dim", "embed"), inputs=2, bias=c.o_bias)
-        tokens = tokens + output(mixed)
-        h = self.norm("mlp_norm")(tokens)
+        tokens = tokens + self.after("attention", output(mixed))
+        tokens = tokens + self.after("mlp", self.feed_forward(self.before("mlp", tokens), (P, M), prefix_length))
+        return sharding.constrain(tokens.reshape(x.shape), sharding.ROWS, None, None), new
+
+    def feed_forward(self, h, shape, prefix_length):
+        c = self.config
+        if c.experts:
+            counted = jnp.ones(shape, bool)
+            if self.prefix_size:  # padding of prefixes
+                counted = (jnp.arange(shape[1]) < prefix_length[:, None]) | (jnp.arange(shape[1]) >= self.prefix_size)
+            return Experts(c, name="experts")(h, counted.reshape(-1))
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         up = self.dense("up", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         down = self.dense("down", c.hidden_size, ("mlp", "embed"), bias=c.mlp_bias)
-        tokens = tokens + down(nn.silu(gate) * up)
-        return sharding.constrain(tokens.reshape(x.shape), sharding.ROWS, None, None), new
+        return down(ACTIVATIONS[c.activation](gate) * up)
 
     def attend(self, q, k, v, regions, prefix_length, segments, window):
         """Mixed values [P * M, N, H], and the keys and values of the branches' tokens."""
@@ -195,35 +222,35 @@ class Decoder(nn.Module):
             c.vocab_size,
             c.hidden_size,
             param_dtype=c.param_dtype,
-            embedding_init=_partitioned("vocab", "embed"),
+            embedding_init=partitioned("vocab", "embed"),
             name="embed",
         )
         if c.value_head:
             self.param(
-                "value_head", _partitioned("value", "embed"), (c.value_head, c.hidden_size), jnp.dtype(c.param_dtype)
+                "value_head", partitioned("value", "embed"), (c.value_head, c.hidden_size), jnp.dtype(c.param_dtype)
             )
         elif not c.tied:
             shape = (c.vocab_size, c.hidden_size)
-            self.param("lm_head", _partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))
-        angles = positions[..., None].astype(jnp.float32) * rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        waves = rope.waves(angles, c.rope_scaling)
+            self.param("lm_head", partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))
+        waves, ropes = rope.waves_of(c, positions)
         windows = acting_windows(c, size + T + sum(r.v[0].shape[-2] for r in regions))
         shared = tuple(r.length for r in regions), prefix_length, waves, segments, positions if any(windows) else None
         table = sharding.constrain(embed.embedding, sharding.TENSOR, None).astype(c.dtype)
         x = sharding.constrain(jnp.take(table, ids, axis=0), sharding.ROWS, None, None)
+        x = x if c.embed_scale == 1.0 else x * jnp.asarray(c.embed_scale, x.dtype)
         if c.scanned:
             by_layer = jnp.array([window or EVERYTHING for window in windows]) if any(windows) else None
-            x, new = self.stack(size, G)(x, tuple((r.k, r.v) for r in regions), by_layer, *shared)
+            kinds = None if ropes is None else jnp.array(ropes)
+            x, new = self.stack(size, G)(x, tuple((r.k, r.v) for r in regions), by_layer, kinds, *shared)
         else:
             new = []
             for i in range(c.layers):
                 layer = Layer(c, size, G, name=f"layer_{i}")
-                x, k_v = layer(x, tuple((r.k[i], r.v[i]) for r in regions), windows[i] or None, *shared)
+                kind = None if ropes is None else ropes[i]
+                x, k_v = layer(x, tuple((r.k[i], r.v[i]) for r in regions), windows[i] or None, kind, *shared)
                 new.append(k_v)
             new = tuple(zip(*new))
-        scale = _partitioned("embed", init=nn.initializers.ones)
-        norm = nn.RMSNorm(c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype, scale_init=scale, name="norm")
-        return norm(x[:, size:]).reshape(P, G, T, -1), new
+        return norm(c, "norm", "embed")(x[:, size:]).reshape(P, G, T, -1), new
 
     def stack(self, prefix_size: int, branches: int):
         """All layers as a single program, run in a loop over stacked weights."""
@@ -233,7 +260,7 @@ class Decoder(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, *[nn.broadcast] * 5),
+            in_axes=(0, 0, 0, *[nn.broadcast] * 5),
             length=self.config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -277,13 +304,14 @@ def output_table(params) -> Float[Array, "V D"]:
     return tree["lm_head"] if "lm_head" in tree else tree["embed"]["embedding"]
 
 
-def logits(hidden: Float[Array, "*rows D"], table: Float[Array, "V D"]) -> Float[Array, "*rows V"]:
-    """logits = hidden table^T, in float32.
+def logits(hidden: Float[Array, "*rows D"], table: Float[Array, "V D"], cap: float = 0.0) -> Float[Array, "*rows V"]:
+    """logits = hidden table^T, in float32; cap tanh(logits / cap) with a `cap`, which is ModelConfig's `logit_cap`.
 
     The gradients are products in the type of `hidden` as well, summed in float32. XLA would make them from float32
     copies of the table and of [rows, V] numbers, at half the speed of an accelerator.
     """
-    return _logits(hidden, table.astype(hidden.dtype))
+    plain = _logits(hidden, table.astype(hidden.dtype))
+    return cap * jnp.tanh(plain / cap) if cap else plain
 
 
 @jax.custom_vjp

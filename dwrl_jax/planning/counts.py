@@ -39,18 +39,29 @@ class Sizes:
 class Share:
     """A device's part of a step: `rows` rows, and 1 / `tensor` of the heads and of the feed-forward.
 
-    Its rows are sampled in `parts`, one part after the other.
+    Its rows are sampled in `parts`, one part after the other. It holds 1 / `experts` of the experts.
     """
 
     rows: int
     tensor: int
     devices: int
     parts: int = 1
+    experts: int = 1
 
 
 def layer_weights(c: ModelConfig) -> int:
-    """Weights of one layer's products."""
-    return c.hidden_size * (c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.mlp_size)
+    """Weights of one layer's products with a token: of all experts only the token's."""
+    return c.hidden_size * (c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * mlp_width(c) + c.experts)
+
+
+def mlp_width(c: ModelConfig) -> int:
+    """The feed-forward width that a token passes through."""
+    return c.experts_per_token * c.expert_size if c.experts else c.mlp_size
+
+
+def expert_weights(c: ModelConfig) -> int:
+    """Weights of all experts of all layers."""
+    return c.layers * c.experts * 3 * c.hidden_size * c.expert_size
 
 
 def parameters(c: ModelConfig) -> int:
@@ -97,8 +108,9 @@ def region_bytes(c: ModelConfig, s: Sizes, share: Share) -> float:
 
 
 def decode_weights(c: ModelConfig, share: Share) -> float:
-    """Bytes of a device's copy of the weights in the layout for decoding."""
-    return parameters(c) * jnp.dtype(c.dtype).itemsize / share.tensor
+    """Bytes of a device's copy of the weights in the layout for decoding, in which experts stay split."""
+    elsewhere = expert_weights(c) * (1 - 1 / share.experts)
+    return (parameters(c) - elsewhere) * jnp.dtype(c.dtype).itemsize / share.tensor
 
 
 def prefix_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
@@ -129,5 +141,5 @@ def update_reads(c: ModelConfig, s: Sizes, share: Share, phases: int, micro_batc
 
 def _activations(c: ModelConfig, tokens: float, tensor: int) -> float:
     """Bytes of activations of all layers, written and read once: the input twice, the heads, the feed-forward."""
-    split = (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.mlp_size
+    split = (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * mlp_width(c)
     return 2 * c.layers * tokens * (2 * c.hidden_size + split / tensor) * jnp.dtype(c.dtype).itemsize

@@ -5,6 +5,7 @@ import math
 from ml_collections import ConfigDict
 
 from dwrl_jax.core import sharding
+from dwrl_jax.models.experts import SPLIT
 from dwrl_jax.planning import chips, counts
 from dwrl_jax.planning.compiled import Program, shard_bytes
 from dwrl_jax.training.programs import Recipe, abstract_state
@@ -65,6 +66,7 @@ def share(config: ConfigDict, recipe: Recipe, name: str = "sample") -> counts.Sh
         tensor=recipe.mesh.shape[sharding.TENSOR],
         devices=recipe.mesh.size,
         parts=pairs // at_once(config, pairs),
+        experts=recipe.mesh.shape[SPLIT],
     )
 
 

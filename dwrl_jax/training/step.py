@@ -1,5 +1,6 @@
 """A training step: for every phase of the objective a gradient over micro-batches, then an optimizer update."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -49,6 +50,7 @@ def gradient(
 ):
     """Gradient of the mean loss over valid pairs, and the metrics, summed over micro-batches in float32."""
     total = jnp.maximum(batch.valid.sum(), 1)
+    judge = _balanced(judge, micro_batches)
 
     def micro_loss(params, micro):
         pairs, group, packed = micro
@@ -77,3 +79,12 @@ def _reduce(name: str, values: Array, valid: Array, total: Array):
     if name.endswith("_max"):
         return jnp.where(valid, values, -jnp.inf).max()
     return jnp.where(valid, values, 0.0).sum() / total
+
+
+def _balanced(judge, micro_batches: int):
+    """The judge whose load-balance loss counts once in the sum over micro-batches."""
+    shape = judge.model.config
+    if not shape.balance:
+        return judge
+    model = judge.model.clone(config=dataclasses.replace(shape, balance=shape.balance / micro_batches))
+    return dataclasses.replace(judge, model=model)

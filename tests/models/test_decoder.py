@@ -16,7 +16,19 @@ from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, Prefix, logits, output_table, unstack
 from tests.small import VOCAB, lively
 
-CASES = [(name, tied) for name in ("llama3.1-8b", "qwen2.5-3b", "qwen3-4b") for tied in (True, False)]
+CASES = {  # model and changes of its config.json
+    f"{name}-{kind}": (name, {"tie_word_embeddings": kind == "tied"})
+    for name in ("llama3.1-8b", "qwen2.5-3b", "qwen3-4b")
+    for kind in ("tied", "untied")
+} | {
+    "gemma3-4b": ("gemma3-4b", {"final_logit_softcapping": 3.0, "attention_bias": True}),
+    "mistral-nemo": ("mistral-nemo-2407", {"sliding_window": 24}),
+    "olmo2": ("olmo-2-1124-7b", {}),
+    "olmo3": ("olmo-3-1025-7b", {}),
+    "smollm3": ("smollm3-3b", {}),
+    "qwen3-moe": ("qwen3-30b-a3b", {}),
+    "qwen3-moe-not-normalised": ("qwen3-30b-a3b", {"norm_topk_prob": False, "num_experts_per_tok": 3}),
+}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -24,7 +36,7 @@ def full_logits(model, params, ids):
     """float32 logits [B, T, V] of whole sequences [B, T]."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     hidden, _ = model.apply(params, ids[:, None], positions[:, None])
-    return logits(hidden[:, 0], output_table(params))
+    return logits(hidden[:, 0], output_table(params), model.config.logit_cap)
 
 
 # ------------------------------------------------------------------------------ parity: a real model
@@ -71,13 +83,13 @@ def test_parity_stories_greedy(shared_data):
 # ------------------------------------------------------------------- parity: every supported architecture
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{'tied' if case[1] else 'untied'}")
+@pytest.fixture(scope="module", params=CASES)
 def torch_model(request, tmp_path_factory):
     """A small random transformers model, its folder, and its float32 logits on ids [2, 200]."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    name, tied = request.param
-    hf_config = shrink(PRESETS[name], VOCAB, tie_word_embeddings=tied, torch_dtype="float32")
+    name, changes = CASES[request.param]
+    hf_config = shrink(PRESETS[name], VOCAB, torch_dtype="float32", **changes)
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(**hf_config)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -132,14 +144,19 @@ def texts():
     return rng.integers(VOCAB, size=(3, 9)), rng.integers(VOCAB, size=(3, BRANCHES, WRITTEN))
 
 
-@pytest.fixture(scope="module", params=["plain", "special"])
+@pytest.fixture(scope="module", params=["plain", "special", "norms", "experts"])
 def small(request, tiny):
-    """Config and parameters of a plain Qwen3, and of a model with all that config.json can ask for beside."""
+    """Config and parameters of a plain Qwen3, and of models with all that config.json can ask for beside."""
     _, config, params = tiny
     if request.param == "plain":
         return config, params
     yarn = rope.Yarn(4.0, 8, 32, 1, 1.2, True)
     every = {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "rope_scaling": yarn, "windows": (0, 4)}
+    if request.param == "norms":
+        every = {"norms": "both", "norm_offset": 1.0, "qk_norm_of_all": True, "query_scale": 0.8, "embed_scale": 8.0}
+        every |= {"layer_ropes": ("local", "none"), "local_rope_theta": 100.0, "activation": "gelu_tanh"}
+    if request.param == "experts":
+        every = {"experts": 8, "experts_per_token": 2, "expert_size": 32, "norm_experts": True}
     config = dataclasses.replace(config, **every)
     return config, lively(config)
 

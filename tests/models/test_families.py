@@ -1,11 +1,12 @@
 """Families: found by their files, published models, and what the decoder does not do."""
 
+import json
 import sys
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models import families, hf
@@ -21,7 +22,18 @@ def test_exact_presets():
         "qwen2.5-7b": 7_615_616_512,
         "llama3.2-3b": 3_212_749_824,
         "llama3.1-8b": 8_030_261_248,
+        "qwen3-0.6b": 596_049_920,
         "qwen3-4b": 4_022_468_096,
+        "qwen3-8b": 8_190_735_360,
+        "qwen3-30b-a3b": 30_532_122_624,
+        "gemma3-1b": 999_885_952,
+        "gemma3-4b": 3_880_263_168,
+        "mistral-7b-v0.1": 7_241_732_096,
+        "mistral-7b-v0.3": 7_248_023_552,
+        "mistral-nemo-2407": 12_247_782_400,
+        "olmo-2-1124-7b": 7_298_617_344,
+        "olmo-3-1025-7b": 7_298_011_136,
+        "smollm3-3b": 3_075_098_624,
     }
     for name, parameters in published.items():
         tensors = hf.hf_tensors(model_config(PRESETS[name]))
@@ -35,7 +47,7 @@ def test_exact_presets():
     [
         (
             {"model_type": "gemma2"},
-            rf"model_type = 'gemma2' is not supported; choose a model of {', '.join(families.names())}$",
+            rf"model_type = 'gemma2' is not .*; choose a model of {', '.join(families.names())}, .*CONTRIBUTING.md\)$",
         ),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope_scaling.rope_type = 'longrope'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.factor is missing"),
@@ -110,3 +122,53 @@ def test_exact_a_family_is_one_file(outputs, tmp_path, monkeypatch):
     assert prefixes == {"transformer", "score" if outputs else "output"}
     assert model_config(read_config(tmp_path / "model")) == config
     jax.tree.map(np.testing.assert_array_equal, hf.load_params(tmp_path / "model", config), params)
+
+
+def test_exact_text_half_of_a_multimodal_folder(tmp_path, monkeypatch):
+    """Its config.json has the absent keys that transformers fills in; the other half's tensors are left out."""
+    text = shrink(PRESETS["gemma3-4b"], VOCAB, torch_dtype="float32")
+    config = model_config(text)
+    params = lively(config)
+    hf.save_model(tmp_path / "text", params, config, text)
+    for layout in ("language_model.model.", "model.language_model."):
+        tensors = load_file(tmp_path / "text" / hf.SINGLE)
+        tensors = {layout + key.removeprefix("model."): tensor for key, tensor in tensors.items()}
+        tensors |= {"vision_tower.vision_model.head.weight": np.ones((2, 2), "f4")}
+        tensors |= {"model.multi_modal_projector.mm_input_projection_weight": np.ones((2, 2), "f4")}
+        folder = tmp_path / layout
+        folder.mkdir()
+        save_file(tensors, folder / hf.SINGLE)
+        inner = {key: value for key, value in text.items() if key not in ("architectures", "hidden_activation")}
+        whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "eos_token_id": [1, 106]}
+        (folder / "config.json").write_text(json.dumps(whole | {"text_config": inner, "vision_config": {}}))
+        described = hf.describe(folder)
+        assert described.hf_config["eos_token_id"] == [1, 106] and "text half of a gemma3 model" in described.notes[0]
+        assert model_config(described.hf_config) == config
+        jax.tree.map(np.testing.assert_array_equal, hf.load_params(folder, config), params)
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "message"),
+    [
+        ("gemma3-1b", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not supported, only None"),
+        ("gemma3-1b", {"sliding_window": None}, "a sliding_window of at least 1, not None$"),
+        ("olmo-3-1025-7b", {"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}}, "'yarn' of sliding_att"),
+        ("smollm3-3b", {"no_rope_layers": [1]}, "no_rope_layers has 1 numbers for 36 layers"),
+    ],
+)
+def test_exact_errors_of_families(preset, change, message):
+    with pytest.raises(UserError, match=message):
+        model_config(PRESETS[preset] | change)
+
+
+def test_exact_kinds_of_layers():
+    """Five layers with a window before each without; a window in all layers of Mistral; every fourth without rope."""
+    gemma = model_config(PRESETS["gemma3-1b"])
+    assert gemma.windows[:7] == (512,) * 5 + (0, 512) and gemma.layer_ropes[4:6] == ("local", "model")
+    assert model_config(PRESETS["mistral-7b-v0.1"]).windows == (4096,) * 32
+    assert model_config(PRESETS["mistral-7b-v0.3"]).windows == ()
+    absent = {
+        key: value for key, value in PRESETS["smollm3-3b"].items() if key not in ("no_rope_layers", "layer_types")
+    }
+    assert model_config(absent) == model_config(PRESETS["smollm3-3b"])
+    assert model_config(absent).layer_ropes[:5] == ("model", "model", "model", "none", "model")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from studies import pages
-from studies.speed import page, run
+from studies.speed import experts, page, run
 
 REPO = Path(__file__).parents[2]
 FILES = [f"speed.{ending}" for ending in ("json", "md", "png")]
@@ -113,3 +113,8 @@ def test_a_bad_argument_is_one_message_and_exit_code_2(flag, capsys):
     assert stopped.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "error:" in message and flag.partition("=")[0] in message
+
+
+def test_experts():
+    """The study's two programs compute the same, in small; it says so itself."""
+    assert set(experts.measure(tokens=16, width=8, size=4, rounds=1)) == {"forward", "gradient"}

@@ -14,7 +14,9 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.transformer import ModelConfig
 
 SHARED = ("parts", "presets")  # files here that are not families
-NUMERICS = ("dtype", "param_dtype", "remat", "attention")  # fields of ModelConfig that config.json does not have
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# fields of ModelConfig that config.json does not have
+NUMERICS = ("dtype", "param_dtype", "remat", "attention", "balance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Family:
     shape: Callable[[dict], dict]
     presets: Mapping[str, dict] = dataclasses.field(default_factory=dict)  # published config.json by short name
     tensor_name: Callable[[str], str] = str
+    defaults: Mapping[str, object] = dataclasses.field(default_factory=dict)  # transformers' values of absent keys
+    small: Mapping[str, object] = dataclasses.field(default_factory=dict)  # keys of a small version (presets.shrink)
 
 
 def names() -> list[str]:
@@ -47,8 +51,30 @@ def family_of(hf_config: dict) -> Family:
     """The family of a config.json. UserError if it has no file here."""
     name = hf_config.get("model_type")
     if name not in names():
-        raise UserError(f"config.json: model_type = {name!r} is not supported; choose a model of {', '.join(names())}")
+        raise UserError(
+            f"config.json: model_type = {name!r} is not supported; choose a model of {', '.join(names())}, "
+            'or add its family, which is one file ("A family of models" in CONTRIBUTING.md)'
+        )
     return load(name)
+
+
+def text_half(hf_config: dict) -> dict:
+    """The config.json of a multimodal model's text half, if that is of a family here; else the config.json itself."""
+    text, outer = hf_config.get("text_config"), hf_config.get("model_type")
+    if not isinstance(text, dict) or text.get("model_type") not in names() or outer in names():
+        return hf_config
+    family = load(text["model_type"])
+    rewards = any("SequenceClassification" in name for name in hf_config.get("architectures") or ())
+    kept = {key: value for key, value in hf_config.items() if key not in ("text_config", "vision_config", "model_type")}
+    return (
+        dict(family.defaults)
+        | kept
+        | text
+        | {
+            "architectures": [family.reward_model if rewards else family.language_model],
+            **{key: hf_config[key] for key in SPECIAL_TOKENS if hf_config.get(key) is not None},
+        }
+    )
 
 
 def read_config(folder) -> dict:
@@ -68,16 +94,18 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def model_config(hf_config: dict, **numerics: str) -> ModelConfig:
+def model_config(hf_config: dict, **numerics) -> ModelConfig:
     """The `ModelConfig` of a config.json. `numerics` gives the fields that are named in NUMERICS.
 
     UserError for an unknown family, for a missing key and for a feature that the decoder does not support.
     """
     family = family_of(hf_config)
     try:
-        shape = family.shape(hf_config)
+        shape = family.shape(dict(family.defaults) | hf_config)
     except KeyError as error:
         raise UserError(f"config.json: the key {error.args[0]!r} is missing") from error
+    if numerics.get("balance") and not shape.get("experts"):
+        raise UserError(f"model.balance={numerics['balance']}: the model has no experts; leave it at 0")
     outputs = _outputs(hf_config) if hf_config.get("architectures") == [family.reward_model] else 0
     return ModelConfig(**shape, value_head=outputs, **numerics)
 

@@ -13,17 +13,18 @@ SUPPORTED = {"hidden_act": "silu", "pretraining_tp": 1, "quantization_config": N
 ROPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
-def shape(hf_config: dict, *, positions: int = 2048, **differences) -> dict:
+def shape(hf_config: dict, *, positions: int = 2048, theta: float = 10000.0, **differences) -> dict:
     """The fields of `ModelConfig` from a config.json like Llama's. `differences` replaces fields for a family.
 
-    `positions` is the family's largest number of positions where config.json does not say it. KeyError for a missing
-    key, UserError for a feature that the decoder does not support.
+    `positions` is the family's largest number of positions and `theta` its base of the rotary embedding, where
+    config.json does not say them. KeyError for a missing key, UserError for a feature that the decoder does not
+    support.
     """
     for key, value in SUPPORTED.items():
         if hf_config.get(key) not in (None, value):
             raise UserError(f"config.json: {key} = {hf_config[key]!r} is not supported, only {value!r}")
     hidden, heads = hf_config["hidden_size"], hf_config["num_attention_heads"]
-    theta, scaling, longest = _rope(hf_config, value_of(hf_config, "max_position_embeddings", positions))
+    theta, scaling, longest = _rope(hf_config, value_of(hf_config, "max_position_embeddings", positions), theta)
     fields = {
         "vocab_size": hf_config["vocab_size"],
         "hidden_size": hidden,
@@ -59,6 +60,22 @@ def windows(hf_config: dict) -> tuple[int, ...]:
     if kinds is None:
         first = value_of(hf_config, "max_window_layers", 28) if hf_config.get("use_sliding_window") else layers
         kinds = ["full_attention" if i < first or size is None else "sliding_attention" for i in range(layers)]
+    return windows_by_kind(hf_config, kinds, size, switch="use_sliding_window")
+
+
+def layer_kinds(hf_config: dict, every: int) -> list[str]:
+    """`layer_types`; without it every layer whose number `every` divides, from 1 on, is full_attention."""
+    layers = range(1, hf_config["num_hidden_layers"] + 1)
+    kinds = ["sliding_attention" if i % every else "full_attention" for i in layers]
+    return value_of(hf_config, "layer_types", kinds)
+
+
+def windows_by_kind(hf_config: dict, kinds: list[str], size: int | None, switch: str = "") -> tuple[int, ...]:
+    """The windows of layers of these kinds, as in `ModelConfig`. `switch` is a key that must be true for them.
+
+    UserError for other kinds, and for windows without the switch or without a size.
+    """
+    layers = hf_config["num_hidden_layers"]
     if len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
         raise UserError(
             f"config.json: layer_types = {kinds!r} is not supported: "
@@ -66,15 +83,33 @@ def windows(hf_config: dict) -> tuple[int, ...]:
         )
     if "sliding_attention" not in kinds:
         return ()
-    if not hf_config.get("use_sliding_window") or not isinstance(size, int) or size < 1:
+    if not (not switch or hf_config.get(switch)) or not isinstance(size, int) or size < 1:
+        needed, there = (f"{switch} = true and ", f"{hf_config.get(switch)!r} and ") if switch else ("", "")
         raise UserError(
-            "config.json: layer_types has sliding_attention, which needs use_sliding_window = true and a "
-            f"sliding_window of at least 1, not {hf_config.get('use_sliding_window')!r} and {size!r}"
+            f"config.json: layer_types has sliding_attention, which needs {needed}a "
+            f"sliding_window of at least 1, not {there}{size!r}"
         )
     return tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def _rope(hf_config: dict, longest: int):
+def local_ropes(hf_config: dict, kinds: list[str], theta: float, local_theta: float) -> tuple[dict, dict]:
+    """config.json with the rope of its full_attention layers alone, and the fields of `ModelConfig` for the others.
+
+    `rope_parameters` may have a rope for each of the two kinds (transformers 5). The rope of the layers with a window
+    has a base of its own and is not rescaled. `theta` and `local_theta` are the bases where config.json has none.
+    """
+    given, base = hf_config.get("rope_parameters") or {}, local_theta
+    if given.keys() & {"full_attention", "sliding_attention"}:
+        local = given.get("sliding_attention") or {}
+        if value_of(local, "rope_type", "default") != "default":
+            raise UserError(f"config.json: rope_type = {local['rope_type']!r} of sliding_attention is not supported")
+        hf_config = hf_config | {"rope_parameters": {"rope_theta": theta} | (given.get("full_attention") or {})}
+        base = value_of(local, "rope_theta", local_theta)
+    names = {"full_attention": "model", "sliding_attention": "local"}
+    return hf_config, {"layer_ropes": tuple(names[kind] for kind in kinds), "local_rope_theta": float(base)}
+
+
+def _rope(hf_config: dict, longest: int, base: float):
     """Base, rescaling and the largest number of positions.
 
     They are in `rope_parameters` (transformers 5), or in `rope_theta` and `rope_scaling`. UserError where both say
@@ -82,21 +117,21 @@ def _rope(hf_config: dict, longest: int):
     rescaling leaves texts of the model's own length alone, and longer ones are refused.
     """
     read = {
-        name: _one_rope(hf_config, name, longest)
+        name: _one_rope(hf_config, name, longest, base)
         for name in ("rope_scaling", "rope_parameters")
         if hf_config.get(name) is not None and hf_config[name] != {}
     }
     if len(set(read.values())) > 1:
         raise UserError("config.json: rope_scaling and rope_parameters say different things; remove one of the two")
-    return next(iter(read.values()), (_theta(hf_config, {}), None, longest))
+    return next(iter(read.values()), (_theta(hf_config, {}, base), None, longest))
 
 
-def _theta(hf_config: dict, rope: dict) -> float:
+def _theta(hf_config: dict, rope: dict, base: float) -> float:
     given = hf_config.get("rope_parameters") or {}
-    return float(next(filter(None, (x.get("rope_theta") for x in (rope, hf_config, given))), 10000.0))
+    return float(next(filter(None, (x.get("rope_theta") for x in (rope, hf_config, given))), base))
 
 
-def _one_rope(hf_config: dict, name: str, longest: int):
+def _one_rope(hf_config: dict, name: str, longest: int, base: float):
     rope = hf_config[name]
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         raise UserError(f"config.json: {name} = {rope!r} is not supported, only the same values for all layers")
@@ -114,7 +149,7 @@ def _one_rope(hf_config: dict, name: str, longest: int):
     for key in needed.get(kind, ()):
         if not isinstance(rope.get(key), int | float):
             raise UserError(f"config.json: the key {name}.{key} is missing or no number")
-    theta = _theta(hf_config, rope)
+    theta = _theta(hf_config, rope, base)
     if kind == "llama3":
         return theta, Llama3(rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], original), longest
     if kind == "linear":

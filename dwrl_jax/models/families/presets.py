@@ -1,5 +1,7 @@
 """Published shapes of all families, each as its config.json, and small versions of them."""
 
+import re
+
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models import families
 
@@ -9,8 +11,8 @@ PRESETS: dict[str, dict] = {
 
 
 def published(hub_id: str) -> dict:
-    """The config.json in PRESETS of a hub id, with or without "-Instruct". UserError for any other hub id."""
-    name = hub_id.rpartition("/")[2].lower().removesuffix("-instruct")
+    """The config.json in PRESETS of a hub id, with or without "-Instruct" or "-it". UserError for any other hub id."""
+    name = re.sub(r"-(instruct|it|pt)\b", "", hub_id.rpartition("/")[2].lower())
     matching = [config for key, config in PRESETS.items() if key.replace("-", "") == name.replace("-", "")]
     if not matching:
         raise UserError(
@@ -24,8 +26,8 @@ def shrink(hf_config: dict, vocab_size: int, **changes) -> dict:
     """A small version of an architecture: two layers of width 64, four query heads and two key/value heads.
 
     Ties, biases, q/k norms and the kind of rope scaling stay the same. Llama 3's scaling begins at 64 positions, so
-    that it changes short sequences too. Special tokens outside the new vocabulary become None. `changes` replaces
-    keys of the result. UserError for an unknown key in `changes`.
+    that it changes short sequences too. The family's `small` has what else must change. Special tokens outside the new
+    vocabulary become None. `changes` replaces keys of the result. UserError for an unknown key in `changes`.
     """
     small = dict(
         hf_config,
@@ -37,13 +39,14 @@ def shrink(hf_config: dict, vocab_size: int, **changes) -> dict:
         num_key_value_heads=2,
         max_position_embeddings=2048,
     )
+    small |= families.family_of(hf_config).small
     if "head_dim" in hf_config:
         square = hf_config["head_dim"] * hf_config["num_attention_heads"] == hf_config["hidden_size"]
         small["head_dim"] = 16 if square else 32
     for name in ("rope_scaling", "rope_parameters"):
         if "original_max_position_embeddings" in (hf_config.get(name) or {}):
             small[name] = hf_config[name] | {"original_max_position_embeddings": 64}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in families.SPECIAL_TOKENS:
         ids = small.get(name)
         if ids is not None and max(ids if isinstance(ids, list) else [ids]) >= vocab_size:
             small[name] = None

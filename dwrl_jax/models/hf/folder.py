@@ -12,7 +12,7 @@ import huggingface_hub
 import numpy as np
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.models.families import Family, family_of, labelled, read_config, read_json
+from dwrl_jax.models.families import Family, family_of, labelled, read_config, read_json, text_half
 from dwrl_jax.models.hf import adapters, foreign
 from dwrl_jax.models.hf.names import plain_names
 from dwrl_jax.models.hf.table import EMBEDDING, LAST_NORM, LM_HEAD, VALUE_HEAD
@@ -21,6 +21,7 @@ from dwrl_jax.models.hf.tensor_files import EIGHT_BITS, FLOATS, Scaled, Stored, 
 DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt"]
 NOT_DOWNLOADED = ["consolidated*", "original/*"]  # the same weights once more, with other names
 CONSTANTS = ("rotary_emb.inv_freq", "_extra_state")  # ends of names of stored tensors that are no weights
+SENSES = ("vision_tower", "multi_modal_projector", "vision_model", "visual")  # parts of names beside a text half
 QUANTISED = ("quantization_config", "compression_config", "quantization")  # keys of config.json
 SCALES = (".weight_scale_inv", ".weight_scale")  # of 8-bit floats, in the place of ".weight"
 UNUSED_SCALES = ("input_scale", "output_scale", "activation_scale", "k_scale", "v_scale", "kv_cache_scale")
@@ -87,7 +88,8 @@ def describe(folder: Path, *, weights: bool = True) -> ModelFolder:
     settings = adapters.settings_of(folder)
     if settings is not None:
         return _with_adapter(folder, settings, weights)
-    hf_config = _config(folder)
+    whole = _config(folder)
+    hf_config = text_half(whole)
     family = family_of(hf_config)
     _check_class(folder, hf_config)
     if not weights:
@@ -98,6 +100,9 @@ def describe(folder: Path, *, weights: bool = True) -> ModelFolder:
         if (how := _quantisation(folder, hf_config)) and not _has_8_bits(how):
             raise foreign.quantised(folder, how) from None
         raise
+    if hf_config is not whole:
+        tensors = {key: tensor for key, tensor in tensors.items() if not set(key.split(".")) & set(SENSES)}
+        notes.append(f"{folder}: the text half of a {whole.get('model_type')} model is read, and nothing beside it")
     tensors = _weights(plain_names(tensors, family.tensor_name(LAST_NORM)))
     tensors, hf_config = _scaled(folder, tensors, hf_config)
     return _plain(folder, hf_config, family, tensors, notes)
@@ -201,7 +206,7 @@ def _scaled(folder: Path, tensors: Tensors, hf_config: dict) -> tuple[Tensors, d
 def _plain(folder: Path, hf_config: dict, family: Family, tensors: Tensors, notes: list[str]) -> ModelFolder:
     """The model with the head that its tensors have. A head decides, and not what config.json calls the class."""
     embedding, head, score = map(family.tensor_name, (EMBEDDING, LM_HEAD, VALUE_HEAD))
-    tensors, hf_config, notes = dict(tensors), dict(hf_config), list(notes)
+    tensors, hf_config, notes = dict(tensors), dict(family.defaults) | hf_config, list(notes)
     if not hf_config.get("num_key_value_heads"):  # transformers' default is not the same for all families
         hf_config["num_key_value_heads"] = hf_config.get("num_attention_heads")
     for alias in (hf_config.get("value_head_prefix"), "value_head"):

@@ -104,7 +104,7 @@ def _hint(key: str) -> str:
 
 
 def _load_weight(tensors: Tensors, weight: Weight, config: ModelConfig, sharding) -> jax.Array:
-    shape = (config.layers,) * weight.stacked + weight.our_shape
+    shape = (config.layers,) * weight.stacked + (config.experts,) * weight.by_expert + weight.our_shape
     if sharding is None:
         return jnp.asarray(_read_piece(tensors, weight, config, tuple(map(slice, shape))))
     devices_of = {}
@@ -123,12 +123,14 @@ def _read_piece(tensors: Tensors, weight: Weight, config: ModelConfig, index: tu
     if not weight.stacked:
         piece = np.array(weight.from_hf(tensors[weight.key].view())[index], config.param_dtype)
         return _finite(piece, tensors[weight.key].path, weight.key)
-    keys, rest = [weight.key.format(layer=layer) for layer in range(config.layers)[index[0]]], index[1:]
+    layers, rest = range(config.layers)[index[0]], index[1:]
+    experts, rest = (range(config.experts)[rest[0]], rest[1:]) if weight.by_expert else (range(1), rest)
+    keys = [weight.key.format(layer=layer, expert=expert) for layer in layers for expert in experts]
     views = [weight.from_hf(tensors[key].view())[rest] for key in keys]
     piece = np.stack(views, dtype=config.param_dtype, casting="unsafe")
     for part, key in zip(piece, keys):
         _finite(part, tensors[key].path, key)
-    return piece
+    return piece.reshape(len(layers), len(experts), *piece.shape[1:]) if weight.by_expert else piece
 
 
 def _finite(piece: np.ndarray, path: Path, key: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from dwrl_jax.core.errors import UserError
 
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # parts of names
+WRAPPERS |= {"language_model"}  # around the text half of a multimodal model
 
 
 def plain_names(tensors: dict, anchor: str) -> dict:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from dwrl_jax.core import files, hosts
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.models.families import NUMERICS, family_of, model_config
+from dwrl_jax.models.families import NUMERICS, SPECIAL_TOKENS, family_of, model_config
 from dwrl_jax.models.hf.table import hf_tensors
 from dwrl_jax.models.hf.tensor_files import INDEX, SINGLE
 from dwrl_jax.models.transformer import ModelConfig
@@ -91,7 +91,7 @@ def _configs(config: ModelConfig, hf_config: dict, generation_config: dict | Non
     family = family_of(hf_config)
     architecture = family.reward_model if config.value_head else family.language_model
     if generation_config is None:
-        ids = {name: hf_config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {name: hf_config.get(name) for name in SPECIAL_TOKENS}
         generation_config = {name: value for name, value in ids.items() if value is not None}
     written = hf_config | {"architectures": [architecture], "torch_dtype": dtype, "dtype": dtype}
     return {"config.json": written, "generation_config.json": generation_config}

@@ -1,0 +1,19 @@
+"""Qwen3-8B on HH-RLHF, full fine-tuning.
+
+python -m dwrl_jax.train --config=configs/qwen3_8b.py --workdir=runs/qwen3_8b --config.model.path=FOLDER_OR_HUB_ID
+
+This config has not been run on the full model. `:smoke` runs a small model of the same architecture with random
+weights.
+
+Counted from shapes (planning/counts.py), not compiled, for 64 x TPU v5e with 14.9 GiB each, fsdp 16 x tensor 4:
+  weights, moments and sums of gradients 1.9 GiB per chip; in sampling the decoding weights 3.8 GiB, keys and values
+  1.4 GiB. Activations are not in these numbers: python -m dwrl_jax.plan --config=configs/qwen3_8b.py --topology=v5e:8x8
+"""
+
+from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective
+
+
+@variants
+def get_config(objective="dwrl", smoke=False):
+    config = accelerator_run("Qwen/Qwen3-8B", tensor=4, micro_batches=8)
+    return with_objective(quick_trial(config, "qwen3-8b") if smoke else config, objective)
