@@ -9,7 +9,6 @@ import hashlib
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dwrl_jax.core import files, sharding
@@ -99,10 +98,8 @@ def adapter_places(config: ModelConfig, settings: LoraSettings, mesh: jax.shardi
 def load(folder: Path, config: ModelConfig, settings: LoraSettings, mesh: jax.sharding.Mesh, head: bool = True):
     """The frozen weights {"params": ...} in their type. A value head, which is trained, is in float32."""
     places = sharding.shardings(mesh, axis_names(config))
-    params = hf.load_params(folder, shape_of(config, settings), head=head, shardings=places, low_rank=False)
-    if "value_head" in params["params"]:
-        params["params"]["value_head"] = params["params"]["value_head"].astype(jnp.float32)
-    return params
+    shape = shape_of(config, settings)
+    return hf.load_params(folder, shape, head=head, shardings=places, low_rank=False, head_dtype="float32")
 
 
 def merge(frozen: Frozen, folder: Path, trained, config: ModelConfig, mesh: jax.sharding.Mesh):

@@ -34,7 +34,7 @@ def load_start(
     if kept:
         frozen.check(kept, folder)
     places, settings = sharding.shardings(mesh, axis_names(shape)), lora_settings(config)
-    hf_config = hf.describe(folder).hf_config
+    hf_config = hf.describe(folder, low_rank=settings is None).hf_config
     fresh = shape.value_head and not model_config(hf_config).value_head
     if settings is None:
         params = hf.load_params(folder, shape, head=not fresh, shardings=places)

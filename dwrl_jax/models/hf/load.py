@@ -45,8 +45,18 @@ def with_value_head(params, config: ModelConfig, seed: int, scale: float = 1.0, 
     return {"params": kept | {"value_head": jax.jit(draw, out_shardings=place)()}}
 
 
-def load_params(folder, config: ModelConfig, *, head: bool = True, shardings=None, low_rank: bool = True) -> dict:
+def load_params(
+    folder,
+    config: ModelConfig,
+    *,
+    head: bool = True,
+    shardings=None,
+    low_rank: bool = True,
+    head_dtype: str | None = None,
+) -> dict:
     """{"params": ...} from config.json and the safetensors files of a folder, in `config.param_dtype`.
+
+    A value head is in `head_dtype`, if that is given.
 
     `shardings` is a tree like the result and gives the sharding of each leaf; None puts everything on the default
     device. `head=False` leaves out the lm-head and the value head. `low_rank` is as in `describe`. A process reads only
@@ -64,7 +74,11 @@ def load_params(folder, config: ModelConfig, *, head: bool = True, shardings=Non
         config = dataclasses.replace(config, value_head=0, tied=True)
         tensors = {key: tensor for key, tensor in tensors.items() if key not in map(name, (LM_HEAD, VALUE_HEAD))}
     _check_tensors(opened, tensors, config, name)
-    params = {w.path: _load_weight(tensors, w, config, places.get(w.path)) for w in weight_table(config, name)}
+    typed = {("value_head",): dataclasses.replace(config, param_dtype=head_dtype or config.param_dtype)}
+    params = {
+        w.path: _load_weight(tensors, w, typed.get(w.path, config), places.get(w.path))
+        for w in weight_table(config, name)
+    }
     return {"params": unflatten_dict(params)}
 
 
