@@ -11,18 +11,22 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import TrainState
+from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.judge import logps
+from dwrl_jax.judge.thoughts import sample
 from dwrl_jax.models import frozen, hf, lora
 from dwrl_jax.models.families import model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.hf import adapters, low_rank
 from dwrl_jax.models.settings import LoraSettings
-from dwrl_jax.models.transformer import Decoder, logits, output_table, unstack
+from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.training.optimizer import make_optimizer
 from dwrl_jax.training.step import gradient, make_train_step
-from tests.small import VOCAB, assert_trees_close, given_thoughts, lively, make_batch, make_judge
+from tests.small import VOCAB, assert_trees_close, given_thoughts, in_process_of_devices, lively, make_batch, make_judge
 from tests.training.test_train_step import OPTIONS
 
 SETTINGS = LoraSettings(rank=3, alpha=6.0, base="float32")
@@ -224,3 +228,47 @@ def test_the_hash_knows_a_model(exported, tmp_path):
     with pytest.raises(UserError, match=f"other: not the model of the adapters: its hash is .*, not {kept.hash}"):
         frozen.check(kept, tmp_path / "other")
     assert adapters.settings_of(folder / "peft")["base_model_name_or_path"] == str(folder / "base")
+
+
+def on_a_mesh(sizes):
+    """Thoughts by the merged weights, their log-probabilities beside them, and the gradient, on a mesh."""
+    judge, params = make_judge(vocab_size=32)
+    config = judge.model.config
+    batch = jax.tree.map(np.asarray, make_batch(pairs=4, vocab_size=32))
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)), jax.devices()[: np.prod(sizes)])
+    settings = dataclasses.replace(SETTINGS, rank=4)
+    trained = moved(config, settings, params)
+    whole, places = sharding.whole(mesh), sharding.shardings(mesh, lora.trained_axes(config, settings))
+    loss = dwrl.updates(dwrl.Hyper(updates="joint"))["joint"]
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, sharding.shardings(mesh, axis_names(config)))
+        trained = jax.device_put(trained, places)
+
+        def draw(trained):
+            variables = lora.variables(settings, params, trained)
+            thoughts, scores, _ = sample(judge, SamplerOptions(3, 8), variables, batch, jax.random.key(0))
+            return thoughts, scores, logps(judge, variables, batch, thoughts)
+
+        def update(trained, thoughts):
+            model = functools.partial(lora.variables, settings, params)
+            return gradient(judge, loss, trained, batch, thoughts, model=model)[0]
+
+        thoughts, scores, forced = jax.jit(draw, out_shardings=whole)(trained)
+        grads = jax.jit(update, out_shardings=places)(trained, thoughts)
+        own = grads["lora"]["layers"]["q"]["left"].addressable_shards[0].data.shape
+        assert own == (2, 64 // sizes[1], 4)
+    return jax.device_get((thoughts, scores, forced, grads))
+
+
+def every_mesh_agrees():
+    expected, found = on_a_mesh((1, 1, 1)), on_a_mesh((1, 2, 2))
+    np.testing.assert_array_equal(found[0].thought, expected[0].thought)
+    assert_trees_close(found[1:], expected[1:], 1e-5)
+    np.testing.assert_allclose(expected[2].thought, expected[0].old_logp, atol=1e-4)
+    np.testing.assert_allclose(expected[2].answer, expected[1], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_invariance_of_meshes():
+    """The same thoughts, scores and gradient; the sampler's density is that of the pass beside the weights."""
+    in_process_of_devices(every_mesh_agrees, 4)
