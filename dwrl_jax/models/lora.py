@@ -34,16 +34,21 @@ def module_of(weight: Weight) -> str:
 def chosen(config: ModelConfig, targets: tuple[str, ...]) -> list[Weight]:
     """The matrices that the targets name, in the order of `weight_table`. UserError for a target without a matrix."""
     known = (*GROUPS, *sum(GROUPS.values(), ()), *TABLES)
-    matrices = [weight for weight in weight_table(config) if len(weight.groups) == 2 and weight.path != ("value_head",)]
+    matrices = [weight for weight in weight_table(config) if _takes_adapter(weight)]
     there = {module_of(weight) for weight in matrices}
     for target in targets:
         if target not in known:
             raise UserError(f"lora.targets: {target!r} is no target; choose of {', '.join(known)}")
         if not there.intersection(GROUPS.get(target, (target,))):
             tied = ", whose head is its embedding: give embed_tokens" if target == "lm_head" and config.tied else ""
-            raise UserError(f"lora.targets: {target!r} matches no matrix of this model{tied}")
+            raise UserError(f"lora.targets: {target!r} matches no matrix of this model that takes an adapter{tied}")
     wanted = {module for target in targets for module in GROUPS.get(target, (target,))}
     return [weight for weight in matrices if module_of(weight) in wanted]
+
+
+def _takes_adapter(weight: Weight) -> bool:
+    """Whether it is a matrix, and neither a value head, which is trained, nor that of an expert."""
+    return len(weight.groups) == 2 and weight.path != ("value_head",) and "{expert}" not in weight.key
 
 
 def adapter_axes(config: ModelConfig, settings: LoraSettings):

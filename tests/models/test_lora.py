@@ -211,7 +211,9 @@ def test_targets():
     assert sorted(names) == ["k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     with pytest.raises(UserError, match="'query' is no target; choose of attention, feed_forward, q_proj"):
         lora.chosen(config, ("attention", "query"))
-    with pytest.raises(UserError, match="'lm_head' matches no matrix of this model, whose head is its embedding"):
+    with pytest.raises(
+        UserError, match="'lm_head' matches no matrix of this model that takes an adapter, whose head is its embedding"
+    ):
         lora.chosen(config, ("lm_head",))
 
 
