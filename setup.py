@@ -72,6 +72,7 @@ setup(
             "ipykernel",
             "nbclient",
             "nbformat",
+            "peft",
             "pytest",
             "pytest-xdist",
             "pyyaml",

@@ -23,7 +23,7 @@ FLAGS = {
     "width": Flag("0.1", "with --votes=auto, how well a single response's score is known", default=0.2, read=float),
     "checkpoint": Flag("best", "of a workdir: last, best or the number of a step", default="last"),
     "judge": Flag("judge.json", "questions and read-out in the place of the folder's own judge.json", read=folder),
-    "start": Flag("models/start", "the starting model's folder, for a judge that reads thoughts of it"),
+    "start": Flag("models/start", "the starting model's folder, for its thoughts, or for adapters of it"),
     "seed": Flag("1", "seed of the thoughts", default=0, read=int),
     "batch_size": Flag("32", "questions that are asked at a time", default=16, read=int),
     "mesh": Flag("data=2,tensor=4", "devices along the axes; else weights are spread over all", read=mesh_sizes),

@@ -37,7 +37,7 @@ FLAGS = {
     "reward": Flag("log_odds", "value in protocols with one number", default="score", choices=("score", "log_odds")),
     "checkpoint": Flag("best", "of a workdir: last, best or the number of a step", default="last"),
     "judge": Flag("judge.json", "questions and read-out in the place of the folder's own judge.json", read=folder),
-    "start": Flag("models/start", "the starting model's folder, for a judge that reads thoughts of it"),
+    "start": Flag("models/start", "the starting model's folder, for its thoughts, or for adapters of it"),
     "seed": Flag("1", "seed of the thoughts", default=0, read=int),
     "batch_size": Flag("32", "questions that are asked at a time", default=16, read=int),
     "in_flight": Flag("1", "batches at a time, each with memory of its own on the device", default=2, read=int),

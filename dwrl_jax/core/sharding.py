@@ -20,7 +20,7 @@ TENSOR = "tensor"
 BATCH_ROWS = "the axis of a batch's rows"  # its name in errors
 
 _SPLIT = {"vocab": TENSOR, "heads": TENSOR, "kv_heads": TENSOR, "mlp": TENSOR}
-_SPLIT |= {"head_dim": None, "layers": None, "value": None}
+_SPLIT |= {"head_dim": None, "layers": None, "value": None, "rank": None}
 _SPLIT |= {"expert": "fsdp", None: None}  # a device computes its experts for all, so nothing is gathered in decoding
 TRAIN = _SPLIT | {"embed": "fsdp", "router_embed": "fsdp"}
 DECODE = _SPLIT | {"embed": None, "router_embed": None}

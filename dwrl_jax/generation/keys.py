@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt32
 
-TRAINING, HELD_OUT = 0, 1  # streams
+TRAINING, HELD_OUT, DROPOUT = 0, 1, 2  # streams
 
 
 def sampling_key(seed: int, stream: int, step: int) -> Array:
-    """The key of a step in a stream, which is TRAINING or HELD_OUT."""
+    """The key of a step in a stream, which is TRAINING, HELD_OUT or DROPOUT."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 

@@ -16,9 +16,9 @@ from dwrl_jax.dialogue import Dialogue, make_dialogue
 from dwrl_jax.dialogue.tokenizers import check_vocabulary, end_ids, load_tokenizer
 from dwrl_jax.judge.card import JudgeCard, read_card
 from dwrl_jax.judge.judge import Judge, question_kind
-from dwrl_jax.models import hf, orbax_files
+from dwrl_jax.models import frozen, hf, orbax_files
 from dwrl_jax.models.families import model_config, read_config
-from dwrl_jax.models.places import abstract_params, widest_mesh
+from dwrl_jax.models.places import abstract_params, abstract_trained, widest_mesh
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
 
 
@@ -50,7 +50,8 @@ def load(
 
     `checkpoint` chooses a checkpoint of a workdir: "last", "best" or a step. `card` replaces the folder's judge.json.
     Without a card and a judge.json, a language model is asked as `JudgeCard()` says, and a reward model gives its
-    reward. `start` is the folder of the starting model, for a judge that reads the starting model's thoughts. `mesh`
+    reward. `start` is the folder of the starting model, for a judge that reads the starting model's thoughts, and for a
+    workdir of adapters whose model is no longer where it was. `mesh`
     gives the sizes of `sharding.AXES`; without it the weights are split over all devices. UserError if the model
     cannot be a judge.
     """
@@ -74,13 +75,13 @@ def load(
     name = str(folder)
     if trained:
         step = orbax_files.choose(workdir / CHECKPOINTS, checkpoint, BEST)
-        name, params = str(step), orbax_files.load_params(step, abstract_params(shape, places))
+        name, params = str(step), _trained(workdir, step, shape, places, start)
     else:
         params = _from_folder(folder, shape, places)
     return LoadedJudge(
         judge=make_judge(card, shape, dialogue),
         params=params,
-        start=_start(card, start, shape, places),
+        start=_start(card, start, shape, places, workdir if trained else None),
         card=card,
         dialogue=dialogue,
         mesh=places,
@@ -130,9 +131,23 @@ def _from_folder(folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):
     return hf.load_params(folder, shape, shardings=sharding.shardings(mesh, axis_names(shape)))
 
 
-def _start(card: JudgeCard, start: str | Path | None, shape: ModelConfig, mesh: jax.sharding.Mesh):
+def _trained(workdir: Path, step: Path, shape: ModelConfig, mesh: jax.sharding.Mesh, start: str | Path | None):
+    """The parameters of a checkpoint. Adapters are merged into their model, which `start` or the workdir names."""
+    kept = frozen.read(workdir / ARCHITECTURE)
+    if kept is None:
+        return orbax_files.load_params(step, abstract_params(shape, mesh))
+    adapters = orbax_files.load_params(step, abstract_trained(shape, kept.settings, mesh))
+    return frozen.merge(kept, frozen.folder_of(kept, workdir, start), adapters, shape, mesh)
+
+
+def _start(
+    card: JudgeCard, start: str | Path | None, shape: ModelConfig, mesh: jax.sharding.Mesh, workdir: Path | None
+):
     if card.thoughts != "start":
         return None
+    kept = workdir and frozen.read(workdir / ARCHITECTURE)
+    if kept:
+        return _from_folder(frozen.folder_of(kept, workdir, start), frozen.shape_of(shape, kept.settings), mesh)
     if start is None:
         raise UserError(
             "this judge reads thoughts of the model that its training started from: give its folder, --start"

@@ -26,3 +26,24 @@ class ModelSettings:
         resumable=True,
     )
     balance: float = setting(0.0, "weight of the load-balance loss of a mixture of experts; 0 for none", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSettings:
+    """Adapters beside frozen weights. A matrix W becomes W + scale * A B with A and B of `rank` columns and rows."""
+
+    rank: int = setting(0, "rank of the adapters; 0: all weights are trained, without adapters", at_least=0)
+    alpha: float = setting(32.0, "scale = alpha / rank", above=0)
+    targets: tuple[str, ...] = setting(
+        ("attention", "feed_forward"),
+        "matrices with an adapter: attention, feed_forward, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+        "down_proj, embed_tokens, lm_head",
+        fewest=1,
+    )
+    dropout: float = setting(0.0, "share of an adapter's inputs that an update sets to zero", at_least=0, below=1)
+    rank_stabilised: bool = setting(False, "scale = alpha / sqrt(rank)")
+    base: Literal["float32", "bfloat16"] = setting("bfloat16", "type of the frozen weights")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)

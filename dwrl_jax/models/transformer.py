@@ -116,7 +116,7 @@ class Layer(nn.Module):
         return x if self.config.norms == "pre" else norm(self.config, f"{part}_post_norm", "embed")(x)
 
     def dense(self, name, features, axes, *, inputs=1, bias=False):
-        return nn.DenseGeneral(
+        product = nn.DenseGeneral(
             features,
             axis=tuple(range(-inputs, 0)),
             use_bias=bias,
@@ -126,6 +126,8 @@ class Layer(nn.Module):
             bias_init=partitioned(*axes[inputs:], init=nn.initializers.zeros),
             name=name,
         )
+        change = self.get_variable("lora", name)
+        return product if change is None else lambda x: product(x) + low_rank(x, change, inputs, self.config.dtype)
 
     @nn.compact
     def __call__(
@@ -258,7 +260,7 @@ class Decoder(nn.Module):
         layer = Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False)
         scan = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, 0, *[nn.broadcast] * 5),
             length=self.config.layers,
@@ -272,20 +274,49 @@ def acting_windows(config: ModelConfig, tokens: int) -> list[int]:
     return [size if 0 < size < tokens else 0 for size in config.windows or (0,) * config.layers]
 
 
+def low_rank(x, change, inputs: int, dtype):
+    """x left right, the change of a product by an adapter. `inputs` axes of `x` are those of the product.
+
+    `change` has left [inputs..., rank] and right [rank, outputs...]. With a `key` it also has the share of the numbers
+    of `x` that are set to zero, its `dropout`.
+    """
+    if "key" in change:
+        kept = 1 - change["dropout"]
+        x = jnp.where(jax.random.bernoulli(change["key"], kept, x.shape), x / kept, 0)
+    left, right = change["left"].astype(dtype), change["right"].astype(dtype)
+    return jnp.tensordot(jnp.tensordot(x.astype(dtype), left, inputs), right, 1)
+
+
+def merged(weights, changes):
+    """Weights with the changes of adapters: matrix + left right, summed in float32, in the matrix's type."""
+
+    def put(weight, change):
+        sum_ = weight.astype(jnp.float32) + jnp.tensordot(change["left"], change["right"], 1)
+        return sum_.astype(weight.dtype)
+
+    return weights | {
+        name: weights[name] | {"kernel": put(weights[name]["kernel"], change)} for name, change in changes.items()
+    }
+
+
 def unstack(params, config: ModelConfig):
     """Parameters for `scanned=False`: each layer has its own arrays, and matrices have the computation's dtype.
 
-    A loop over tokens then reads each weight in place and does not copy it out of the stack at every turn.
+    A loop over tokens then reads each weight in place and does not copy it out of the stack at every turn. Adapters
+    are merged into the matrices, one layer at a time, so that such a loop costs no more with them.
     """
 
     def cast(path, x):
         return x if path[-1].key == "scale" else x.astype(config.dtype)
 
     tree = dict(jax.tree_util.tree_map_with_path(cast, params["params"]))
-    stacked = tree.pop("layers")
-    return {
-        "params": tree | {f"layer_{i}": jax.tree.map(operator.itemgetter(i), stacked) for i in range(config.layers)}
-    }
+    stacked, changes = tree.pop("layers"), params.get("lora", {}).get("layers", {})
+
+    def layer(i):
+        weights, change = jax.tree.map(operator.itemgetter(i), (stacked, changes))
+        return merged(weights, change)
+
+    return {"params": tree | {f"layer_{i}": layer(i) for i in range(config.layers)}}
 
 
 def axis_names(config: ModelConfig):

@@ -13,7 +13,7 @@ from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
 from dwrl_jax.generation.keys import HELD_OUT, TRAINING
 from dwrl_jax.judge.thoughts import for_update, with_reference
 from dwrl_jax.planning import hlo
-from dwrl_jax.training.programs import Programs, Recipe, abstract_state, make_programs
+from dwrl_jax.training.programs import Programs, Recipe, abstract_start, abstract_state, make_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +68,14 @@ def lower(recipe: Recipe, name: str, length: int, pairs: int) -> jax.stages.Lowe
         pair_id=array(jnp.int32),
         margin=array(jnp.float32) if recipe.margins and name != "evaluation" else None,
     )
-    start = state.params if recipe.keeps_start else None
+    start = abstract_start(recipe) if recipe.keeps_start else None
     if name == "sample":
         return programs.sample.lower(state.params, start, batch, TRAINING, 0)
     if name == "evaluation":
         return programs.sample_votes.lower(state.params, start, batch, HELD_OUT, 0)
     thoughts = _thoughts(recipe, programs, state.params, start, batch)
     thoughts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), thoughts)
-    return programs.train_step.lower(state, batch, thoughts, None)
+    return programs.train_step.lower(state, batch, thoughts, None, start if recipe.lora else None)
 
 
 def _thoughts(recipe: Recipe, programs: Programs, params, start, batch: PreferenceBatch) -> ThoughtBatch:

@@ -88,13 +88,18 @@ def thought_flops(c: ModelConfig, s: Sizes) -> float:
     return thoughts + forward(c, s.branches * (1 + s.question), s.prefix + s.thought, s.branches)
 
 
-def update_flops(c: ModelConfig, s: Sizes, phases: int) -> float:
+def update_flops(c: ModelConfig, s: Sizes, phases: int, adapters: int | None = None) -> float:
     """`phases` gradients: a forward pass, two backward passes and, by remat, the forward pass again.
 
-    A pass computes each prefix once, and its branches beside it.
+    A pass computes each prefix once, and its branches beside it. Beside so many numbers of `adapters` the weights are
+    frozen, and one of the two backward passes, that to the weights, is made for the adapters alone.
     """
     branches = forward(c, s.branches * s.branch, s.prefix + s.branch / 2, s.branches * (s.thought + 1))
-    return phases * PASSES[c.remat] * (prefix_flops(c, s) + branches)
+    whole = prefix_flops(c, s) + branches
+    if adapters is None:
+        return phases * PASSES[c.remat] * whole
+    beside = 2 * adapters * (s.rows * s.prefix + s.branches * s.branch)
+    return phases * ((PASSES[c.remat] - 1) * whole + PASSES[c.remat] * beside)
 
 
 def token_bytes(c: ModelConfig) -> int:
@@ -127,15 +132,24 @@ def thought_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
     return s.thought * (share.parts * decode_weights(c, share) + regions)
 
 
-def update_reads(c: ModelConfig, s: Sizes, share: Share, phases: int, micro_batches: int, state: int) -> float:
+def update_reads(
+    c: ModelConfig,
+    s: Sizes,
+    share: Share,
+    phases: int,
+    micro_batches: int,
+    state: int,
+    adapters: int | None = None,
+) -> float:
     """Fewest bytes that a device reads and writes in an update.
 
     Every pass over a micro-batch reads the gathered weights, and activations once. The sum of gradients, in float32,
-    is read and written. The optimizer reads and writes the `state` bytes of the training state.
+    is read and written. The optimizer reads and writes the `state` bytes of the training state. `adapters` is as in
+    `update_flops`.
     """
     activations = _activations(c, share.rows * (s.prefix + s.group * s.branch), share.tensor)
-    sums = 8 * parameters(c) / share.devices
-    per_micro_batch = PASSES[c.remat] * decode_weights(c, share) + sums
+    sums = 8 * (parameters(c) if adapters is None else adapters) / share.devices
+    per_micro_batch = (PASSES[c.remat] - (adapters is not None)) * decode_weights(c, share) + sums
     return phases * (PASSES[c.remat] * activations + micro_batches * per_micro_batch + 2 * state)
 
 

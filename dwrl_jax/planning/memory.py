@@ -8,7 +8,7 @@ from dwrl_jax.core import sharding
 from dwrl_jax.models.experts import SPLIT
 from dwrl_jax.planning import chips, counts
 from dwrl_jax.planning.compiled import Program, shard_bytes
-from dwrl_jax.training.programs import Recipe, abstract_state
+from dwrl_jax.training.programs import Recipe, abstract_start, abstract_state
 
 
 def wanted(config: ConfigDict, recipe: Recipe) -> dict[str, tuple[str, int]]:
@@ -73,12 +73,16 @@ def share(config: ConfigDict, recipe: Recipe, name: str = "sample") -> counts.Sh
 def memory(config: ConfigDict, recipe: Recipe, programs: dict[str, Program]) -> dict[str, dict[str, int]]:
     """Bytes on each device while each program runs, by term. "temporaries" has all that is not counted from shapes.
 
-    Parameters, optimizer and a kept starting model are in memory all the time: a run evaluates between its steps.
+    Parameters, optimizer and a kept starting model are in memory all the time: a run evaluates between its steps. With
+    adapters the parameters are the frozen weights, which are the starting model too.
     """
     state = abstract_state(recipe)
-    parameters, optimizer = shard_bytes(state.params), shard_bytes(state.opt_state)
+    trained, optimizer = shard_bytes(state.params), shard_bytes(state.opt_state)
+    parameters = shard_bytes(abstract_start(recipe)) if recipe.lora else trained
     kept = {"parameters": parameters, "optimizer": optimizer}
-    if recipe.keeps_start:
+    if recipe.lora:
+        kept["adapters"] = trained
+    elif recipe.keeps_start:
         kept["starting_model"] = parameters
     terms = {}
     for name in (name for name in programs if name != "other"):
@@ -88,8 +92,9 @@ def memory(config: ConfigDict, recipe: Recipe, programs: dict[str, Program]) -> 
             counted["decode_weights"] = round(counts.decode_weights(recipe.judge.model.config, part))
             regions = counts.region_bytes(recipe.judge.model.config, sizes(config, recipe, name), part)
             counted["kv_regions"] = round(regions)
-        models = 2 if recipe.thoughts.source == "start" else 1
+        models = 2 if recipe.thoughts.source == "start" and not recipe.lora else 1
         arguments = parameters + optimizer if name == "update" else models * parameters
+        arguments += trained if recipe.lora else 0
         rest = programs[name].used - arguments - sum(counted.values())
         terms[name] = kept | counted | {"temporaries": rest}
     return terms

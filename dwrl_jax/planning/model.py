@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from dwrl_jax.judge.judge import question_kind
 from dwrl_jax.models import hf
-from dwrl_jax.models.families import NUMERICS, model_config, with_value_head
+from dwrl_jax.models.families import model_config, with_value_head
 from dwrl_jax.models.families.presets import published
 from dwrl_jax.models.transformer import ModelConfig
 from dwrl_jax.planning import chips
@@ -22,7 +22,7 @@ def model_of(config: ConfigDict, topology: str) -> tuple[ModelConfig, tuple, lis
     hf_config, tokenizer, assumed = _architecture(config)
     if outputs := build.value_outputs(config):
         hf_config = with_value_head(hf_config, 0, outputs)
-    numerics = {name: config.model[name] for name in NUMERICS}
+    numerics = build.numerics(config)
     if numerics["attention"] == "auto" and topology.partition(":")[0] in chips.TPUS:
         numerics["attention"] = "splash"  # "auto" means this where a TPU is attached
     shape = model_config(hf_config, **numerics)

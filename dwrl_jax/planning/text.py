@@ -3,6 +3,7 @@
 GIB = 2**30
 TERMS = {
     "parameters": "parameters",
+    "adapters": "adapters",
     "optimizer": "optimizer's moments",
     "starting_model": "starting model, for the KL term",
     "decode_weights": "weights laid out for decoding",

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 from ml_collections import ConfigDict
 
 from dwrl_jax.planning import chips, counts, memory
@@ -14,7 +15,9 @@ def phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs: dict[
     shape, updates = recipe.judge.model.config, len(recipe.phases)
     sizes, share = memory.sizes(config, recipe), memory.share(config, recipe)
     updated = dataclasses.replace(sizes, group=sizes.group + recipe.thoughts.empty_thought)
-    state = shard_bytes(abstract_state(recipe))
+    trained = abstract_state(recipe)
+    state = shard_bytes(trained)
+    adapters = sum(x.size for x in jax.tree.leaves(trained.params)) if recipe.lora else None
     update, sample = programs["update"].traffic, programs["sample"].traffic if "sample" in programs else None
     work = {
         "prefixes": (
@@ -28,8 +31,8 @@ def phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs: dict[
             sample and sample.total(sizes.thought) - sample.total(0),
         ),
         "update": (
-            counts.update_flops(shape, updated, updates),
-            counts.update_reads(shape, updated, share, updates, recipe.micro_batches, state),
+            counts.update_flops(shape, updated, updates, adapters),
+            counts.update_reads(shape, updated, share, updates, recipe.micro_batches, state, adapters),
             update and update.total(0),
         ),
     }

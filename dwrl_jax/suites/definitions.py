@@ -53,6 +53,20 @@ def _rates() -> dict[str, Arm]:
     return {f"{name}@{rate:g}": Arm(name, {"optim.learning_rate": rate}) for name in METHODS for rate in RATES}
 
 
+LORA = {"lora.rank": 16, "lora.alpha": 32.0, "lora.base": "float32"}
+LORA_METHODS = ("dwrl", "bt", "grpo_point")
+LORA_RATES = {"dwrl": 3e-3, "bt": 3e-3, "grpo_point": 3e-3}
+
+
+def _lora_rates() -> dict[str, Arm]:
+    rates = (3e-4, 1e-3, 3e-3, 1e-2)
+    return {
+        f"{name}+lora@{rate:g}": Arm(name, {"optim.learning_rate": rate} | LORA)
+        for name in LORA_METHODS
+        for rate in rates
+    }
+
+
 CHOICES = {
     "dwrl": Arm("dwrl"),
     "updates=joint": Arm("dwrl", {"objective.updates": "joint"}),
@@ -78,6 +92,18 @@ SUITES = {
     ),
     # one choice of DWRL at a time, on worlds that are not those of the table
     "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), seeded=WORLD),
+    # adapters beside full training, at equal steps; their rates come from other worlds
+    "tiny_lora_rates": Suite(("tiny",), _lora_rates(), (101, 102), seeded=WORLD, reference="dwrl+lora@0.003"),
+    "tiny_lora": Suite(
+        ("tiny",),
+        {
+            name + suffix: Arm(name, {"optim.learning_rate": LORA_RATES[name]} | LORA if suffix else {})
+            for name in LORA_METHODS
+            for suffix in ("", "+lora")
+        },
+        seeds=(11, 12, 13),
+        seeded=WORLD,
+    ),
     "hh": Suite(
         ("qwen3b", "qwen7b", "llama3b", "llama8b"),
         {name: Arm(name) for name in METHODS},

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run. Only this file, sources.py and the entry points read the config."""
+"""From a config to the parts of a run. This file, sources.py, starting.py and the entry points read the config."""
 
 import dataclasses
 import functools
@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 from dwrl_jax import dialogue, objectives
 from dwrl_jax.core import files, hosts, sharding
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.names import ARCHITECTURE
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.generation.sampler import SamplerOptions
 from dwrl_jax.judge.card import JudgeCard
 from dwrl_jax.judge.judge import Judge, question_kind
 from dwrl_jax.judge.thoughts import ThoughtPlan
-from dwrl_jax.models import hf
+from dwrl_jax.models import frozen, hf, lora
 from dwrl_jax.models.families import NUMERICS, model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.transformer import Decoder, ModelConfig, axis_names
@@ -29,6 +30,7 @@ from dwrl_jax.training.parts import Run
 from dwrl_jax.training.programs import Recipe
 from dwrl_jax.training.settings import OptimSettings
 from dwrl_jax.training.sources import Held, Needs, batches, find_pair, held_out, make_talk, training_source
+from dwrl_jax.training.starting import load_start, lora_settings
 
 
 def load_tokenizer(config: ConfigDict, folder: Path):
@@ -59,7 +61,7 @@ def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | 
     """The parts of a run, its held-out pairs, and the notes about its data, by "train" and "eval"."""
     tokenizer = start.tokenizer
     objective, hyper = load_objective(config)
-    shape = model_config(start.hf_config, **{name: config.model[name] for name in NUMERICS})
+    shape = model_config(start.hf_config, **numerics(config))
     talk = make_talk(config, tokenizer, question_kind(judge_kind(config)), start.ends)
     check_lengths(config, shape, talk)
     supervised = objective.thoughts == "written"
@@ -72,7 +74,7 @@ def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | 
         **vars(parts),
         workdir=workdir,
         steps=config.optim.steps,
-        load_params=lambda: load_start(config, start.folder(), shape, parts.mesh),
+        load_params=lambda: load_start(config, start.folder(), shape, parts.mesh, frozen.read(workdir / ARCHITECTURE)),
         batches=batches(config, source, talk, batch_size=config.data.batch_size, margins=parts.margins),
         describe=lambda pair_id: find_pair(source, pair_id),
         describe_held_out=lambda pair_id: find_pair(held.batches.source, pair_id),
@@ -89,6 +91,12 @@ def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | 
     return run, held, {"train": train_note, "eval": eval_note}
 
 
+def numerics(config: ConfigDict) -> dict[str, str]:
+    """The fields of `ModelConfig` that the config gives. Frozen weights have a type of their own."""
+    given = {name: config.model[name] for name in NUMERICS}
+    return given | {"param_dtype": config.lora.base} if config.lora.rank else given
+
+
 def check_weights(config: ConfigDict) -> None:
     """UserError for bfloat16 weights: they keep 8 bits, and an update smaller than the last bit is lost."""
     if config.model.param_dtype != "float32":
@@ -102,6 +110,9 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
     """The recipe of the programs, from the ids of the second question, the answers, padding and other end tokens."""
     check_weights(config)
     objective, hyper = load_objective(config)
+    settings = lora_settings(config)
+    if settings:
+        lora.chosen(shape, settings.targets)  # bad targets end the run before its model is read
     phases, value_scores = objective.phases(hyper), objective.value_scores
     return Recipe(
         seed=config.seed,
@@ -136,6 +147,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
         micro_batches=config.optim.micro_batches,
         needs_reference=getattr(hyper, "kl", 0.0) > 0,
         margins=objective.uses_margins(hyper),
+        lora=settings,
     )
 
 
@@ -158,16 +170,6 @@ def value_outputs(config: ConfigDict) -> int:
     """The number of outputs of the objective's value head; 0 without a value head."""
     objective, hyper = load_objective(config)
     return objective.value_outputs(hyper) if objective.value_outputs else 0
-
-
-def load_start(config: ConfigDict, folder: Path, shape: ModelConfig, mesh: jax.sharding.Mesh):
-    """The starting model's parameters. A language model gets a fresh value head where `shape` has a value head."""
-    places = sharding.shardings(mesh, axis_names(shape))
-    fresh = shape.value_head and not model_config(hf.describe(folder).hf_config).value_head
-    params = hf.load_params(folder, shape, head=not fresh, shardings=places)
-    if not fresh:
-        return params
-    return hf.with_value_head(params, shape, config.seed, config.objective.get("head_init", 1.0), shardings=places)
 
 
 @hosts.by_first

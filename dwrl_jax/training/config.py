@@ -21,7 +21,7 @@ from dwrl_jax.dialogue.settings import DialogueSettings
 from dwrl_jax.evaluation.settings import EvalSettings
 from dwrl_jax.generation.settings import SamplerSettings
 from dwrl_jax.judge.settings import ScoreSettings
-from dwrl_jax.models.settings import ModelSettings
+from dwrl_jax.models.settings import LoraSettings, ModelSettings
 from dwrl_jax.settings import config as configuration
 from dwrl_jax.settings.config import flat
 from dwrl_jax.training.settings import OptimSettings, RunSettings
@@ -36,6 +36,7 @@ SECTIONS = {
     "world": WorldSettings,
     "sampler": SamplerSettings,
     "score": ScoreSettings,
+    "lora": LoraSettings,
     "optim": OptimSettings,
     "eval": EvalSettings,
     "log": LogSettings,
@@ -167,6 +168,7 @@ def check(config: ConfigDict) -> None:
     configuration.check(config, sections(name))
     _check_sizes(config)
     _check_places(config)
+    _check_lora(config)
     if config.base is not None:
         try:
             check(config.base)
@@ -192,6 +194,15 @@ def _check_places(config: ConfigDict) -> None:
         raise UserError("data.train is missing: give a file of pairs, a `datasets` name, or 'world'")
     if config.eval.pairs and not config.data.eval:
         raise UserError("data.eval is missing: give held-out pairs, or --config.eval.pairs=0 for no evaluation")
+
+
+def _check_lora(config: ConfigDict) -> None:
+    given = {} if config.lora.rank else dataclasses.asdict(LoraSettings())
+    for key, default in given.items():
+        if config.lora[key] != default:
+            raise UserError(
+                f"lora.{key}={config.lora[key]!r}: there are no adapters; give a rank, such as lora.rank=16"
+            )
 
 
 def changes(kept: dict, wanted: dict) -> dict[str, tuple]:

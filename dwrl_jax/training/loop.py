@@ -43,12 +43,16 @@ def _train(run: Run, programs: Programs):
     # the checkpoint of a run that goes on has its parameters: the starting model is loaded only where it is needed
     params = None if begun and evaluated and not run.keeps_start else run.load_params()
     start = params if run.keeps_start else None
+    first = programs.begin(start) if run.lora else None  # its adapters, and the optimizer's state for them
+    params = first.params if first else params
     scores = {}
     if run.eval_batches:
         scores["base"] = held_out.evaluation(run, programs, "base", params, start, 0)
     if begun:
-        del params
+        del params, first
         state = checkpoint.restore(manager, abstract_state(run))
+    elif run.lora:
+        state = first
     else:
         start = start and jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(start)  # `begin` takes over the buffers
         state = programs.begin(params)
@@ -112,7 +116,7 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
     if run.needs_reference:
         thoughts = with_reference(thoughts, programs.reference_logps(start, batch, thoughts, packing))
     updating = time.perf_counter()
-    state, measured = programs.train_step(state, batch, thoughts, packing)
+    state, measured = programs.train_step(state, batch, thoughts, packing, start if run.lora else None)
     metrics |= {f"train/{name}": float(value) for name, value in jax.device_get(measured).items()}
     if not all(np.isfinite(value) for value in metrics.values()):
         bad = next(name for name, value in metrics.items() if not np.isfinite(value))

@@ -34,6 +34,7 @@ from dwrl_jax.training.assemble import (
 )
 from dwrl_jax.training.config import changes, check
 from dwrl_jax.training.sources import Held
+from dwrl_jax.training.starting import keep_lora
 from dwrl_jax.workdir import model as export
 from dwrl_jax.workdir import records
 
@@ -57,10 +58,13 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
     kept = workdir / ARCHITECTURE
     if not begun:
         keep_architecture(kept, start.hf_config, start.folder(), start.tokenizer)
+        keep_lora(config, workdir, start.folder())
     records.write_json(kept / CARD, card.as_json(judge_card(config, start.tokenizer)))
     records.write_json(workdir / "config.json", as_json(config))
     if run.thoughts.source == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
         print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
+    if run.thoughts.source == "policy" and config.lora.dropout:
+        print("warning: with lora.dropout the density that is sampled is not the one that is trained")
     for name, note in notes.items():
         print(f"{name} data: {note}", flush=True)
     state, scores = loop.train(run)
@@ -93,7 +97,7 @@ def new_start(config: ConfigDict, workdir: Path) -> Start:
     folder = starting_folder(config, workdir)
     if not config.model.path and config.base is None:
         make_random(config, folder)
-    model = hf.describe(folder)
+    model = hf.describe(folder, low_rank=not config.lora.rank)
     for note in model.notes:
         print(f"note: {note}")
     tokenizer = load_tokenizer(config, folder)

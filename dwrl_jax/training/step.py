@@ -1,6 +1,7 @@
 """A training step: for every phase of the objective a gradient over micro-batches, then an optimizer update."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,8 +10,11 @@ import optax
 from jaxtyping import Array
 
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
+from dwrl_jax.generation.keys import DROPOUT, sampling_key
 from dwrl_jax.generation.packing import Packing
 from dwrl_jax.judge.judge import Judge, logps
+from dwrl_jax.models.lora import variables
+from dwrl_jax.models.settings import LoraSettings
 
 
 def make_train_step(
@@ -19,17 +23,25 @@ def make_train_step(
     phases: dict[str, Callable],
     micro_batches: int,
     out_shardings=None,
+    adapters: LoraSettings | None = None,
+    seed: int = 0,
 ):
-    """A jitted (state, batch, thoughts, packing) -> (state, metrics). The state's buffers are donated.
+    """A jitted (state, batch, thoughts, packing, start) -> (state, metrics). The state's buffers are donated.
+
+    With `adapters` the state has what is trained alone, and `start` has the frozen weights; else `start` is not needed.
 
     Micro-batches divide the pairs, and their gradients sum to that of the whole batch. Metrics are means over valid
     pairs; names that end in `_max` are maxima. Loss and gradient norm have the name of the phase behind theirs.
     """
 
-    def step(state: TrainState, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None):
+    def step(
+        state: TrainState, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None, start=None
+    ):
         params, opt_state, metrics = state.params, state.opt_state, {}
         for phase, (name, loss_fn) in enumerate(phases.items()):
-            grads, measured = gradient(judge, loss_fn, params, batch, thoughts, micro_batches, packing)
+            key = jax.random.fold_in(sampling_key(seed, DROPOUT, state.step), phase) if adapters else None
+            model = functools.partial(variables, adapters, start)
+            grads, measured = gradient(judge, loss_fn, params, batch, thoughts, micro_batches, packing, model, key)
             updates, opt_state = optimizer.update(grads, opt_state, params, phase=phase)
             params = optax.apply_updates(params, updates)
             metrics |= measured | {f"loss_{name}": measured["loss"], f"grad_norm_{name}": optax.global_norm(grads)}
@@ -47,30 +59,36 @@ def gradient(
     thoughts: ThoughtBatch,
     micro_batches: int = 1,
     packing: Packing | None = None,
+    model: Callable = lambda params, key: params,
+    key: Array | None = None,
 ):
-    """Gradient of the mean loss over valid pairs, and the metrics, summed over micro-batches in float32."""
+    """Gradient of the mean loss over valid pairs, and the metrics, summed over micro-batches in float32.
+
+    `model(params, key)` gives the variables of a pass; each micro-batch has a key of its own.
+    """
     total = jnp.maximum(batch.valid.sum(), 1)
     judge = _balanced(judge, micro_batches)
 
     def micro_loss(params, micro):
-        pairs, group, packed = micro
+        pairs, group, packed, key = micro
         asked = {} if pairs.margin is None else {"margin": pairs.margin}
-        losses, metrics = loss_fn(logps(judge, params, pairs, group, packed), group, **asked)
+        losses, metrics = loss_fn(logps(judge, model(params, key), pairs, group, packed), group, **asked)
         metrics = {name: _reduce(name, value, pairs.valid, total) for name, value in metrics.items()}
         loss = jnp.where(pairs.valid, losses, 0.0).sum() / total
         return loss, metrics | {"loss": loss}
 
     take_gradient = jax.grad(micro_loss, has_aux=True)
     if micro_batches == 1:
-        return take_gradient(params, (batch, thoughts, packing))
+        return take_gradient(params, (batch, thoughts, packing, key))
     split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (batch, thoughts, packing))
+    keys = None if key is None else jax.random.split(key, micro_batches)
 
     def add(grads, micro):
         more, metrics = take_gradient(params, micro)
         return jax.tree.map(lambda g, m: g + m.astype(g.dtype), grads, more), metrics
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    grads, metrics = jax.lax.scan(add, zeros, split)
+    grads, metrics = jax.lax.scan(add, zeros, (*split, keys))
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
     return grads, {k: v.max(0) if k.endswith("_max") else v.sum(0) for k, v in metrics.items()}
 

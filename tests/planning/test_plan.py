@@ -25,7 +25,7 @@ from dwrl_jax.objectives import dwrl
 from dwrl_jax.plan import FLAGS
 from dwrl_jax.plan import main as plan_main
 from dwrl_jax.planning import chips, counts, hlo, memory, plan
-from dwrl_jax.planning.compiled import compile_program, shard_bytes, wanted_bytes
+from dwrl_jax.planning.compiled import Program, compile_program, shard_bytes, wanted_bytes
 from dwrl_jax.planning.model import model_of
 from dwrl_jax.planning.text import table
 from dwrl_jax.settings.commandline import parse_config
@@ -400,3 +400,18 @@ def test_a_plan_for_a_tpu_without_one(tmp_path):
     state = found["per_device"]["update"]["parameters"] + found["per_device"]["update"]["optimizer"]
     assert found["programs"]["update"]["alias_bytes"] == pytest.approx(state, rel=0.01)
     assert found["phases"]["thoughts"]["bound"] == "memory" and found["step_seconds"] > 0
+
+
+def test_a_run_with_adapters_keeps_frozen_weights_once_and_moments_of_adapters():
+    """Its start is no second copy, and one of the four passes of an update goes through adapters alone."""
+    config, _ = parse_config([*SMOKE, ALONE, "--config.lora.rank=4", "--config.objective.kl=0.1"], {}, "", lambda: "")
+    shape, tokens, _ = model_of(config, "cpu")
+    recipe = recipe_of(config, shape, *tokens, jax.devices()[:1])
+    terms = memory.memory(config, recipe, {"update": Program(0.0, 10**9)})["update"]
+    trained = sum(x.size for x in jax.tree.leaves(abstract_state(recipe).params))
+    assert terms["parameters"] == 2 * counts.parameters(shape) and terms["adapters"] == 4 * trained
+    assert 8 * trained <= terms["optimizer"] < 8 * trained + 64 and "starting_model" not in terms
+    assert trained == 4 * shape.layers * (4 * 64 + 2 * 64 + 2 * 32 + 3 * (64 + 128))
+    sizes = counts.Sizes(rows=6, prefix=12, group=2, thought=11, question=3)
+    full, adapted = (counts.update_flops(shape, sizes, 1, adapters) for adapters in (None, 0))
+    assert adapted / full == pytest.approx((counts.PASSES[shape.remat] - 1) / counts.PASSES[shape.remat])

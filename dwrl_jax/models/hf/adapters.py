@@ -36,17 +36,13 @@ def base_name(folder: Path, settings: dict) -> str:
     return str(folder / name) if (folder / name).is_dir() else name
 
 
-def merge(folder: Path, settings: dict, base: Tensors, anchor: str) -> Tensors:
+def merge(folder: Path, settings: dict, base: Tensors, anchor: str, low_rank: bool = True) -> Tensors:
     """The base model's tensors with the adapter's changes: W + scale B A, with scale = alpha / r, or alpha / sqrt(r).
 
-    A tensor that the adapter holds whole takes the place of the base's. `anchor` is as in `plain_names`. UserError for
-    an adapter of another kind.
+    A tensor that the adapter holds whole takes the place of the base's; without `low_rank` that is all. `anchor` is as
+    in `plain_names`. UserError for an adapter of another kind.
     """
-    _check(folder, settings)
-    if not (folder / WEIGHTS).is_file():
-        raise no_weights(folder)
-    parts = {_plain(key): tensor for key, tensor in read_header(folder / WEIGHTS).items()}
-    parts = {key: tensor for key, tensor in parts.items() if "original_module." not in key}
+    parts = parts_of(folder, settings)
     merged, bare = dict(base), anchor[: anchor.index(".") + 1]
     for key, tensor in parts.items():
         name, _, kind = key.partition(".lora_")
@@ -54,6 +50,8 @@ def merge(folder: Path, settings: dict, base: Tensors, anchor: str) -> Tensors:
         target = target if target in base or bare + target not in base else bare + target
         if not kind:
             merged[target] = tensor
+        elif not low_rank:
+            continue
         elif kind == "A.weight":
             up = parts.get(f"{name}.lora_B.weight")
             if target not in base or up is None or (up.shape[0], tensor.shape[1]) != base[target].shape:
@@ -62,6 +60,15 @@ def merge(folder: Path, settings: dict, base: Tensors, anchor: str) -> Tensors:
         elif kind != "B.weight":
             raise UserError(f"{tensor.path}: tensor {key} is no plain LoRA, which alone is read; {MERGE}")
     return merged
+
+
+def parts_of(folder: Path, settings: dict) -> Tensors:
+    """The adapter's tensors, by their names without what PEFT puts around them."""
+    _check(folder, settings)
+    if not (folder / WEIGHTS).is_file():
+        raise no_weights(folder)
+    parts = {_plain(key): tensor for key, tensor in read_header(folder / WEIGHTS).items()}
+    return {key: tensor for key, tensor in parts.items() if "original_module." not in key}
 
 
 def _check(folder: Path, settings: dict) -> None:

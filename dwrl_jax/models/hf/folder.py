@@ -71,15 +71,24 @@ def base_of(folder: Path) -> Path:
         raise UserError(f"{folder / adapters.SETTINGS}: the base model is not there: {error}") from None
 
 
+def base_name(folder: Path | str) -> str:
+    """The name by which PEFT finds a model again: that of an adapter's base, else the absolute path, or the hub id."""
+    settings = adapters.settings_of(folder) if isinstance(folder, Path) else None
+    if settings is not None:
+        return adapters.base_name(folder, settings)
+    return str(folder.absolute()) if isinstance(folder, Path) else folder
+
+
 def tokenizer_of(folder: Path) -> Path:
     """The folder with the model's tokenizer: an adapter may have its own, or leave it to its base."""
     own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
     return folder if own else base_of(folder)
 
 
-def describe(folder: Path, *, weights: bool = True) -> ModelFolder:
+def describe(folder: Path, *, weights: bool = True, low_rank: bool = True) -> ModelFolder:
     """What a folder holds. `weights=False` reads config.json alone, and knows nothing of what the tensors would say.
 
+    `low_rank=False` leaves the low-rank changes of an adapter out: the result is its base, with its whole tensors.
     UserError if it holds no model that can be read; the message says what it is and what to do.
     """
     folder = Path(folder)
@@ -87,7 +96,7 @@ def describe(folder: Path, *, weights: bool = True) -> ModelFolder:
         foreign.refuse_pointer(folder / name)
     settings = adapters.settings_of(folder)
     if settings is not None:
-        return _with_adapter(folder, settings, weights)
+        return _with_adapter(folder, settings, weights, low_rank)
     whole = _config(folder)
     hf_config = text_half(whole)
     family = family_of(hf_config)
@@ -108,7 +117,7 @@ def describe(folder: Path, *, weights: bool = True) -> ModelFolder:
     return _plain(folder, hf_config, family, tensors, notes)
 
 
-def _with_adapter(folder: Path, settings: dict, weights: bool) -> ModelFolder:
+def _with_adapter(folder: Path, settings: dict, weights: bool, low_rank: bool) -> ModelFolder:
     name = adapters.base_name(folder, settings)
     if not weights and not Path(name).expanduser().is_dir():
         raise UserError(f"{folder}: its base model {name} is not on this machine; give the base model instead")
@@ -122,13 +131,14 @@ def _with_adapter(folder: Path, settings: dict, weights: bool) -> ModelFolder:
     if not weights:
         return dataclasses.replace(base, path=folder)
     family, hf_config = family_of(base.hf_config), dict(base.hf_config)
-    tensors = adapters.merge(folder, settings, base.tensors, family.tensor_name(LAST_NORM))
+    tensors = adapters.merge(folder, settings, base.tensors, family.tensor_name(LAST_NORM), low_rank)
     embedding = family.tensor_name(EMBEDDING)
     if tensors.get(embedding) is not base.tensors.get(embedding):  # the adapter's own, which may have more rows
         hf_config["vocab_size"] = tensors[embedding].shape[0]
     if settings.get("task_type") == "SEQ_CLS":
         hf_config["architectures"] = [family.reward_model]
-    notes = [*base.notes, f"{folder} is an adapter; it is merged into {path}"]
+    done = f"it is merged into {path}" if low_rank else f"training goes on with it, and {path} stays as it is"
+    notes = [*base.notes, f"{folder} is an adapter; {done}"]
     return _plain(folder, hf_config, family, tensors, notes)
 
 

@@ -45,25 +45,40 @@ def with_value_head(params, config: ModelConfig, seed: int, scale: float = 1.0, 
     return {"params": kept | {"value_head": jax.jit(draw, out_shardings=place)()}}
 
 
-def load_params(folder, config: ModelConfig, *, head: bool = True, shardings=None) -> dict:
+def load_params(
+    folder,
+    config: ModelConfig,
+    *,
+    head: bool = True,
+    shardings=None,
+    low_rank: bool = True,
+    head_dtype: str | None = None,
+) -> dict:
     """{"params": ...} from config.json and the safetensors files of a folder, in `config.param_dtype`.
 
+    A value head is in `head_dtype`, if that is given.
+
     `shardings` is a tree like the result and gives the sharding of each leaf; None puts everything on the default
-    device. `head=False` leaves out the lm-head and the value head. A process reads only the parts that its devices
-    hold. It reads a single part of a parameter at a time, and once for all devices that hold the same part. The host
-    needs memory for such a part beyond the result; 8-bit floats and merged adapters need it for a whole matrix.
+    device. `head=False` leaves out the lm-head and the value head. `low_rank` is as in `describe`. A process reads only
+    the parts that its devices hold. It reads a single part of a parameter at a time, and once for all devices that hold
+    the same part. The host needs memory for such a part beyond the result; 8-bit floats and merged adapters need it for
+    a whole matrix.
     Processes send each other nothing. For a part with few columns of a matrix, the disk still reads the pages around
     them. UserError names a tensor that is missing, unknown, of another shape, of a quantised type or with numbers that
     are not finite, or a file that cannot be read.
     """
     places = {} if shardings is None else flatten_dict(shardings["params"])
-    opened = describe(folder)
+    opened = describe(folder, low_rank=low_rank)
     name, tensors = family_of(opened.hf_config).tensor_name, opened.tensors
     if not head:
         config = dataclasses.replace(config, value_head=0, tied=True)
         tensors = {key: tensor for key, tensor in tensors.items() if key not in map(name, (LM_HEAD, VALUE_HEAD))}
     _check_tensors(opened, tensors, config, name)
-    params = {w.path: _load_weight(tensors, w, config, places.get(w.path)) for w in weight_table(config, name)}
+    typed = {("value_head",): dataclasses.replace(config, param_dtype=head_dtype or config.param_dtype)}
+    params = {
+        w.path: _load_weight(tensors, w, typed.get(w.path, config), places.get(w.path))
+        for w in weight_table(config, name)
+    }
     return {"params": unflatten_dict(params)}
 
 

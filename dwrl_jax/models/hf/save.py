@@ -57,11 +57,11 @@ def save_model(
     attempt = hosts.attempt if spread else _do
     partial = files.partial_of(folder)
     try:
-        attempt(_begin, folder, partial, documents, tokenizer)
+        attempt(begin_folder, folder, partial, documents, tokenizer)
         for name, entries in shards.items():
             tensors = {}
             for key, weight, layer in entries:
-                whole = _gather(flat[weight.path], layer)
+                whole = gather(flat[weight.path], layer)
                 if hosts.first() or not spread:
                     # safetensors writes an array's memory as it is: the values of a transposed view would be mixed up
                     with np.errstate(over="ignore"):
@@ -101,7 +101,7 @@ def _do(write, *args, **kwargs) -> None:
     write(*args, **kwargs)
 
 
-def _begin(folder: Path, partial: Path, documents: dict[str, dict], tokenizer) -> None:
+def begin_folder(folder: Path, partial: Path, documents: dict[str, dict], tokenizer) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already there and not an empty folder; remove it or choose another name")
     partial.mkdir(parents=True)
@@ -134,7 +134,7 @@ def _plan_files(entries: list, dtype: np.dtype, max_bytes: int) -> tuple[dict[st
     return by_file, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
 
 
-def _gather(leaf: jax.Array, layer: int | None) -> np.ndarray:
+def gather(leaf: jax.Array, layer: int | None) -> np.ndarray:
     """A tensor in our order of axes, gathered from all devices that hold it."""
     array = leaf if layer is None else leaf[layer]
     return np.asarray(array) if array.is_fully_addressable else process_allgather(array, tiled=True)

@@ -59,6 +59,11 @@ class Weight(NamedTuple):
         """The shape of the parameter, without the axes of layers and experts."""
         return tuple(self.split[axis] for axis in self.order)
 
+    @property
+    def module(self) -> tuple[str, ...]:
+        """The place of the parameter's module: that of a matrix's adapter in the tree of all adapters."""
+        return tuple(name for name in self.path if name not in ("kernel", "embedding"))
+
     def from_hf(self, tensor: np.ndarray) -> np.ndarray:
         """A view of the tensor in our order of axes. Slicing the view reads only that slice of the tensor."""
         return tensor.reshape(self.split).transpose(self.order)

@@ -1,0 +1,160 @@
+"""Low-rank adapters beside frozen weights (LoRA, arXiv 2106.09685): W + scale * A B.
+
+An adapter is a pair of arrays {"left", "right"} for a matrix of the decoder, in our order of the matrix's axes: left
+[L, inputs..., rank] and right [L, rank, outputs...] in the L layers. All adapters are a Flax collection of their own,
+beside "params", so that every pass of the decoder takes both alike. A pass over many tokens computes x A B beside x W:
+it makes neither a second copy of W nor W's gradient. The sampler merges once for each batch (`transformer.unstack`).
+The tables, [V, D], are merged at each pass: left [V, rank], right [rank, D].
+
+Why not qwix: its provider rewrites the layers of a model when they are called, and the frozen copy, the merging for the
+sampler, the export to PEFT and the sharding would still have to be written here.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.models import transformer
+from dwrl_jax.models.hf.table import Weight, weight_table
+from dwrl_jax.models.settings import LoraSettings
+from dwrl_jax.models.transformer import ModelConfig, axis_names
+
+GROUPS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "feed_forward": ("gate_proj", "up_proj", "down_proj")}
+TABLES = ("embed_tokens", "lm_head")
+
+
+def module_of(weight: Weight) -> str:
+    """The last word of a matrix's name in transformers, such as q_proj."""
+    return weight.key.split(".")[-2]
+
+
+def chosen(config: ModelConfig, targets: tuple[str, ...]) -> list[Weight]:
+    """The matrices that the targets name, in the order of `weight_table`. UserError for a target without a matrix."""
+    known = (*GROUPS, *sum(GROUPS.values(), ()), *TABLES)
+    matrices = [weight for weight in weight_table(config) if _takes_adapter(weight)]
+    there = {module_of(weight) for weight in matrices}
+    for target in targets:
+        if target not in known:
+            raise UserError(f"lora.targets: {target!r} is no target; choose of {', '.join(known)}")
+        if not there.intersection(GROUPS.get(target, (target,))):
+            tied = ", whose head is its embedding: give embed_tokens" if target == "lm_head" and config.tied else ""
+            raise UserError(f"lora.targets: {target!r} matches no matrix of this model that takes an adapter{tied}")
+    wanted = {module for target in targets for module in GROUPS.get(target, (target,))}
+    return [weight for weight in matrices if module_of(weight) in wanted]
+
+
+def _takes_adapter(weight: Weight) -> bool:
+    """Whether it is a matrix, and neither a value head, which is trained, nor that of an expert."""
+    return len(weight.groups) == 2 and weight.path != ("value_head",) and "{expert}" not in weight.key
+
+
+def adapter_axes(config: ModelConfig, settings: LoraSettings):
+    """Shapes of all adapters, float32. Each carries the logical names of its axes, as those of `axis_names` do."""
+    tree, boxes = {}, axis_names(config)["params"]
+    for weight in chosen(config, settings.targets):
+        box = boxes
+        for name in weight.path:
+            box = box[name]
+        layers = int(weight.stacked)
+        inputs = layers + (len(weight.groups[1]) if weight.stacked else 1)
+        left = (*box.value.shape[:inputs], settings.rank), (*box.names[:inputs], "rank")
+        right = (
+            (*box.value.shape[:layers], settings.rank, *box.value.shape[inputs:]),
+            (*box.names[:layers], "rank", *box.names[inputs:]),
+        )
+        pair = {"left": left, "right": right}
+        _put(
+            tree,
+            weight.module,
+            {
+                name: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+                for name, (shape, names) in pair.items()
+            },
+        )
+    return tree
+
+
+def _put(tree: dict, path: tuple[str, ...], value) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+def fresh(config: ModelConfig, settings: LoraSettings, seed: int):
+    """Adapters that change nothing yet: A uniform within 1 / sqrt(inputs) as in PEFT, B zero.
+
+    Those of a table [V, D] have B on the left, so that the random part has as many inputs as the model is wide.
+    """
+    shapes = nn.meta.unbox(adapter_axes(config, settings))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+
+    def draw(number, path, leaf):
+        table = path[0].key != "layers"
+        if (path[-1].key == "right") != table:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        inputs = leaf.shape[1] if table else math.prod(leaf.shape[1:-1])
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        return jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1) / inputs**0.5
+
+    return tree.unflatten([draw(number, *leaf) for number, leaf in enumerate(leaves)])
+
+
+def trained_axes(config: ModelConfig, settings: LoraSettings):
+    """What a run with adapters trains, as boxes: the adapters, and a value head if there is one."""
+    boxed = {"lora": adapter_axes(config, settings)}
+    if config.value_head:
+        box = axis_names(config)["params"]["value_head"]
+        boxed["params"] = {"value_head": box.replace_boxed(jax.ShapeDtypeStruct(box.value.shape, jnp.float32))}
+    return boxed
+
+
+def begun(start, config: ModelConfig, settings: LoraSettings, seed: int):
+    """What is trained, at the beginning: the adapters of `start` or fresh ones, and the value head of `start`."""
+    trained = {"lora": start["lora"] if "lora" in start else fresh(config, settings, seed)}
+    if config.value_head:
+        trained["params"] = {"value_head": start["params"]["value_head"].astype(jnp.float32)}
+    return jax.tree.map(jnp.copy, trained)
+
+
+def variables(settings: LoraSettings | None, start, trained, key=None):
+    """The variables of a pass: the weights of `start` with what is trained. `key` turns dropout on.
+
+    `trained` may be `start` itself, the model that a run begins with. Without settings they are `trained`.
+    """
+    if settings is None:
+        return trained
+    params = start["params"] | trained.get("params", {})
+    if "lora" not in trained:
+        return {"params": params}
+    scaled = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * settings.scale if path[-1].key == "right" else x, trained["lora"]
+    )
+    changes = scaled.pop("layers", {})
+    for name, change in scaled.items():
+        delta = change["left"] @ change["right"]
+        table = params[name]
+        params |= {name: {"embedding": table["embedding"] + delta} if name == "embed" else table + delta}
+    if key is not None and settings.dropout:
+        changes = _with_dropout(changes, settings.dropout, key)
+    return {"params": params, "lora": {"layers": changes}}
+
+
+def _with_dropout(changes, dropout: float, key):
+    layers = len(jax.tree.leaves(changes)[0]) if changes else 0
+    return {
+        name: change
+        | {
+            "key": jax.random.split(jax.random.fold_in(key, number), layers),
+            "dropout": jnp.full(layers, dropout),
+        }
+        for number, (name, change) in enumerate(sorted(changes.items()))
+    }
+
+
+def merged(tree):
+    """Parameters {"params": ...} with all changes in their matrices, summed in float32, in the matrices' types."""
+    params, changes = tree["params"], tree.get("lora", {}).get("layers", {})
+    return {"params": params | {"layers": jax.vmap(transformer.merged)(params["layers"], changes)}}

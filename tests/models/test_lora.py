@@ -1,0 +1,276 @@
+"""Adapters: the three ways to compute with them, their gradient, and the folders of PEFT."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from dwrl_jax.core import sharding
+from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.types import TrainState
+from dwrl_jax.generation.sampler import SamplerOptions
+from dwrl_jax.judge.judge import logps
+from dwrl_jax.judge.thoughts import sample
+from dwrl_jax.models import frozen, hf, lora
+from dwrl_jax.models.families import model_config, with_value_head
+from dwrl_jax.models.families.presets import PRESETS, shrink
+from dwrl_jax.models.hf import adapters, low_rank
+from dwrl_jax.models.settings import LoraSettings
+from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack
+from dwrl_jax.objectives import dwrl
+from dwrl_jax.training.optimizer import make_optimizer
+from dwrl_jax.training.step import gradient, make_train_step
+from tests.small import VOCAB, assert_trees_close, given_thoughts, in_process_of_devices, lively, make_batch, make_judge
+from tests.training.test_train_step import OPTIONS
+
+SETTINGS = LoraSettings(rank=3, alpha=6.0, base="float32")
+TABLES = dataclasses.replace(SETTINGS, targets=("q_proj", "o_proj", "down_proj", "embed_tokens", "lm_head"))
+TOKENS = np.random.default_rng(1).integers(4, VOCAB, (2, 9))
+
+
+def moved(config, settings, start, seed=3):
+    """Adapters, and a value head, far from their beginning."""
+    trained = lora.begun(start, config, settings, 0)
+    leaves, tree = jax.tree.flatten(trained)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten([x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)])
+
+
+def outputs(config, variables, tokens=TOKENS):
+    """Logits [P, T, V] of all positions."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)[:, None]
+    hidden, _ = jax.jit(Decoder(config).apply)(variables, jnp.asarray(tokens)[:, None], positions)
+    tree = variables["params"]
+    return logits(hidden[:, 0], tree["value_head"] if config.value_head else output_table(variables))
+
+
+def test_invariance_beside_merged_and_unstacked():
+    """x W + x A B, x (W + A B) in the stack, and layer by layer as the sampler has it; fresh ones change nothing."""
+    config = dataclasses.replace(model_config(shrink(PRESETS["qwen2.5-7b"], VOCAB)), tied=False)
+    params = lively(config)
+    beside = lora.variables(TABLES, params, moved(config, TABLES, params))
+    alone = dataclasses.replace(config, scanned=False)
+    expected, plain = outputs(config, beside), outputs(config, params)
+    assert float(jnp.abs(expected - plain).max()) > 0.1
+    assert_trees_close(outputs(config, lora.merged(beside)), expected, 1e-5)
+    assert_trees_close(outputs(alone, unstack(beside, alone)), expected, 1e-5)
+    fresh = lora.variables(TABLES, params, lora.begun(params, config, TABLES, 0))
+    np.testing.assert_array_equal(outputs(config, fresh), plain)
+    half = dataclasses.replace(TABLES, rank_stabilised=True)
+    assert half.scale == pytest.approx(6 / 3**0.5) and TABLES.scale == 2
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A judge, its parameters, pairs with thoughts, adapters that have moved, a loss, and its gradient."""
+    judge, params = make_judge()
+    rng = np.random.default_rng(0)
+    thoughts = given_thoughts(rng.integers(4, 24, (2, 2, 2, 5)), rng.integers(2, 6, (2, 2, 2)))
+    settings = dataclasses.replace(SETTINGS, targets=("attention", "feed_forward", "embed_tokens"))
+    loss, trained = dwrl.updates(dwrl.Hyper(updates="joint"))["joint"], moved(judge.model.config, settings, params)
+    model, batch = functools.partial(lora.variables, settings, params), make_batch(pairs=2)
+    found = jax.jit(lambda t: gradient(judge, loss, t, batch, thoughts, model=model))(trained)
+    return judge, params, batch, thoughts, settings, trained, loss, found
+
+
+def test_exact_gradient(small):
+    """With W = W0 + s A B: dl/dA = s dl/dW B^T and dl/dB = s A^T dl/dW, from the gradient of all weights."""
+    judge, params, batch, thoughts, settings, trained, loss, (found, _) = small
+    whole = lora.merged(lora.variables(settings, params, trained))
+    grads, _ = jax.jit(lambda p: gradient(judge, loss, p, batch, thoughts))(whole)
+
+    def pulled(grad, pair):
+        left, right = pair["left"].reshape(-1, settings.rank), pair["right"].reshape(settings.rank, -1)
+        grad = settings.scale * grad.reshape(len(left), -1)
+        return {
+            "left": (grad @ right.T).reshape(pair["left"].shape),
+            "right": (left.T @ grad).reshape(pair["right"].shape),
+        }
+
+    expected = {"embed": pulled(grads["params"]["embed"]["embedding"], trained["lora"]["embed"])}
+    expected["layers"] = {
+        name: jax.vmap(pulled)(grads["params"]["layers"][name]["kernel"], pair)
+        for name, pair in trained["lora"]["layers"].items()
+    }
+    assert_trees_close(found["lora"], expected, 1e-5)
+    assert min(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected)) > 0
+
+
+def losses(small, settings, micro_batches, *numbers):
+    """The loss and the state of a step from the same adapters, for each number of the step."""
+    judge, params, batch, thoughts, _, trained, loss, _ = small
+    optimizer = make_optimizer(OPTIONS, phases=1)
+    step = make_train_step(judge, optimizer, {"joint": loss}, micro_batches, adapters=settings)
+    for number in numbers:
+        state = TrainState(jnp.int32(number), jax.tree.map(jnp.copy, trained), optimizer.init(trained))
+        state, metrics = step(state, batch, thoughts, None, params)
+        yield float(metrics["loss_joint"]), state
+
+
+def test_a_step_moves_adapters_alone(small):
+    """The optimizer knows no frozen weight, and micro-batches add up."""
+    ((loss, state),) = losses(small, small[4], 2, 0)
+    count = sum(x.size for x in jax.tree.leaves(small[5]))
+    assert 2 * count <= sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2 * count + 10
+    assert loss == pytest.approx(float(small[7][1]["loss"]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_dropout_has_noise_of_its_own_in_each_step(small):
+    noisy = dataclasses.replace(small[4], dropout=0.5)
+    first, again, next_ = (found for found, _ in losses(small, noisy, 1, 0, 0, 1))
+    assert first == again != next_ != pytest.approx(float(small[7][1]["loss"]), rel=1e-3)
+
+
+@pytest.fixture(scope="module", params=[("qwen2.5-7b", 0), ("qwen3-4b", 2)], ids=["qwen2", "qwen3-reward"])
+def exported(request, tmp_path_factory):
+    """Folders of a model and of its adapters, with what they were written from."""
+    preset, outputs_ = request.param
+    folder, hf_config = tmp_path_factory.mktemp(preset), shrink(PRESETS[preset], VOCAB)
+    if outputs_:
+        hf_config = with_value_head(hf_config, 0, outputs_)
+    config = model_config(hf_config)
+    tables = () if config.tied or outputs_ else ("embed_tokens", "lm_head")
+    settings = dataclasses.replace(SETTINGS, rank_stabilised=bool(outputs_), targets=(*SETTINGS.targets, *tables))
+    params = lively(config)
+    trained = moved(config, settings, params)
+    hf.save_model(folder / "base", params, config, hf_config)
+    low_rank.save(
+        folder / "peft",
+        trained,
+        lora.chosen(config, settings.targets),
+        config,
+        hf_config,
+        settings,
+        str(folder / "base"),
+    )
+    return folder, config, hf_config, settings, params, trained
+
+
+def test_parity_with_peft(exported):
+    """PEFT's logits, or its values at the last token, from our folder; and the same from the merged parameters."""
+    folder, config, _, settings, params, trained = exported
+    ours = outputs(config, lora.merged(lora.variables(settings, params, trained)))
+    kind = AutoModelForSequenceClassification if config.value_head else AutoModelForCausalLM
+    model = PeftModel.from_pretrained(kind.from_pretrained(folder / "base"), folder / "peft").eval()
+    with torch.no_grad():
+        theirs = model(torch.tensor(TOKENS)).logits.numpy()
+    ours = ours[:, -1] if config.value_head else ours
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert np.abs(ours - np.asarray(outputs(config, params))[:, -1 if config.value_head else slice(None)]).max() > 0.1
+
+
+def test_a_folder_of_peft_is_a_start(exported):
+    """Without a rank it is merged; with the same rank its adapters come back as they were, beside its base."""
+    folder, config, hf_config, settings, params, trained = exported
+    matrices = lora.chosen(config, settings.targets)
+    back = low_rank.read(folder / "peft", matrices, config, settings, hf_config)
+    jax.tree.map(np.testing.assert_array_equal, back, trained["lora"])
+    base = hf.load_params(folder / "peft", config, low_rank=False)
+    jax.tree.map(np.testing.assert_array_equal, base["params"]["layers"], params["params"]["layers"])
+    if "embed" not in trained["lora"]:
+        whole = hf.load_params(folder / "peft", config)
+        assert_trees_close(whole, lora.merged(lora.variables(settings, params, trained)), 1e-6)
+    assert low_rank.read(folder / "base", matrices, config, settings, hf_config) is None
+    for change, message in (
+        ({"rank": 4}, "r = 3, but lora.rank = 4; give --config.lora.rank=3"),
+        ({"alpha": 1.0}, "lora_alpha = 6.0, but lora.alpha = 1.0"),
+        ({"rank_stabilised": not settings.rank_stabilised}, "use_rslora = .*but lora.rank_stabilised"),
+    ):
+        with pytest.raises(UserError, match=message):
+            low_rank.read(folder / "peft", matrices, config, dataclasses.replace(settings, **change), hf_config)
+    with pytest.raises(UserError, match="lora.targets are not the matrices of this adapter: "):
+        low_rank.read(folder / "peft", lora.chosen(config, ("attention",)), config, settings, hf_config)
+
+
+def test_parity_with_an_adapter_that_peft_wrote(tmp_path):
+    """PEFT's own names and places, which our folders repeat."""
+    hf_config = shrink(PRESETS["llama3.2-3b"], VOCAB)
+    config = model_config(hf_config)
+    hf.save_model(tmp_path / "base", lively(config), config, hf_config)
+    made = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), made).eval()
+    model.save_pretrained(tmp_path / "peft")
+    with torch.no_grad():
+        theirs = model(torch.tensor(TOKENS)).logits.numpy()
+    settings = dataclasses.replace(SETTINGS, targets=("q_proj", "down_proj"))
+    given = low_rank.read(tmp_path / "peft", lora.chosen(config, settings.targets), config, settings, hf_config)
+    start = hf.load_params(tmp_path / "peft", config, low_rank=False) | {"lora": given}
+    np.testing.assert_allclose(outputs(config, lora.variables(settings, start, start)), theirs, atol=1e-4)
+
+
+def test_targets():
+    config = model_config(shrink(PRESETS["llama3.2-3b"], VOCAB))
+    names = [lora.module_of(weight) for weight in lora.chosen(config, ("attention", "up_proj"))]
+    assert sorted(names) == ["k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    with pytest.raises(UserError, match="'query' is no target; choose of attention, feed_forward, q_proj"):
+        lora.chosen(config, ("attention", "query"))
+    with pytest.raises(
+        UserError, match="'lm_head' matches no matrix of this model that takes an adapter, whose head is its embedding"
+    ):
+        lora.chosen(config, ("lm_head",))
+
+
+def test_the_hash_knows_a_model(exported, tmp_path):
+    """One changed number in the middle of a small tensor is seen, and the folder's name plays no part."""
+    folder, config, hf_config, settings, params, _ = exported
+    kept = frozen.Frozen(settings, "gone", frozen.model_hash(folder / "base"))
+    hf.save_model(tmp_path / "same", params, config, hf_config)
+    assert frozen.folder_of(kept, tmp_path, tmp_path / "same") == tmp_path / "same"
+    other = jax.tree.map(jnp.copy, params)
+    scale = other["params"]["norm"]["scale"]
+    other["params"]["norm"]["scale"] = scale.at[len(scale) // 2].add(1)
+    hf.save_model(tmp_path / "other", other, config, hf_config)
+    with pytest.raises(UserError, match=f"other: not the model of the adapters: its hash is .*, not {kept.hash}"):
+        frozen.check(kept, tmp_path / "other")
+    assert adapters.settings_of(folder / "peft")["base_model_name_or_path"] == str(folder / "base")
+
+
+def on_a_mesh(sizes):
+    """Thoughts by the merged weights, their log-probabilities beside them, and the gradient, on a mesh."""
+    judge, params = make_judge(vocab_size=32)
+    config = judge.model.config
+    batch = jax.tree.map(np.asarray, make_batch(pairs=4, vocab_size=32))
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)), jax.devices()[: np.prod(sizes)])
+    settings = dataclasses.replace(SETTINGS, rank=4)
+    trained = moved(config, settings, params)
+    whole, places = sharding.whole(mesh), sharding.shardings(mesh, lora.trained_axes(config, settings))
+    loss = dwrl.updates(dwrl.Hyper(updates="joint"))["joint"]
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, sharding.shardings(mesh, axis_names(config)))
+        trained = jax.device_put(trained, places)
+
+        def draw(trained):
+            variables = lora.variables(settings, params, trained)
+            thoughts, scores, _ = sample(judge, SamplerOptions(3, 8), variables, batch, jax.random.key(0))
+            return thoughts, scores, logps(judge, variables, batch, thoughts)
+
+        def update(trained, thoughts):
+            model = functools.partial(lora.variables, settings, params)
+            return gradient(judge, loss, trained, batch, thoughts, model=model)[0]
+
+        thoughts, scores, forced = jax.jit(draw, out_shardings=whole)(trained)
+        grads = jax.jit(update, out_shardings=places)(trained, thoughts)
+        own = grads["lora"]["layers"]["q"]["left"].addressable_shards[0].data.shape
+        assert own == (2, 64 // sizes[1], 4)
+    return jax.device_get((thoughts, scores, forced, grads))
+
+
+def every_mesh_agrees():
+    expected, found = on_a_mesh((1, 1, 1)), on_a_mesh((1, 2, 2))
+    np.testing.assert_array_equal(found[0].thought, expected[0].thought)
+    assert_trees_close(found[1:], expected[1:], 1e-5)
+    np.testing.assert_allclose(expected[2].thought, expected[0].old_logp, atol=1e-4)
+    np.testing.assert_allclose(expected[2].answer, expected[1], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_invariance_of_meshes():
+    """The same thoughts, scores and gradient; the sampler's density is that of the pass beside the weights."""
+    in_process_of_devices(every_mesh_agrees, 4)
