@@ -115,8 +115,8 @@ def _score(
 ) -> None:
     """Score the rows behind the first `done` ones and append each to rows.jsonl."""
     left, work = rows[done:], Work()
-    asked = (None if "error" in row else {key: row[key] for key in ("prompt", "responses")} for row in left)
-    scored = score(loaded, asked, votes, seed=seed, batch_size=batch_size, work=work)
+    asked = (None if "error" in row else {key: row[key] for key in ("prompt", "responses")} for row in rows)
+    scored = score(loaded, asked, votes, seed=seed, batch_size=batch_size, work=work, done=done)
     bar = tqdm(total=len(rows), initial=done, unit="row", desc=benchmark.title, disable=None, dynamic_ncols=True)
     begun, written, right, compared = time.monotonic(), time.monotonic(), 0.0, 0
     for row, columns in zip(left, scored):

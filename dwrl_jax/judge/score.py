@@ -1,12 +1,13 @@
 """Scores of rows: any number of responses to a conversation, by any kind of judge.
 
-A row's scores depend only on the judge, the row, the votes and the seed. The keys come from the row's own tokens, and
-the padded length from its own length. The other rows and the order of rows have no influence.
+A row's scores depend only on the judge, the row, the votes and the seed. The keys come from the row's own tokens. The
+other rows, the order of rows and padding have no influence beyond the rounding of float32.
 """
 
 import functools
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import jax
@@ -21,7 +22,7 @@ from dwrl_jax.generation.forced import teacher_forced
 from dwrl_jax.generation.keys import content_keys, content_seed
 from dwrl_jax.generation.sampler import SamplerOptions, follow, without_thought, write
 from dwrl_jax.judge import columns
-from dwrl_jax.judge.batching import Answers, answered
+from dwrl_jax.judge.batching import Answers, answered, window_size
 from dwrl_jax.judge.columns import Answer
 from dwrl_jax.judge.judge import Judge, answer_logps, branch_length, value_outputs
 from dwrl_jax.judge.load import LoadedJudge
@@ -50,6 +51,7 @@ def score(
     seed: int = 0,
     batch_size: int = 16,
     work: Work | None = None,
+    done: int = 0,
 ) -> Iterator[dict]:
     """The rows in their order, each with its own columns and the columns `columns.ADDED`.
 
@@ -72,6 +74,9 @@ def score(
     `no_thought`  score and votes of the judge without a thought: {"score", "votes"};
     `tokens`      numbers of tokens: {"prefix": of all questions, "thoughts": of all thoughts}.
 
+    The first `done` rows are left out, because an earlier call gave them. With the same `batch_size` the other rows are
+    in the same batches as in a single call, so that they are equal to the last bit.
+
     UserError if `votes` is below 1 or if the mesh does not divide `batch_size`.
     """
     rounds = votes.rounds if isinstance(votes, Adaptive) else (votes,)
@@ -81,16 +86,20 @@ def score(
         sharding.check_divides(loaded.mesh, sharding.ROWS, batch_size, "batch_size")
     rounds = rounds if loaded.card.thoughts != "none" else (1,)
     rule = votes if isinstance(votes, Adaptive) and len(rounds) > 1 else None
-    ask = functools.partial(ask_batch, loaded, batch_size=batch_size, seed=seed, work=work)
+    ask = functools.partial(begin_batch, loaded, batch_size=batch_size, seed=seed, work=work)
     prepared: deque[Prepared] = deque()
+    known = done % window_size(batch_size)  # rows of the window that is begun again
 
     def questions() -> Iterator[list[tuple[int, Question]]]:
-        for row in rows:
+        for row in itertools.islice(rows, done - known, None):
             prepared.append(prepare(loaded, row))
             yield prepared[-1].questions
 
-    for answers in answered(questions(), ask, batch_size, rounds, rule):
-        yield finished(loaded, prepared.popleft(), answers, work is not None)
+    told = answered(questions(), ask, batch_size, rounds, rule, known)
+    for row, answers in enumerate(told):
+        made = prepared.popleft()
+        if row >= known:
+            yield finished(loaded, made, answers, work is not None)
 
 
 @dataclass
@@ -133,7 +142,12 @@ def longest_prefix(loaded: LoadedJudge) -> int:
     return loaded.judge.model.config.max_position - room
 
 
-def ask_batch(
+def ask_batch(loaded: LoadedJudge, questions: list[Question], length: int, **options) -> list[Answer]:
+    """The answers to a batch of questions; the arguments are those of `begin_batch`."""
+    return begin_batch(loaded, questions, length, **options)()
+
+
+def begin_batch(
     loaded: LoadedJudge,
     questions: list[Question],
     length: int,
@@ -143,11 +157,11 @@ def ask_batch(
     first: int,
     seed: int,
     work: Work | None = None,
-) -> list[Answer]:
-    """The answers to a batch of questions, padded to a given length and a given number of rows.
+) -> Callable[[], list[Answer]]:
+    """Begin to answer questions, padded to a given length and a given number of rows.
 
-    The votes have the numbers from `first` on. The first votes come with the answers without a thought, if there is
-    `work` to count.
+    It returns a function that waits for the device and gives the answers. The votes have the numbers from `first` on.
+    The first votes come with the answers without a thought, if there is `work` to count.
     """
     rows = questions + questions[:1] * (batch_size - len(questions))
     prefix = np.full((batch_size, length), loaded.judge.pad, np.int32)
@@ -161,10 +175,15 @@ def ask_batch(
     with jax.set_mesh(loaded.mesh):
         arrays = prefix, prefix_len, content, seed, first
         answers = _answers(loaded.judge, card.thoughts, options, plain, loaded.params, loaded.start, *arrays)
-        values, thought, lengths, without = jax.device_get(answers)
     if work is not None:
         work.tokens += sum(len(question.prefix) for question in questions)
         work.positions += prefix.size
+    return functools.partial(_told, loaded, answers, len(questions), plain)
+
+
+def _told(loaded: LoadedJudge, answers: tuple[Array, ...], count: int, plain: bool) -> list[Answer]:
+    """The first `count` rows of the results of `_answers`."""
+    values, thought, lengths, without = jax.device_get(answers)
     return [
         Answer(
             values[i],
@@ -173,7 +192,7 @@ def ask_batch(
             int(lengths[i].sum()),
             sum(ids[size - 1] != loaded.judge.end for ids, size in zip(thought[i], lengths[i])),
         )
-        for i in range(len(questions))
+        for i in range(count)
     ]
 
 

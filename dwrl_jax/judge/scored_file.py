@@ -43,8 +43,7 @@ def _score_file(
     head = {"judge": loaded.name, "card": as_json(loaded.card), "input": digest, "votes": asked, "seed": seed}
     partial = output.with_name(f".{output.name}.partial")
     done = hosts.of_first(_begin(partial, head) if hosts.first() else 0)
-    rows = itertools.islice(read_rows(source), done, None)
-    scored = score(loaded, rows, votes, seed=seed, batch_size=batch_size)
+    scored = score(loaded, read_rows(source), votes, seed=seed, batch_size=batch_size, done=done)
     bar = tqdm(scored, total=total, initial=done, unit="row", disable=None, dynamic_ncols=True)
     for row in bar:
         if hosts.first():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 
 from dwrl_jax.core.errors import UserError
 
@@ -22,8 +22,8 @@ def log_odds(log_p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 def mean_vote(log_scores: Float[np.ndarray, "*shape K"]) -> Float[np.ndarray, "*shape"]:
-    """log p = logsumexp_k log s_k - log K, the log of the mean over K votes."""
-    return logsumexp(np.asarray(log_scores, np.float64), axis=-1) - np.log(log_scores.shape[-1])
+    """log p = log sum_k s_k - log K, the log of the mean over K votes."""
+    return np.logaddexp.reduce(np.asarray(log_scores, np.float64), axis=-1) - np.log(log_scores.shape[-1])
 
 
 def against_others(win: dict[tuple[int, int], float], count: int) -> Float[np.ndarray, " R"]:

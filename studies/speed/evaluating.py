@@ -57,8 +57,8 @@ def sample_alone(loaded: LoadedJudge, asked: list[list], votes: int, batch_size:
         lengths = np.array([len(question.prefix) for question in padded], np.int32)
         content = np.stack([content_seed(question.prefix) for question in padded])
         with jax.set_mesh(loaded.mesh):
-            jax.device_get(_written(loaded.judge.writer, options, loaded.params, prefix, lengths, content))
-        return [Answer(np.zeros(votes)) for _ in batch]
+            drawn = _written(loaded.judge.writer, options, loaded.params, prefix, lengths, content)
+        return lambda: jax.device_get(drawn) and [Answer(np.zeros(votes)) for _ in batch]
 
     list(answered(asked, ask, batch_size, (votes,), None))
 

@@ -1,6 +1,7 @@
 """The command: what it writes, that it goes on where it was stopped, and that no row is lost without a word."""
 
 import dataclasses
+import importlib
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from dwrl_jax.evaluation import judged, run
 from dwrl_jax.judge import score
 from tests.judge.test_score import CARD, PAIRWISE, TEXTS, loaded
 
+scoring = importlib.import_module("dwrl_jax.judge.score")  # the package gives the function this name
 ROWS = [
     {"input": "s1 o1 o2 o3 o4 o5", "output_1": "s2 warm", "output_2": "s5 curt", "label": 1},
     {"input": "s4 o1 o2", "output_1": "s2 warm", "output_2": "s3 plain", "label": 2},
@@ -122,19 +124,21 @@ def test_stopped_and_gone_on_is_the_same(judge, llmbar, finished, tmp_path, monk
     (output / "rows.jsonl").write_text((output / "rows.jsonl").read_text() + '{"id": "half a ')
     with pytest.raises(UserError, match=r"holds another evaluation \(other votes\)"):
         run.evaluate(judge, "llmbar", str(llmbar), output, 2, batch_size=4)
-    begun = []
+    given, asked, begin = [], [], scoring.begin_batch
 
-    def counts(loaded, rows, *rest, **options):
-        begun.extend(rows)
-        return score(loaded, begun, *rest, **options)
+    def counts(*arguments, **options):
+        for row in score(*arguments, **options):
+            given.append(row)
+            yield row
 
     monkeypatch.setattr(run, "score", counts)
+    monkeypatch.setattr(scoring, "begin_batch", lambda *rest, **options: asked.append(rest) or begin(*rest, **options))
     run.evaluate(judge, "llmbar", str(llmbar), output, 4, batch_size=4)
-    assert len(begun) == 2, "rows that were finished are scored again"
+    assert len(given) == 2, "rows that were finished are given again"
     assert (output / "rows.jsonl").read_bytes() == (finished / "rows.jsonl").read_bytes()
-    begun.clear()
+    given.clear(), asked.clear()
     run.evaluate(judge, "llmbar", str(llmbar), output, 4, batch_size=4)
-    assert not begun, "a finished evaluation is only summarised"
+    assert not given and not asked, "a finished evaluation is only summarised"
 
 
 def test_the_command_prints_what_the_summary_says(call, llmbar, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Batches are full, rows come back in their order, and none waits for long."""
+"""Batches are full, rows come back in their order, and the batches of a window follow from its rows."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def ask():
 
     def answer(questions, length, *, votes, first):
         asked.append((length, votes, first, len(questions)))
-        return [Answer(question.prefix[0] + np.arange(first, first + votes) / 100) for question in questions]
+        return lambda: [Answer(question.prefix[0] + np.arange(first, first + votes) / 100) for question in questions]
 
     answer.asked = asked
     return answer
@@ -38,21 +38,55 @@ def test_rows_come_back_in_their_order(ask):
     for row, answers in enumerate(told):
         for answer in answers.values():
             np.testing.assert_allclose(answer.values, row + np.array([0, 0.01, 0.02]))
-    assert all(votes == 3 and first == 0 for _, votes, first, _ in ask.asked)
-    assert sorted((length, size) for length, *_, size in ask.asked) == [
-        (8, 1),
-        (8, 2),
-        (8, 2),
-        (16, 1),
-        (16, 2),
-        (32, 1),
-    ]
+    assert ask.asked == [(32, 3, 0, 2), (8, 3, 0, 2), (16, 3, 0, 2), (8, 3, 0, 2), (8, 3, 0, 1)]
 
 
-def test_batches_are_full_but_for_the_last_of_each_length(ask):
-    lengths = np.random.default_rng(0).choice([8, 16], (100, 2))
+def test_batches_are_full_but_for_the_last_of_a_window(ask):
+    lengths = np.random.default_rng(0).choice([8, 16, 32, 64], (96 + 3, 2), p=[0.5, 0.4, 0.08, 0.02])
     list(answered(rows_of(lengths), ask, 4, (1,), None))
-    assert sum(size < 4 for *_, size in ask.asked) <= 2
+    assert batching.window_size(4) == 32 and sorted(size for *_, size in ask.asked) == [2] + [4] * 49
+    assert sum(length for length, *_ in ask.asked) < 1.25 * lengths.sum() / 4, "lengths are mixed"
+
+
+def test_left_over_questions_ride_with_the_longest_of_them(ask):
+    list(answered(rows_of([[8, 64], [32, 16], [16]]), ask, 4, (1,), None))
+    assert ask.asked == [(64, 1, 0, 4), (8, 1, 0, 1)]
+
+
+def test_batches_follow_from_the_window_alone(ask):
+    """The rows of later windows change nothing, and neither do rows that are known already."""
+    lengths = np.random.default_rng(0).choice([8, 16, 32], (20, 2))
+    list(answered(rows_of(lengths), ask, 2, (1,), None))
+    whole, ask.asked[:] = list(ask.asked), []
+    list(answered(rows_of(lengths[:16]), ask, 2, (1,), None))
+    assert whole[: len(ask.asked)] == ask.asked
+    ask.asked[:] = []
+    told = list(answered(rows_of(lengths), ask, 2, (1,), None, done=18))
+    assert whole[-len(ask.asked) :] == ask.asked and len(ask.asked) <= 4, "rows that are known are asked about again"
+    assert len(told) == 20 and sorted(told[18]) == sorted(told[19]) == [(0,), (1,)]
+
+
+def test_a_window_with_known_rows_alone_is_not_asked(ask):
+    list(answered(rows_of([[8, 8]] * 5), ask, 2, (4, 4), Adaptive(rounds=(4, 4)), done=5))
+    assert not ask.asked
+    list(answered(rows_of([[8, 8]] * 5), ask, 2, (4, 4), Adaptive(rounds=(4, 4)), done=4))
+    assert len(ask.asked) >= 5, "later rounds depend on all rows"
+
+
+def test_the_next_batch_begins_before_the_last_one_is_waited_for():
+    events = []
+
+    def ask(questions, length, *, votes, first):
+        events.append("begun")
+
+        def told():
+            events.append("told")
+            return [Answer(np.zeros(1)) for _ in questions]
+
+        return told
+
+    list(answered(rows_of([[8]] * 6), ask, 2, (1,), None))
+    assert events == ["begun", "begun", "told", "begun", "told", "told"]
 
 
 def test_no_row_waits_for_long(ask):
@@ -63,13 +97,17 @@ def test_no_row_waits_for_long(ask):
     assert len(list(rows)) >= 99 - 4 * batching.AHEAD - 1
 
 
-def test_rows_are_finished_while_others_are_read(ask):
+def test_the_next_window_is_read_while_the_last_batch_is_asked(ask):
     rows = iter(rows_of([[8]] * 50))
-    next(answered(rows, ask, 2, (1,), None))
-    assert len(list(rows)) == 48
+    told = answered(rows, ask, 2, (1,), None)
+    for _ in range(14):
+        next(told)
+    assert rows.__length_hint__() == 34
+    next(told)
+    assert rows.__length_hint__() == 18
 
 
-def test_later_rounds_wait_for_full_batches_too(ask, monkeypatch):
+def test_later_rounds_have_full_batches_too(ask, monkeypatch):
     """Rows with an even number are settled at once; the others have all three rounds."""
     monkeypatch.setattr(batching.voting, "settled", lambda rule, scores: scores[0,][0] % 2 == 0)
     told = list(answered(rows_of([[8]] * 16), ask, 4, (1, 2, 3), Adaptive()))

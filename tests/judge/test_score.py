@@ -259,15 +259,16 @@ def test_the_command_stopped_and_gone_on_writes_the_same_file(folder, scored, tm
         run(folder, source, output)
     partial = next(tmp_path.glob(".out.jsonl*"))
     partial.write_text(partial.read_text() + '{"half a li')
-    begun = []
+    given = []
 
-    def counts(judge, rows, *rest, **options):
-        begun.extend(rows)
-        return score(judge, begun, *rest, **options)
+    def counts(*arguments, **options):
+        for row in score(*arguments, **options):
+            given.append(row)
+            yield row
 
     monkeypatch.setattr(scored_file, "score", counts)
     run(folder, source, output)
-    assert len(begun) == 3, "rows that were finished are scored again"
+    assert len(given) == 3, "rows that were finished are given again"
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not list(tmp_path.glob(".out*"))
     with pytest.raises(SystemExit) as stopped:
