@@ -1,7 +1,11 @@
 """The error type that is meant for the person at the keyboard, and the exit codes of the commands."""
 
+import errno
 import functools
+import os
 import sys
+
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # by a disk; not by a fault of ours
 
 
 class UserError(Exception):
@@ -16,8 +20,23 @@ class Stopped(Exception):
         self.signal = signal
 
 
+def disk_refusal(error: BaseException) -> str | None:
+    """The words for a disk that refuses to be written to; None for another error.
+
+    Orbax and safetensors have errors of their own for it, which carry the system's words in their text.
+    """
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}" if error.errno in REFUSED else None
+    full = os.strerror(errno.ENOSPC)
+    return full if full in str(error) else None
+
+
 def exit_cleanly(main):
-    """Make an entry point end with one line on stderr: exit code 2 for `UserError`, 128 + signal for `Stopped`."""
+    """Make an entry point end with one line on stderr: exit code 2 for `UserError`, 128 + signal for `Stopped`.
+
+    A disk that is full or may not be written to is no fault of the program: it has exit code 2 too.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -29,5 +48,11 @@ def exit_cleanly(main):
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signal)
+        except Exception as error:
+            reason = disk_refusal(error)
+            if reason is None:
+                raise
+            print(f"error: {reason}: make room or choose another place; the same command goes on", file=sys.stderr)
+            sys.exit(2)
 
     return wrapped

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +35,15 @@ def whole(path: Path, binary: bool = False) -> Iterator[IO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written anywhere in a folder. No process may be writing there."""
+    for partial in folder.rglob(".*.partial"):
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -75,6 +75,7 @@ def load(
     name = str(folder)
     if trained:
         step = orbax_files.choose(workdir / CHECKPOINTS, checkpoint, BEST)
+        orbax_files.check(step)
         name, params = str(step), _trained(workdir, step, shape, places, start)
     else:
         params = _from_folder(folder, shape, places)

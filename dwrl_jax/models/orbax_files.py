@@ -12,6 +12,7 @@ import numpy as np
 import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dwrl_jax.core import proof
 from dwrl_jax.core.errors import UserError
 
 COMMITTED = "_CHECKPOINT_METADATA"  # written last, when all files of a step are complete
@@ -34,6 +35,20 @@ def choose(folder: Path, which: str, metric: str) -> Path:
     if step not in saved:
         raise UserError(f"checkpoint {which!r} is not in {folder}: steps there are {saved or 'none'}")
     return folder / str(step)
+
+
+def damage(step: Path, part: str = "") -> str | None:
+    """Why a step's folder cannot be used, in words; None if it can. Older checkpoints have no checksums."""
+    if not (step / COMMITTED).is_file():
+        return f"{COMMITTED} is missing"
+    return proof.damage(step, part)
+
+
+def check(step: Path, part: str = "params/") -> None:
+    """UserError if a part of a step's folder is not what was written."""
+    reason = damage(step, part)
+    if reason is not None:
+        raise UserError(f"{step}: damaged: {reason}; choose another --checkpoint, or train again from the one before")
 
 
 def load_params(step: Path, like):

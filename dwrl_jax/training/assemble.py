@@ -85,6 +85,7 @@ def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | 
         thoughts_every=config.log.thoughts_every,
         thought_pairs=config.log.thought_pairs,
         checkpoint_every=config.checkpoint.every,
+        checkpoints_kept=config.checkpoint.keep,
         packing=config.optim.packing,
         profile=config.profile,
     )

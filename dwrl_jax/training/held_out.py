@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from dwrl_jax.core import hosts
+from dwrl_jax.core import faults, hosts
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.data.batches import Batches, prefetch
 from dwrl_jax.evaluation import metrics as evaluate
@@ -59,11 +59,14 @@ def evaluation(run: Run, programs: Programs, name: str, params, start, step: int
             if len(chosen):
                 part, kept = jax.tree.map(lambda x: np.asarray(x)[chosen], (pairs, thoughts))
                 rows.extend(thought_rows(run, part, *kept, step=step, split="eval"))
+            faults.point("evaluation")
             return thoughts[1]
 
         ids, log_scores = score_pairs(scores, run.eval_batches, f"evaluating {name}")
         with records.open_tensorboard(run.workdir, step) as board:
+            records.drop_thoughts(run.workdir, step, "eval")
             records.write_thoughts(run.workdir, board, rows, step)
+        faults.point("thoughts")
         records.write_scores(_path(run, name), ids, log_scores)
     return records.read_scores(_path(run, name))[1] if hosts.first() else None
 

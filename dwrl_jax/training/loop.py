@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from dwrl_jax.core import hosts
+from dwrl_jax.core import faults, hosts
 from dwrl_jax.core.errors import Stopped, UserError
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
 from dwrl_jax.data.batches import padding_share, prefetch
@@ -37,7 +37,8 @@ def train(run: Run) -> tuple[TrainState, dict[str, np.ndarray]]:
 
 
 def _train(run: Run, programs: Programs):
-    manager = checkpoint.open_manager(run.workdir)
+    checkpoint.set_aside(run.workdir)
+    manager = checkpoint.open_manager(run.workdir, run.checkpoints_kept)
     begun = manager.latest_step() is not None
     evaluated = not run.eval_batches or held_out.is_evaluated(run, "base")
     # the checkpoint of a run that goes on has its parameters: the starting model is loaded only where it is needed
@@ -76,13 +77,16 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> T
         for batch, thoughts in batches:
             with _profile(run, begun, int(state.step) - begun):
                 state, metrics = _step(run, programs, state, batch, thoughts, start, board)
+            faults.point("updated")
             step = int(state.step)
             curve = held_out.curve(run, programs, state, start)
             records.write_metrics(run.workdir, board, step, metrics | curve)
+            faults.point("metrics")
             stop = hosts.stop(stopping)
             due = curve or step % run.checkpoint_every == 0 or step == run.steps
             if due or stop:
                 checkpoint.save(manager, state, {checkpoint.BEST: curve["eval/accuracy"]} if curve else None)
+                faults.point("saving")
             bar.update()
             bar.set_postfix(_postfix(metrics | curve), refresh=False)
             if stop and step < run.steps:

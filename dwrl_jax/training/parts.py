@@ -29,5 +29,6 @@ class Run(Recipe):
     thoughts_every: int
     thought_pairs: int
     checkpoint_every: int
+    checkpoints_kept: int  # of the last ones; the best is kept too
     packing: bool  # short thoughts share lanes in the update
     profile: bool  # trace the steps after the first, which compiles

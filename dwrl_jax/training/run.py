@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax.core import hosts, lock
+from dwrl_jax.core import faults, files, hosts, lock
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE, CARD
 from dwrl_jax.data import world
@@ -48,6 +48,7 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     load_objective(config)  # bad input ends the run before a base model is made
     check_weights(config)
     with lock.held(workdir / lock.NAME, "choose another --workdir"):
+        hosts.attempt(files.sweep, workdir)
         return _fit(config, workdir)
 
 
@@ -59,6 +60,7 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
     if not begun:
         keep_architecture(kept, start.hf_config, start.folder(), start.tokenizer)
         keep_lora(config, workdir, start.folder())
+    faults.point("architecture")
     records.write_json(kept / CARD, card.as_json(judge_card(config, start.tokenizer)))
     records.write_json(workdir / "config.json", as_json(config))
     if run.thoughts.source == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
@@ -76,6 +78,7 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
         "data": notes,
     }
     records.write_results(workdir, results)
+    faults.point("results")
     write_report(workdir)
     return results
 
@@ -123,6 +126,7 @@ def starting_folder(config: ConfigDict, workdir: Path) -> Path:
     if not hosts.of_first(finished):
         print("making the base model", flush=True)
         fit(config.base, workdir / "base")
+        faults.point("base")
         export.export(workdir / "base", folder)
     return folder
 

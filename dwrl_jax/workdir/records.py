@@ -34,6 +34,13 @@ def rewind(workdir: Path, step: int) -> None:
             files.keep_lines(workdir / name, lambda row: row["step"] <= step, needs="step")
 
 
+@hosts.by_first
+def drop_thoughts(workdir: Path, step: int, split: str) -> None:
+    """Drop the thoughts of a step and split: a process may have been killed between them and their scores."""
+    if (workdir / THOUGHTS).exists():
+        files.keep_lines(workdir / THOUGHTS, lambda row: (row["step"], row.get("split")) != (step, split), needs="step")
+
+
 def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter | contextlib.nullcontext:
     """The writer of scalars and texts from `step` on. Processes that do not write get None from it."""
     if not hosts.first():

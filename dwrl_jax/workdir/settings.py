@@ -14,3 +14,4 @@ class LogSettings:
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
     every: int = setting(50, "steps between checkpoints", at_least=1, resumable=True)
+    keep: int = setting(2, "number of last checkpoints on disk; the best is kept too", at_least=1, resumable=True)

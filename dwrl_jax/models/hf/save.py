@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental.multihost_utils import process_allgather
 from safetensors.numpy import save_file
 
-from dwrl_jax.core import files, hosts
+from dwrl_jax.core import faults, files, hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.families import NUMERICS, SPECIAL_TOKENS, family_of, model_config
 from dwrl_jax.models.hf.table import hf_tensors
@@ -84,6 +84,7 @@ def _write_tensors(tensors: dict[str, np.ndarray], path: Path, dtype: str) -> No
                 "give --dtype=float32, or an earlier checkpoint if it is no matter of the type"
             )
     save_file(tensors, path, metadata={"format": "pt"})
+    faults.point("export")
 
 
 def _configs(config: ModelConfig, hf_config: dict, generation_config: dict | None, dtype: str) -> dict[str, dict]:
