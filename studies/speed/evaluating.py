@@ -1,11 +1,13 @@
 """Time of an evaluation beside that of its sampling alone, and beside `generate` of Hugging Face doing the same work.
 
-python -m studies.speed.evaluating --model=FOLDER --benchmark=llmbar --data=LLMBar --rows=32 --votes=8 [--hf]
+python -m studies.speed.evaluating --model=FOLDER --judge=judge.json --benchmark=llmbar --data=LLMBar \\
+    --rows=4 --votes=4 --batch_size=8 --hf
 
-Each is done twice on the same rows, and the second time counts, so that no compilation does. The evaluation writes the
-thoughts, asks for the verdict with and without them, and makes rows of the scores. Sampling alone writes the thoughts.
-`generate` writes as many thoughts of the same length limit about the same prefixes, and then reads the verdict in one
-forward pass over each whole sequence. Nothing else should run on the machine meanwhile.
+Evaluation and sampling alone are done on the same rows once for their programs and then `--repeats` times in turn; the
+medians count. The evaluation writes the thoughts, asks for the verdict with and without them, and makes rows of the
+scores. Sampling alone writes the thoughts. `generate` compiles nothing and is done once: it writes as many thoughts of
+the same length limit about the same prefixes, and then reads the verdict in one forward pass over each whole sequence.
+Nothing else should run on the machine meanwhile.
 """
 
 import argparse
@@ -29,12 +31,13 @@ from dwrl_jax.judge.rows import bucket_of, questions_of, read_row
 from dwrl_jax.judge.score import Work, longest_prefix, score
 
 
-def second_time(work: Callable) -> float:
-    """Seconds of the second of two calls."""
-    work()
+def seconds(what: str, work: Callable) -> float:
+    """Seconds of a call, which are printed too."""
     begun = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    took = time.perf_counter() - begun
+    print(f"{what}: {took:.2f} s", flush=True)
+    return took
 
 
 def questions(loaded: LoadedJudge, rows: list[dict]) -> list[list]:
@@ -116,19 +119,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--votes", type=int, default=8)
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--hf", action="store_true", help="time transformers too; the model is then a folder of it")
     given = parser.parse_args(arguments)
     loaded = load(given.model, card=read_card(given.judge) if given.judge else None)
     rows = [row for row in benchmarks.read(given.benchmark, given.data) if "error" not in row][: given.rows]
     rows = [{key: row[key] for key in ("prompt", "responses")} for row in rows]
     asked, work = questions(loaded, rows), Work()
-    whole = second_time(lambda: list(score(loaded, rows, given.votes, batch_size=given.batch_size, work=work)))
-    alone = second_time(lambda: sample_alone(loaded, asked, given.votes, given.batch_size))
+    parts = {
+        "evaluation": lambda: list(score(loaded, rows, given.votes, batch_size=given.batch_size, work=work)),
+        "sampling alone": lambda: sample_alone(loaded, asked, given.votes, given.batch_size),
+    }
+    for name, part in parts.items():
+        seconds(f"{name}, with compilation", part)
+    times = [[seconds(name, part) for name, part in parts.items()] for _ in range(given.repeats)]
+    whole, alone = np.median(times, 0)
     print(f"{jax.devices()[0].device_kind}, {len(rows)} rows, {given.votes} votes, batches of {given.batch_size}")
     print(f"evaluation {whole:.2f} s, {len(rows) / whole:.2f} rows/s, padding {100 * work.padding:.0f} %")
     print(f"sampling alone {alone:.2f} s; the evaluation takes {whole / alone:.2f} times that")
     if given.hf:
-        theirs = second_time(lambda: generate(given.model, loaded, asked, given.votes, given.batch_size))
+        theirs = seconds("transformers", lambda: generate(given.model, loaded, asked, given.votes, given.batch_size))
         times = f"the evaluation is {theirs / whole:.1f} times as fast"
         print(f"transformers {theirs:.2f} s, {len(rows) / theirs:.2f} rows/s; {times}")
 
