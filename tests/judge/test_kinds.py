@@ -21,7 +21,7 @@ def test_smoke_dwrl_learns_from_ordinal_scores():
     recipe = recipe_of(config)
     assert recipe.judge.kind == "score" and len(recipe.judge.answers) == 5 and recipe.judge.value_scores is None
     with jax.set_mesh(recipe.mesh):
-        state, batch, thoughts, _ = compiled.lower(recipe, "update", 20, 2).args_info[0]
+        state, batch, thoughts, *_ = compiled.lower(recipe, "update", 20, 2).args_info[0]
     assert thoughts.thought.shape == (2, 2, 8, 8) and thoughts.verdict is None
     card = judge_card(config, world.make_tokenizer())
     assert card.kind == card.texts.kind == "score" and card.texts.answers == tuple(config.dialogue.scores)

@@ -91,7 +91,7 @@ Q1 = "model.layers.1.self_attn.q_proj.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(Q1), rf"1 tensors are missing.*{Q1}"),
+        (lambda t: t.pop(Q1), rf"1 tensors of the family qwen3 are missing.*{Q1}"),
         (lambda t: t.update({"score.weight": np.zeros((1, 64), "f4")}), "unexpected tensor score.weight"),
         (lambda t: t.update({Q1: t[Q1].T.copy()}), rf"{Q1} has shape \(64, 128\).* makes it \(128, 64\)"),
         (lambda t: t.update({Q1: t[Q1].astype("i1")}), rf"{Q1} has type I8"),

@@ -126,7 +126,7 @@ def test_the_empty_thought_is_one_more_branch():
 
 def test_its_update_sees_one_more_thought():
     """Nine branches of the eight drawn thoughts, in the program that a run compiles."""
-    _, batch, thoughts, _ = trace_update("bvpo,smoke").args_info[0]
+    _, batch, thoughts, *_ = trace_update("bvpo,smoke").args_info[0]
     assert thoughts.thought.shape == (*batch.answer.shape, 9, 8)
 
 

@@ -129,7 +129,7 @@ def test_one_score_is_no_scale():
 
 def test_its_update_traces():
     """From the config to the program of a step: five scores, no thought, one answer a side."""
-    _, batch, thoughts, _ = trace_update("oprm,smoke").args_info[0]
+    _, batch, thoughts, *_ = trace_update("oprm,smoke").args_info[0]
     assert thoughts.thought.shape == (*batch.answer.shape, 1, 1)
     judge = recipe_of(config_of()).judge
     assert judge.kind == "score" and len(set(judge.answers)) == 5

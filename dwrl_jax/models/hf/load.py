@@ -95,7 +95,8 @@ def _check_tensors(opened: ModelFolder, tensors: Tensors, config: ModelConfig, t
             f"head is the embedding; only a reward model (objective bt) can start without a head{beside}"
         )
     if missing:
-        raise UserError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}{beside}")
+        which = f"{len(missing)} tensors of the family {opened.hf_config['model_type']} are missing"
+        raise UserError(f"{folder}: {which}, the first is {missing[0]}{beside}")
     if config.tied and head_key in tensors:  # a stored copy of the embedding
         if not opened.hf_config.get("tie_word_embeddings"):
             raise UserError(f"{folder}: {head_key} differs from {tensor_name(EMBEDDING)}, but the config ties the two")
