@@ -72,7 +72,6 @@ setup(
             "ipykernel",
             "nbclient",
             "nbformat",
-            "peft",
             "pytest",
             "pytest-xdist",
             "pyyaml",

@@ -14,7 +14,7 @@ trap 'rm -rf "$(dirname "$venv")"' EXIT
 "$python" -m venv "$venv"
 source "$venv/bin/activate"
 pip install --quiet uv  # it finds an old set in seconds, where pip tries for many minutes
-uv pip install --quiet torch==2.13.0 || echo "torch 2.13.0 cannot be had: parity tests against transformers are skipped"
+uv pip install --quiet torch==2.13.0 peft || echo "torch 2.13.0 cannot be had: parity tests against transformers are skipped"
 uv pip install --quiet -e '.[test]' ${constraints:+-c "$constraints"}
 python --version
 uv pip list --format=freeze | grep -iE '^(jax|jaxlib|flax|optax|orbax-checkpoint|numpy|transformers|datasets)='

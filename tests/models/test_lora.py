@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from dwrl_jax.core import sharding
@@ -158,7 +156,8 @@ def test_parity_with_peft(exported):
     folder, config, _, settings, params, trained = exported
     ours = outputs(config, lora.merged(lora.variables(settings, params, trained)))
     kind = AutoModelForSequenceClassification if config.value_head else AutoModelForCausalLM
-    model = PeftModel.from_pretrained(kind.from_pretrained(folder / "base"), folder / "peft").eval()
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = peft.PeftModel.from_pretrained(kind.from_pretrained(folder / "base"), folder / "peft").eval()
     with torch.no_grad():
         theirs = model(torch.tensor(TOKENS)).logits.numpy()
     ours = ours[:, -1] if config.value_head else ours
@@ -194,8 +193,9 @@ def test_parity_with_an_adapter_that_peft_wrote(tmp_path):
     hf_config = shrink(PRESETS["llama3.2-3b"], VOCAB)
     config = model_config(hf_config)
     hf.save_model(tmp_path / "base", lively(config), config, hf_config)
-    made = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), made).eval()
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    made = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), made).eval()
     model.save_pretrained(tmp_path / "peft")
     with torch.no_grad():
         theirs = model(torch.tensor(TOKENS)).logits.numpy()
