@@ -12,7 +12,7 @@ import numpy as np
 import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dwrl_jax.core import proof
+from dwrl_jax.core import checksums
 from dwrl_jax.core.errors import UserError
 
 COMMITTED = "_CHECKPOINT_METADATA"  # written last, when all files of a step are complete
@@ -41,7 +41,7 @@ def damage(step: Path, part: str = "") -> str | None:
     """Why a step's folder cannot be used, in words; None if it can. Older checkpoints have no checksums."""
     if not (step / COMMITTED).is_file():
         return f"{COMMITTED} is missing"
-    return proof.damage(step, part)
+    return checksums.damage(step, part)
 
 
 def check(step: Path, part: str = "params/") -> None:

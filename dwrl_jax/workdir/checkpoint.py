@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from dwrl_jax.core import faults, hosts, proof
+from dwrl_jax.core import checksums, faults, hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import BEST, CHECKPOINTS, UNREADABLE
 from dwrl_jax.core.types import TrainState
@@ -85,8 +85,8 @@ def _prove(folder: Path) -> None:
     if hosts.first():
         faults.point("checkpoint")
         for unnamed in folder.glob("[0-9]*.orbax-checkpoint-tmp*"):
-            proof.write(unnamed, leave_out=WRITTEN_LATE)
-        faults.point("proof")
+            checksums.write(unnamed, leave_out=WRITTEN_LATE)
+        faults.point("checksums")
 
 
 def _set_aside(workdir: Path) -> None:

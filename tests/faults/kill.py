@@ -40,7 +40,7 @@ POINTS = {  # and the number of times that a run of one process comes there
     "evaluation": 4,
     "export": 2,
     "metrics": 7,
-    "proof": 7,
+    "checksums": 7,
     "results": 1,
     "saving": 7,
     "thoughts": 2,

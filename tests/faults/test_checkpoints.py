@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from dwrl_jax.core import files, proof
+from dwrl_jax.core import checksums, files
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import CHECKPOINTS, UNREADABLE
 from tests.runs import assert_same_run, fit, run_command
@@ -39,7 +39,7 @@ DAMAGE = {
     "bytes, not": truncated,
     "rest/_METADATA is missing": lambda step: shutil.rmtree(step / "rest"),
     "_CHECKPOINT_METADATA is missing": lambda step: (step / "_CHECKPOINT_METADATA").unlink(),
-    "checksums.json is not readable": lambda step: (step / proof.NAME).write_text("{"),
+    "checksums.json is not readable": lambda step: (step / checksums.NAME).write_text("{"),
 }
 
 
@@ -88,10 +88,10 @@ def test_a_damaged_checkpoint_is_not_exported(whole, tmp_path, capsys):
 
 def test_checksums_of_a_later_version_are_named(whole, tmp_path):
     shutil.copytree(whole / CHECKPOINTS / "4", tmp_path / "4")
-    path = tmp_path / "4" / proof.NAME
+    path = tmp_path / "4" / checksums.NAME
     files.write_json(path, json.loads(path.read_text()) | {"format": 2})
     with pytest.raises(UserError, match="written by a newer dwrl_jax"):
-        proof.damage(tmp_path / "4")
+        checksums.damage(tmp_path / "4")
 
 
 def test_half_written_files_of_a_killed_process_are_swept_away(tmp_path):

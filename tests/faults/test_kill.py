@@ -17,7 +17,7 @@ def harness(*arguments):
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(base):
-    harness("--kills=2", "--chain=2", "--points=thoughts,proof", f"--model={base}")
+    harness("--kills=2", "--chain=2", "--points=thoughts,checksums", f"--model={base}")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax.core import files, proof
+from dwrl_jax.core import checksums, files
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.data import world
@@ -117,7 +117,7 @@ def test_a_broken_checkpoint_is_named(tmp_path):
         file.unlink()
     with pytest.raises(UserError, match="checkpoints/3: damaged: params/d/.* is missing"):
         load(path)
-    (path / "checkpoints" / "3" / proof.NAME).unlink()  # checkpoints of an earlier version have none
+    (path / "checkpoints" / "3" / checksums.NAME).unlink()  # checkpoints of an earlier version have none
     with pytest.raises(UserError, match="params: parameter .* cannot be read"):
         load(path)
 

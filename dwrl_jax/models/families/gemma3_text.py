@@ -22,6 +22,7 @@ DEFAULTS = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
+LONG = {"sliding_window": 1024, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}  # of the multimodal sizes
 SUPPORTED = {
     "hidden_activation": (None, "gelu_pytorch_tanh"),
     "attn_logit_softcapping": (None,),
@@ -94,8 +95,7 @@ FAMILY = Family(
             hidden_size=2560,
             intermediate_size=10240,
             num_hidden_layers=34,
-            sliding_window=1024,
-            rope_scaling={"rope_type": "linear", "factor": 8.0},
+            **LONG,
         ),
         "gemma3-12b": _gemma3(
             hidden_size=3840,
@@ -103,8 +103,7 @@ FAMILY = Family(
             num_hidden_layers=48,
             num_attention_heads=16,
             num_key_value_heads=8,
-            sliding_window=1024,
-            rope_scaling={"rope_type": "linear", "factor": 8.0},
+            **LONG,
         ),
         "gemma3-27b": _gemma3(
             hidden_size=5376,
@@ -114,8 +113,7 @@ FAMILY = Family(
             num_key_value_heads=16,
             head_dim=128,
             query_pre_attn_scalar=168,
-            sliding_window=1024,
-            rope_scaling={"rope_type": "linear", "factor": 8.0},
+            **LONG,
         ),
     },
     defaults=DEFAULTS,
