@@ -22,8 +22,9 @@ def log_odds(log_p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 def mean_vote(log_scores: Float[np.ndarray, "*shape K"]) -> Float[np.ndarray, "*shape"]:
-    """log p = log sum_k s_k - log K, the log of the mean over K votes."""
-    return np.logaddexp.reduce(np.asarray(log_scores, np.float64), axis=-1) - np.log(log_scores.shape[-1])
+    """log p = log sum_k s_k - log K, the log of the mean over K votes. NaN where a vote is NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.logaddexp.reduce(np.asarray(log_scores, np.float64), axis=-1) - np.log(log_scores.shape[-1])
 
 
 def against_others(win: dict[tuple[int, int], float], count: int) -> Float[np.ndarray, " R"]:

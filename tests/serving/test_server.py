@@ -75,7 +75,7 @@ def test_a_full_queue_says_when_to_come_again(serving, held):
     with serving(queue=2, batch_size=4) as (client, service), ThreadPoolExecutor(8) as pool:
         held.clear()
         asked = [pool.submit(client.post, "/v1/judge", json=body())]
-        until(lambda: service.batcher.rows and not service.batcher.waiting)  # on the device
+        until(lambda: _all_on_the_device(service))
         asked += [pool.submit(client.post, "/v1/judge", json=body(row)) for row in ROWS[1:3]]
         until(lambda: len(service.batcher.rows) == 3)
         full = client.post("/v1/judge", json=body(ROWS[3]))
@@ -96,6 +96,13 @@ def test_two_batches_are_asked_at_a_time(serving, held):
         assert _unasked(service) == 1
         held.set()
         assert [answer.result().status_code for answer in asked] == [200] * 3
+
+
+def _all_on_the_device(service) -> bool:
+    """Whether rows have come, and all of their questions were taken from the queue."""
+    with service.batcher.changed:
+        rows = service.batcher.rows
+        return bool(rows) and all(row.missing for row in rows) and not service.batcher.waiting
 
 
 def _unasked(service) -> int:
@@ -229,7 +236,7 @@ def test_a_caller_that_leaves_takes_its_questions_along(served, held):
     held.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, "/v1/judge", json=body())
-        until(lambda: service.batcher.rows and not service.batcher.waiting)
+        until(lambda: _all_on_the_device(service))
         messages = [{"type": "http.request", "body": json.dumps(body(ROWS[1])).encode(), "more_body": False}]
 
         async def receive():
