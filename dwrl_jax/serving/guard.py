@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import hmac
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dwrl_jax.serving.batcher import RETRY, STOPPING
+from dwrl_jax.serving.direct import Direct
 from dwrl_jax.serving.failures import Refused, as_response
 from dwrl_jax.serving.service import Service
 
@@ -20,10 +22,11 @@ ALWAYS = (*OPEN, "/metrics")  # paths that are answered while the server stops
 
 @dataclass
 class Guard:
-    """An ASGI app around another one. A request's body is read whole before the other one begins."""
+    """An ASGI app around another one. A request's body is read whole before its answer begins."""
 
     app: ASGIApp
     service: Service
+    paths: dict[str, Direct]  # POST paths that are answered here; all others are those of `app`
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,12 +43,14 @@ class Guard:
             await send(message)
 
         caller = Caller(receive)
+        direct = self.paths.get(scope["path"]) if scope["method"] == "POST" else None
         service.taken += 1
         try:
             self._admit(scope)
             body = await _read(scope, caller, service.settings.max_bytes, service.settings.read_timeout)
             if body is not None:
-                await _until_left(self.app, scope, body, receive, counted)
+                answering = self._answer(direct, scope, body, counted)
+                await _until_left(answering, receive)
         except Refused as refused:
             if refused.status != 408:
                 await _throw_away(caller, PATIENCE)
@@ -56,9 +61,25 @@ class Guard:
         finally:
             service.taken -= 1
             route = scope.get("route")
-            path = getattr(route, "path", None) or "other"
+            path = scope["path"] if direct else getattr(route, "path", None) or "other"
             service.metrics.requests.labels(path, str(status)).inc()
             service.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+
+    async def _answer(self, direct: Direct | None, scope: Scope, body: bytes, send: Send) -> None:
+        given = False
+
+        async def replayed() -> Message:
+            nonlocal given
+            if given:
+                return await asyncio.Future()  # only `_until_left` listens to the caller
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        if direct is None:
+            await self.app(scope, replayed, send)
+        else:
+            response = await direct.answer(self.service, scope, body)
+            await response(scope, replayed, send)
 
     def _admit(self, scope: Scope) -> None:
         token = self.service.settings.token
@@ -112,26 +133,16 @@ async def _throw_away(caller: Caller, seconds: float) -> None:
                 await caller.next()
 
 
-async def _until_left(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+async def _until_left(answer: Coroutine, receive: Receive) -> None:
     """Answer a request, or give it up when its caller leaves."""
-    given = False
-
-    async def replayed() -> Message:
-        nonlocal given
-        if given:
-            return await asyncio.Future()  # only `left` listens to the caller
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    answering = asyncio.ensure_future(app(scope, replayed, send))
-    left = asyncio.ensure_future(_disconnected(receive))
+    answering, left = asyncio.current_task(), asyncio.ensure_future(_disconnected(receive))
+    left.add_done_callback(lambda done: done.cancelled() or answering.cancel())
     try:
-        await asyncio.wait((answering, left), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            answering.cancel()
-        await asyncio.gather(answering, return_exceptions=left.done())
+        await answer
+    except asyncio.CancelledError:
+        if not left.done() or answering.uncancel():  # somebody else gave it up
+            raise
     finally:
-        answering.cancel()
         left.cancel()
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -20,6 +19,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.dialogue.tokenizers import one_line
 from dwrl_jax.serving import protocols
 from dwrl_jax.serving.batcher import RETRY
+from dwrl_jax.serving.direct import direct_paths
 from dwrl_jax.serving.failures import Refused, as_response
 from dwrl_jax.serving.guard import Guard
 from dwrl_jax.serving.service import Service, Used
@@ -32,7 +32,7 @@ UNAVAILABLE = (
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
-def make_app(service: Service, started: Callable[[], None] = lambda: None) -> FastAPI:
+def make_app(service: Service, started: Callable[[], None] = lambda: None) -> Guard:
     """The app of a service. The batcher runs while the app does; `started` is called when requests may come."""
 
     @contextlib.asynccontextmanager
@@ -49,11 +49,9 @@ def make_app(service: Service, started: Callable[[], None] = lambda: None) -> Fa
         app.router.routes.extend(router.routes)  # without the further matching of included routers
     _add_state(app)
     app.add_exception_handler(Refused, lambda _, error: as_response(error))
-    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_such_path)
     app.add_exception_handler(Exception, lambda _, error: as_response(Refused(500, one_line(error))))
-    app.add_middleware(Guard, service=service)
-    return app
+    return Guard(app, service, direct_paths())
 
 
 def _add_state(app: FastAPI) -> None:
@@ -81,18 +79,6 @@ def _add_state(app: FastAPI) -> None:
     async def page() -> HTMLResponse:
         """A page to try the judge."""
         return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": POLICY})
-
-
-def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    """The first wrong field. The value itself is not repeated."""
-    first = error.errors()[0]
-    names, inside = [], error.body
-    for part in first["loc"][1:]:  # the names of types that were tried are among them
-        known = isinstance(inside, dict) and part in inside or isinstance(inside, list) and isinstance(part, int)
-        if known or first["type"] == "missing" and part == first["loc"][-1]:
-            names.append(str(part))
-            inside = inside[part] if known else None
-    return as_response(Refused(400, first["msg"], ".".join(names) or "body"))
 
 
 def _no_such_path(request: Request, error: HTTPException) -> JSONResponse:

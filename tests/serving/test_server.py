@@ -194,7 +194,7 @@ def test_a_body_that_is_no_request(client, content):
     answer = client.post("/v1/judge", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]["code"] == 400
     text = client.post("/v1/judge", content=json.dumps(body()), headers={"Content-Type": "text/plain"})
-    assert text.status_code == 400  # another site's page may send this without asking
+    assert text.status_code == 415  # another site's page may send this without asking
 
 
 def test_unknown_paths_and_methods(client):
