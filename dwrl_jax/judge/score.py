@@ -79,7 +79,7 @@ def score(
 
     UserError if `votes` is below 1 or if the mesh does not divide `batch_size`.
     """
-    rounds = votes.rounds if isinstance(votes, Adaptive) else (votes,)
+    rounds = votes.asked if isinstance(votes, Adaptive) else (votes,)
     if min(rounds) < 1:
         raise UserError(f"votes={votes}: must be at least 1")
     with jax.set_mesh(loaded.mesh):

@@ -135,7 +135,7 @@ class Batcher:
     def _steps(self, votes: int | Adaptive) -> tuple[list[tuple[int, bool]], Adaptive | None]:
         if self.loaded.card.thoughts == "none":
             return [(1, True)], None
-        rounds = votes.rounds if isinstance(votes, Adaptive) else (votes,)
+        rounds = votes.asked if isinstance(votes, Adaptive) else (votes,)
         steps = []
         for size in rounds:
             made = parts(size, self.settings.sizes)

@@ -31,6 +31,21 @@ def test_the_capital_knows_no_side():
     np.testing.assert_allclose(votes.log_capital(d), votes.log_capital(d / 7), err_msg="the payoff has no scale")
 
 
+@pytest.mark.parametrize(
+    "rule, asked",
+    [
+        (Adaptive(), (8, 8, 16)),  # four votes have a capital of at most 6.3, and eight of at most 91
+        (Adaptive(delta=0.01), (16, 16)),
+        (Adaptive(delta=0.2), (4, 4, 8, 16)),
+        (Adaptive(width=0.64), (4, 4, 8, 16)),  # a single response's interval is .63 wide after four votes
+        (Adaptive(delta=1e-12), (32,)),
+        (Adaptive(rounds=(2,)), (2,)),
+    ],
+)
+def test_no_round_ends_where_no_row_can_be_settled(rule, asked):
+    assert rule.asked == asked and sum(rule.asked) == sum(rule.rounds)
+
+
 DISTRIBUTIONS = {
     "sure": lambda rng, shape: rng.beta(0.3, 0.3, shape),
     "flat": lambda rng, shape: rng.random(shape),
@@ -98,7 +113,7 @@ def judge():
 
 def test_rounds_are_the_first_votes_of_all(judge, monkeypatch):
     """A row that is never settled has the votes that --votes=4 gives; a settled one has the first of them."""
-    rule = Adaptive(rounds=(2, 2))
+    rule = Adaptive(delta=0.6, rounds=(2, 2))  # which two votes can settle
     (whole,) = score(judge, [ROWS[2]], votes=4, batch_size=4)
     asked = []
 
@@ -121,7 +136,7 @@ def test_the_command_scores_with_as_many_votes_as_rows_need(judge, tmp_path, mon
     monkeypatch.setattr(command, "load", lambda *_, **__: judge)
     monkeypatch.setattr(command, "number_of", lambda *given: replace(votes.number_of(*given), rounds=(2, 2)))
     monkeypatch.setattr(votes, "settled", lambda rule, log_scores: rule.width == 0.5 and len(log_scores) == 1)
-    flags = ["--model=random", f"--input={source}", "--votes=auto", "--delta=0.1", "--width=0.5", "--batch_size=4"]
+    flags = ["--model=random", f"--input={source}", "--votes=auto", "--delta=0.6", "--width=0.5", "--batch_size=4"]
     command.main([*flags, f"--output={output}"])
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [np.shape(row["votes"]) for row in rows] == [(2,), (2, 4)]
