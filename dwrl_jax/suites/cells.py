@@ -97,7 +97,9 @@ def equal_steps(row: dict, reference: dict, budget: str) -> int | None:
 def run_cell(suite: Suite, cell: Cell, workdir: Path, overrides: list[str]) -> dict:
     """Train one cell, or go on with it. Returns its row of results.jsonl."""
     arm = suite.arms[cell.arm]
-    flags = [f"--config={CONFIGS / cell.config}.py:{arm.objective}", f"--workdir={workdir / cell.folder}"]
+    name, comma, variant = cell.config.partition(",")
+    chosen = f"{CONFIGS / name}.py:{arm.objective}{comma}{variant}"
+    flags = [f"--config={chosen}", f"--workdir={workdir / cell.folder}"]
     settings = [f"--config.{key}={value}" for key, value in {**suite.settings, **arm.settings}.items()]
     longer = [f"--config.optim.steps={cell.steps}"] if cell.steps else []
     config, folder = parse([*flags, *settings, *overrides, *longer])

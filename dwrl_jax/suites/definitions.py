@@ -20,7 +20,7 @@ class Suite:
     arm that uses less or more of it than the reference has a second run, which uses as much.
     """
 
-    configs: tuple[str, ...]  # files of configs/
+    configs: tuple[str, ...]  # files of configs/, with a variant behind a comma: "tiny,world=long"
     arms: Mapping[str, Arm]
     seeds: tuple[int, ...]
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -49,8 +49,12 @@ WORLD = ("seed", "world.seed", "base.seed", "base.world.seed")  # data, world an
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 
 
-def _rates() -> dict[str, Arm]:
-    return {f"{name}@{rate:g}": Arm(name, {"optim.learning_rate": rate}) for name in METHODS for rate in RATES}
+WORLDS = ("tiny", *(f"tiny,world={name}" for name in ("long", "shortcut", "noisy", "few")))
+IN_WORLDS = ("dwrl", "dwrl_no_misalignment", "grpo_point", "grpo_pair", "irpm", "bvpo", "bt", "bt_prefilled")
+
+
+def _rates(methods: tuple[str, ...] = METHODS) -> dict[str, Arm]:
+    return {f"{name}@{rate:g}": Arm(name, {"optim.learning_rate": rate}) for name in methods for rate in RATES}
 
 
 LORA = {"lora.rank": 16, "lora.alpha": 32.0, "lora.base": "float32"}
@@ -92,6 +96,9 @@ SUITES = {
     ),
     # one choice of DWRL at a time, on worlds that are not those of the table
     "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), seeded=WORLD),
+    # worlds that tell methods apart, and each method's rate on all of them together, from other seeds
+    "worlds_rates": Suite(WORLDS, _rates(IN_WORLDS), (201, 202), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
+    "worlds": Suite(WORLDS, {name: Arm(name) for name in IN_WORLDS}, (21, 22, 23, 24, 25), seeded=WORLD),
     # adapters beside full training, at equal steps; their rates come from other worlds
     "tiny_lora_rates": Suite(("tiny",), _lora_rates(), (101, 102), seeded=WORLD, reference="dwrl+lora@0.003"),
     "tiny_lora": Suite(

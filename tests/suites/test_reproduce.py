@@ -1,5 +1,6 @@
 """Smoke: a small suite from its command, gone on with; exact: what its table says of given scores."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -43,6 +44,24 @@ def test_a_suite_runs_each_cell_once(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "| **`dwrl`** | pairs | 1 |" in output and "| `bt_token` | pairs | 1 |" in output
     assert (tmp_path / "figures_tiny.png").stat().st_size > 10_000
+
+
+def test_a_suite_of_several_worlds_has_a_table_for_each(tmp_path, monkeypatch, capsys):
+    """The worlds of a cell are those of its config's variant."""
+    suite = dataclasses.replace(SUITES["worlds"], configs=("tiny", "tiny,world=shortcut"))
+    monkeypatch.setitem(SUITES, "worlds", suite)
+    reproduce.main([*flags(tmp_path, "--arms=bt", "--seeds=77"), "--suite=worlds"])
+    output = capsys.readouterr().out
+    assert "**tiny**" in output and "**tiny,world=shortcut**" in output
+    rows = finished.read_rows(tmp_path)
+    kept = {row["config"]: files.read_json(tmp_path / row["workdir"] / "config.json") for row in rows}
+    assert [kept[name]["world"]["name"] for name in suite.configs] == ["plain", "shortcut"]
+    assert {config["world"]["seed"] for config in kept.values()} == {77}
+
+
+def test_the_worlds_are_compared_on_other_seeds_than_the_rates_come_from():
+    assert not set(SUITES["worlds"].seeds) & set(SUITES["worlds_rates"].seeds)
+    assert {arm.objective for arm in SUITES["worlds_rates"].arms.values()} == set(SUITES["worlds"].arms)
 
 
 @pytest.mark.parametrize(
