@@ -1,10 +1,11 @@
 """The training loop: sample, update, evaluate, write down, save. A stopped run goes on from its last checkpoint."""
 
+import collections
 import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from dwrl_jax.judge.thoughts import for_update, with_reference
 from dwrl_jax.training import held_out, skipping
 from dwrl_jax.training.parts import Run
 from dwrl_jax.training.programs import Programs, abstract_state, make_programs
-from dwrl_jax.workdir import checkpoint, records
+from dwrl_jax.workdir import checkpoint, records, watch
 
 PROFILED = 3  # steps
 
@@ -71,6 +72,7 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> T
     """Train from the state's step to the last step."""
     begun = int(state.step)
     in_row = hosts.of_first(records.skipped_in_row(run.workdir) if hosts.first() else 0)
+    watching = _watch(run)
     board = records.open_tensorboard(run.workdir, begun)
     batches = prefetch(run.batches, begun, run.steps)
     bar = tqdm(total=run.steps, initial=begun, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
@@ -81,6 +83,7 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> T
             faults.point("updated")
             step = int(state.step)
             curve = held_out.curve(run, programs, state, start)
+            metrics |= watching(step, metrics)
             records.write_metrics(run.workdir, board, step, metrics | curve)
             faults.point("metrics")
             in_row = in_row + 1 if metrics[records.SKIPPED] else 0
@@ -100,6 +103,26 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> T
                 raise Stopped(message, stop)
     manager.wait_until_finished()
     return state
+
+
+def _watch(run: Run) -> Callable[[int, dict[str, float]], dict[str, float]]:
+    """A function of each step and its metrics that tells the faults which begin there, and gives their number.
+
+    The first process tells them, because it has the metrics of earlier starts.
+    """
+    kept, group_size = collections.deque(maxlen=watch.KEPT), run.thoughts.sampler.group_size
+    if hosts.first():
+        kept.extend(map(watch.watched, records.last_metrics(run.workdir, watch.KEPT)))
+
+    def look(step, metrics):
+        kept.append(watch.watched({"step": step} | metrics))
+        series = records.series_of(kept)
+        for fault in watch.begun(series, group_size):
+            if fault.step == step:
+                print(f"warning: step {step}: {fault.what}; {fault.advice}", flush=True)
+        return {"train/warnings": float(watch.number_now(series, group_size))}
+
+    return look
 
 
 def _profile(run: Run, begun: int, step: int):

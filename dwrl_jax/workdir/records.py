@@ -7,9 +7,10 @@ run that goes on drops the lines past its checkpoint. The first of several proce
 which names the file and the missing or malformed line or key.
 """
 
+import collections
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,20 @@ def read_metrics(workdir: Path) -> Iterator[dict]:
     return files.read_lines(workdir / METRICS, needs="step")
 
 
+def last_metrics(workdir: Path, count: int) -> Iterable[dict]:
+    """The last steps of metrics.jsonl, at most `count`. Empty without a file."""
+    return collections.deque(read_metrics(workdir) if (workdir / METRICS).exists() else (), maxlen=count)
+
+
 def read_series(workdir: Path) -> Series:
     """Each metric with its steps in order; the last line of a step counts. Empty without a file."""
+    return series_of(read_metrics(workdir) if (workdir / METRICS).exists() else ())
+
+
+def series_of(rows: Iterable[dict]) -> Series:
+    """The same of rows of metrics.jsonl."""
     values: dict[str, dict[int, float]] = {}
-    for row in read_metrics(workdir) if (workdir / METRICS).exists() else ():
+    for row in rows:
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
                 values.setdefault(name, {})[row["step"]] = float(value)
