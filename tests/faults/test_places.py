@@ -57,9 +57,7 @@ def test_other_pairs_than_those_of_the_beginning_are_named(part, chosen, read):
     begin(read.run, part)
     write(read.path, chosen)
     for _ in range(2):
-        with pytest.raises(
-            UserError, match=rf"data.{part} was changed after .*pairs.jsonl:\d is the first other pair"
-        ):
+        with pytest.raises(UserError, match=rf"data.{part} was changed after .*pairs.jsonl:\d is the first other pair"):
             read(part)
     write(read.path, ["s2 warm"] * 8)
     assert len(read(part)) == len(kept), "the old file goes on"
