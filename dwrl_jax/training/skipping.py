@@ -41,7 +41,8 @@ def too_many(run: Run, step: int, in_row: int) -> UserError:
 def _write_down(run: Run, batch: PreferenceBatch, step: int, phase: str, wrong: dict[str, float], which) -> None:
     ids = [int(number) for number in np.asarray(batch.pair_id)[np.asarray(which)]]
     records.write_not_finite(run.workdir, step, phase, wrong, [(number, run.describe(number)) for number in ids])
-    named = ", ".join(f"{name} {value}" for name, value in wrong.items())
+    short = [name for name in wrong if name.endswith(f"_{phase}")] or list(wrong)[:2]
+    named = ", ".join(f"{name} {wrong[name]}" for name in short)
     print(
         f"warning: step {step}: the {phase} update is skipped, because figures are not finite ({named}); "
         f"{records.NOT_FINITE} lists its {len(ids)} pair{'s' * (len(ids) != 1)}",

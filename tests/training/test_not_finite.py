@@ -157,7 +157,7 @@ def params_at(workdir, step):
         return checkpoint.restore_params(manager, str(step), export.abstract_params(shape))
 
 
-def test_a_run_stops_after_so_many_steps_in_a_row_even_if_it_was_stopped_between_them(
+def test_a_run_stops_after_so_many_steps_in_a_row_over_all_its_starts(
     base, tmp_path, monkeypatch, capsys
 ):
     """Step 2 is skipped and saved; the next start goes on with step 3, counts two in a row and stops there."""
