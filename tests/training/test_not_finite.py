@@ -157,9 +157,7 @@ def params_at(workdir, step):
         return checkpoint.restore_params(manager, str(step), export.abstract_params(shape))
 
 
-def test_a_run_stops_after_so_many_steps_in_a_row_over_all_its_starts(
-    base, tmp_path, monkeypatch, capsys
-):
+def test_a_run_stops_after_so_many_steps_in_a_row_over_all_its_starts(base, tmp_path, monkeypatch, capsys):
     """Step 2 is skipped and saved; the next start goes on with step 3, counts two in a row and stops there."""
     flags = [*tiny(), f"--config.model.path={base}", f"--workdir={tmp_path}", "--config.checkpoint.every=1"]
     flags.append("--config.checkpoint.keep=4")
