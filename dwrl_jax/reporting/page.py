@@ -18,7 +18,7 @@ from dwrl_jax.objectives.parts.panels import Panel
 from dwrl_jax.reporting.curves import curves
 from dwrl_jax.reporting.text import READERS
 from dwrl_jax.settings.config import flat
-from dwrl_jax.workdir import records
+from dwrl_jax.workdir import records, watch
 from dwrl_jax.workdir.records import Series
 
 SHOWN_PAIRS = 4
@@ -104,12 +104,13 @@ def interval_picture(results: dict) -> dict:
 
 
 def warnings(series: Series, results: dict, group_size: int | None) -> list[tuple[str, str]]:
-    """(symptom, remedy) by the mean over the last tenth of the run, at least ten steps."""
+    """(symptom, remedy) by the mean over the last tenth of the run, at least ten steps, and while the run went."""
     recent = {name: float(np.mean(v[-max(10, len(v) // 10) :])) for name, (_, v) in series.items()}
     mass, cut_off = recent.get("train/answer_mass", 1.0), recent.get("train/cut_off", 0.0)
     gap, effective = recent.get("train/logp_gap_mean", 0.0), recent.get("train/effective_thoughts", 0.0)
     ties = {k: cell["ties"] for k, cell in results["trained"].items() if cell.get("ties") is not None}
     tied = max(ties, key=ties.get, default=None)
+    skipped = int(series[records.SKIPPED][1].sum()) if records.SKIPPED in series else 0
     broken = [name for name, (_, values) in series.items() if not np.isfinite(values).all()]
     checks = [
         (mass < 0.95, f"The answer tokens hold {mass:.2f} of the probability (alarm below 0.95).",
@@ -126,8 +127,14 @@ def warnings(series: Series, results: dict, group_size: int | None) -> list[tupl
          "Scores are saturated or rounded: read them out in float32 and use more votes."),
         (broken, f"Values that are not finite: {', '.join(broken)}.",
          "Lower the learning rate, and look at the first step where it happens."),
+        (skipped, f"{skipped} updates were skipped, because figures were not finite.",
+         f"Look at the pairs in {records.NOT_FINITE}, or lower the learning rate."),
     ]  # fmt: skip
-    return [(what, action) for holds, what, action in checks if holds]
+    while_it_went = [
+        (f"From step {fault.step}: {fault.what}.", f"{fault.advice[:1].upper()}{fault.advice[1:]}.")
+        for fault in watch.begun(series, group_size or 1)
+    ]
+    return [(what, action) for holds, what, action in checks if holds] + while_it_went
 
 
 def headline(results: dict) -> str:

@@ -86,6 +86,7 @@ def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | 
         thought_pairs=config.log.thought_pairs,
         checkpoint_every=config.checkpoint.every,
         checkpoints_kept=config.checkpoint.keep,
+        most_skipped=config.optim.most_skipped,
         packing=config.optim.packing,
         profile=config.profile,
     )

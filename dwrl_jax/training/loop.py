@@ -1,10 +1,11 @@
 """The training loop: sample, update, evaluate, write down, save. A stopped run goes on from its last checkpoint."""
 
+import collections
 import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,17 @@ import numpy as np
 from tqdm import tqdm
 
 from dwrl_jax.core import faults, hosts
-from dwrl_jax.core.errors import Stopped, UserError
+from dwrl_jax.core.errors import Stopped
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
 from dwrl_jax.data.batches import padding_share, prefetch
 from dwrl_jax.generation.keys import TRAINING
 from dwrl_jax.generation.packing import Packing, pack
 from dwrl_jax.judge.judge import Judge, branch_length
 from dwrl_jax.judge.thoughts import for_update, with_reference
-from dwrl_jax.training import held_out
+from dwrl_jax.training import held_out, skipping
 from dwrl_jax.training.parts import Run
 from dwrl_jax.training.programs import Programs, abstract_state, make_programs
-from dwrl_jax.workdir import checkpoint, records
+from dwrl_jax.workdir import checkpoint, records, watch
 
 PROFILED = 3  # steps
 
@@ -70,6 +71,8 @@ def _train(run: Run, programs: Programs):
 def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> TrainState:
     """Train from the state's step to the last step."""
     begun = int(state.step)
+    in_row = hosts.of_first(records.skipped_in_row(run.workdir) if hosts.first() else 0)
+    watching = _watch(run)
     board = records.open_tensorboard(run.workdir, begun)
     batches = prefetch(run.batches, begun, run.steps)
     bar = tqdm(total=run.steps, initial=begun, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
@@ -80,8 +83,13 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> T
             faults.point("updated")
             step = int(state.step)
             curve = held_out.curve(run, programs, state, start)
+            metrics |= watching(step, metrics)
             records.write_metrics(run.workdir, board, step, metrics | curve)
             faults.point("metrics")
+            in_row = in_row + 1 if metrics[records.SKIPPED] else 0
+            if in_row >= run.most_skipped:
+                manager.wait_until_finished()
+                raise skipping.too_many(run, step, in_row)
             stop = hosts.stop(stopping)
             due = curve or step % run.checkpoint_every == 0 or step == run.steps
             if due or stop:
@@ -95,6 +103,26 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> T
                 raise Stopped(message, stop)
     manager.wait_until_finished()
     return state
+
+
+def _watch(run: Run) -> Callable[[int, dict[str, float]], dict[str, float]]:
+    """A function of each step and its metrics that tells the faults which begin there, and gives their number.
+
+    The first process tells them, because it has the metrics of earlier starts.
+    """
+    kept, group_size = collections.deque(maxlen=watch.KEPT), run.thoughts.sampler.group_size
+    if hosts.first():
+        kept.extend(map(watch.watched, records.last_metrics(run.workdir, watch.KEPT)))
+
+    def look(step, metrics):
+        kept.append(watch.watched({"step": step} | metrics))
+        series = records.series_of(kept)
+        for fault in watch.begun(series, group_size):
+            if fault.step == step:
+                print(f"warning: step {step}: {fault.what}; {fault.advice}", flush=True)
+        return {"train/warnings": float(watch.number_now(series, group_size))}
+
+    return look
 
 
 def _profile(run: Run, begun: int, step: int):
@@ -121,17 +149,14 @@ def _step(run: Run, programs: Programs, state, batch, thoughts, start, board):
         thoughts = with_reference(thoughts, programs.reference_logps(start, batch, thoughts, packing))
     updating = time.perf_counter()
     state, measured = programs.train_step(state, batch, thoughts, packing, start if run.lora else None)
-    metrics |= {f"train/{name}": float(value) for name, value in jax.device_get(measured).items()}
-    if not all(np.isfinite(value) for value in metrics.values()):
-        bad = next(name for name, value in metrics.items() if not np.isfinite(value))
-        raise UserError(f"step {step + 1}: {bad} is not finite; lower optim.learning_rate or check the data")
+    metrics |= skipping.finite_metrics(run, batch, jax.device_get(measured), step + 1)
     now = time.perf_counter()
     tokens = _tokens(run.judge, batch, thoughts)
     metrics["train/tokens_per_second"] = tokens * len(run.phases) / (now - updating)
     metrics["train/padding"] = 1.0 - tokens / _positions(run.judge, batch, thoughts, packing)
     metrics["time/step_seconds"] = now - began
     if sampled is not None and (step == 0 or (step + 1) % run.thoughts_every == 0 or step + 1 == run.steps):
-        rows = held_out.thought_rows(run, batch, *sampled, step=step + 1, split="train")
+        rows = skipping.finite_rows(held_out.thought_rows(run, batch, *sampled, step=step + 1, split="train"))
         records.write_thoughts(run.workdir, board, rows, step + 1)
     return state, metrics
 

@@ -30,5 +30,6 @@ class Run(Recipe):
     thought_pairs: int
     checkpoint_every: int
     checkpoints_kept: int  # of the last ones; the best is kept too
+    most_skipped: int  # steps in a row with a skipped update
     packing: bool  # short thoughts share lanes in the update
     profile: bool  # trace the steps after the first, which compiles

@@ -34,6 +34,12 @@ class OptimSettings:
         "shared",
         'Adam\'s moments of the phases of a step (dwrl: Eq. 14, Eq. 15); "separate" moments take memory for each phase',
     )
+    most_skipped: int = setting(
+        10,
+        "a run stops when so many steps in a row had an update that was skipped, because a figure was not finite",
+        at_least=1,
+        resumable=True,
+    )
     micro_batches: int = setting(
         1,
         "parts of the batch whose gradients are summed: less memory, the same result up to rounding",

@@ -1,6 +1,7 @@
 """From a config to the pairs of a run: dialogue, source, tokens and batches."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from dwrl_jax import dialogue
 from dwrl_jax.core import files, hosts
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.names import CHECKPOINTS
 from dwrl_jax.data import token_file, world
 from dwrl_jax.data.batches import Batches, make_batches
 from dwrl_jax.data.containers import identity
@@ -134,12 +136,31 @@ def tokenised(
     kept = token_file.read(path, key) if hosts.first() else None
     if not hosts.of_first(kept is not None):
         made = _tokenise(config, talk, part, workdir, needs)
+        hosts.attempt(_check_unchanged, config.data[part], part, workdir, made[0])
         hosts.attempt(token_file.write, path, key, *made)
         return made
     kept = kept or token_file.read(path)
     if kept is None:
         raise UserError(f"{path} cannot be read here, but by the first process: all need the same workdir")
     return kept
+
+
+def _check_unchanged(name: str, part: str, workdir: Path, made: Examples) -> None:
+    """UserError if a run that has begun would go on with other pairs. The time of a file alone changes nothing."""
+    used = workdir / CHECKPOINTS if part == "train" else workdir / "eval" / "base.jsonl"
+    kept = token_file.read(workdir / "tokens" / f"{part}.npz") if used.exists() else None
+    if kept is None:
+        return
+
+    def content(row):
+        return row and (row.pair_id, dataclasses.replace(row.pair, where=""))
+
+    for old, new in itertools.zip_longest(kept[0].rows, made.rows):
+        if content(old) != content(new):
+            raise UserError(
+                f"{name}: data.{part} was changed after the run in {workdir} began ({(new or old).pair.where} is the "
+                "first other pair): put the old file back, or choose another --workdir"
+            )
 
 
 def _draw(config: ConfigDict, part: str) -> dict[str, int]:

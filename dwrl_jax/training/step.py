@@ -32,23 +32,41 @@ def make_train_step(
 
     Micro-batches divide the pairs, and their gradients sum to that of the whole batch. Metrics are means over valid
     pairs; names that end in `_max` are maxima. Loss and gradient norm have the name of the phase behind theirs.
+
+    A phase whose gradient norm, loss or other metric is not finite is skipped: parameters and moments stay as they were
+    before it, and only its learning rate goes on. metrics["skipped"] has for each phase whether it was skipped, and the
+    pairs [B] with a loss or metric that is not finite.
     """
 
     def step(
         state: TrainState, batch: PreferenceBatch, thoughts: ThoughtBatch, packing: Packing | None = None, start=None
     ):
-        params, opt_state, metrics = state.params, state.opt_state, {}
+        params, opt_state, metrics, skipped = state.params, state.opt_state, {}, {}
         for phase, (name, loss_fn) in enumerate(phases.items()):
             key = jax.random.fold_in(sampling_key(seed, DROPOUT, state.step), phase) if adapters else None
             model = functools.partial(variables, adapters, start)
             grads, measured = gradient(judge, loss_fn, params, batch, thoughts, micro_batches, packing, model, key)
-            updates, opt_state = optimizer.update(grads, opt_state, params, phase=phase)
-            params = optax.apply_updates(params, updates)
-            metrics |= measured | {f"loss_{name}": measured["loss"], f"grad_norm_{name}": optax.global_norm(grads)}
+            broken, norm = measured.pop("broken"), optax.global_norm(grads)
+            finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, (norm, *measured.values())))
+            updates, after = optimizer.update(grads, opt_state, params, phase=phase)
+            params = _if_finite(finite, optax.apply_updates(params, updates), params)
+            opt_state, skipped[name] = _if_finite(finite, after, opt_state), (~finite, broken)
+            metrics |= measured | {f"loss_{name}": measured["loss"], f"grad_norm_{name}": norm}
         del metrics["loss"]
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state), metrics | {"skipped": skipped}
 
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _if_finite(finite: Array, after, before):
+    """`after` where `finite`, else `before`. A schedule counts on, so that later steps have the rates of their step."""
+
+    def choose(new, old):
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        return jnp.where(finite, new, old)
+
+    return jax.tree.map(choose, after, before, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState))
 
 
 def gradient(
@@ -64,7 +82,8 @@ def gradient(
 ):
     """Gradient of the mean loss over valid pairs, and the metrics, summed over micro-batches in float32.
 
-    `model(params, key)` gives the variables of a pass; each micro-batch has a key of its own.
+    `model(params, key)` gives the variables of a pass; each micro-batch has a key of its own. The metric "broken" [B]
+    is true for valid pairs with a loss or metric that is not finite.
     """
     total = jnp.maximum(batch.valid.sum(), 1)
     judge = _balanced(judge, micro_batches)
@@ -73,9 +92,10 @@ def gradient(
         pairs, group, packed, key = micro
         asked = {} if pairs.margin is None else {"margin": pairs.margin}
         losses, metrics = loss_fn(logps(judge, model(params, key), pairs, group, packed), group, **asked)
+        broken = pairs.valid & ~functools.reduce(jnp.logical_and, map(jnp.isfinite, (losses, *metrics.values())))
         metrics = {name: _reduce(name, value, pairs.valid, total) for name, value in metrics.items()}
         loss = jnp.where(pairs.valid, losses, 0.0).sum() / total
-        return loss, metrics | {"loss": loss}
+        return loss, metrics | {"loss": loss, "broken": broken}
 
     take_gradient = jax.grad(micro_loss, has_aux=True)
     if micro_batches == 1:
@@ -90,7 +110,8 @@ def gradient(
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     grads, metrics = jax.lax.scan(add, zeros, (*split, keys))
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-    return grads, {k: v.max(0) if k.endswith("_max") else v.sum(0) for k, v in metrics.items()}
+    broken = metrics.pop("broken").reshape(-1)
+    return grads, {k: v.max(0) if k.endswith("_max") else v.sum(0) for k, v in metrics.items()} | {"broken": broken}
 
 
 def _reduce(name: str, values: Array, valid: Array, total: Array):

@@ -1,13 +1,16 @@
 """The files of a run: metrics.jsonl, thoughts.jsonl, results.json, and eval/NAME.jsonl with scores of held-out pairs.
 
+A run also has not_finite.jsonl if updates were skipped: the pairs of these updates.
+
 Each file has one writer and one reader. Tensorboard gets the same scalars and texts. A line holds its step, so that a
 run that goes on drops the lines past its checkpoint. The first of several processes writes. Readers raise UserError,
 which names the file and the missing or malformed line or key.
 """
 
+import collections
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,8 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch
 from dwrl_jax.data.pairs import Pair
 
-METRICS, THOUGHTS, RESULTS = "metrics.jsonl", "thoughts.jsonl", "results.json"
+METRICS, THOUGHTS, RESULTS, NOT_FINITE = "metrics.jsonl", "thoughts.jsonl", "results.json", "not_finite.jsonl"
+SKIPPED = "train/skipped_updates"  # number of updates of a step that were skipped
 MAX_PAIRS = 64  # pairs of a step that are kept while thoughts are read
 Series = dict[str, tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]]  # metric -> (steps, values)
 SIDES = ("chosen", "rejected")
@@ -29,7 +33,7 @@ SIDES = ("chosen", "rejected")
 @hosts.by_first
 def rewind(workdir: Path, step: int) -> None:
     """Drop the lines of later steps than `step`: they will be written again."""
-    for name in (METRICS, THOUGHTS):
+    for name in (METRICS, THOUGHTS, NOT_FINITE):
         if (workdir / name).exists():
             files.keep_lines(workdir / name, lambda row: row["step"] <= step, needs="step")
 
@@ -56,15 +60,49 @@ def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, m
         board.add_scalar(name, value, step)
 
 
+def skipped_in_row(workdir: Path) -> int:
+    """Number of steps at the end of metrics.jsonl, one after another, with a skipped update."""
+    in_row = 0
+    for row in read_metrics(workdir) if (workdir / METRICS).exists() else ():
+        in_row = in_row + 1 if row.get(SKIPPED) else 0
+    return in_row
+
+
+@hosts.by_first
+def write_not_finite(
+    workdir: Path, step: int, phase: str, figures: dict[str, float], pairs: list[tuple[int, Pair]]
+) -> None:
+    """Write a line of not_finite.jsonl about each pair of a skipped update. `figures` are those that are not finite."""
+    named = {name: str(value) for name, value in figures.items()}
+    files.append_lines(
+        workdir / NOT_FINITE,
+        (
+            {"step": step, "phase": phase, "pair": number, "where": pair.where, "figures": named}
+            | {"prompt": list(pair.prompt), "chosen": pair.chosen, "rejected": pair.rejected}
+            for number, pair in pairs
+        ),
+    )
+
+
 def read_metrics(workdir: Path) -> Iterator[dict]:
     """The steps of metrics.jsonl in the order of the file."""
     return files.read_lines(workdir / METRICS, needs="step")
 
 
+def last_metrics(workdir: Path, count: int) -> Iterable[dict]:
+    """The last steps of metrics.jsonl, at most `count`. Empty without a file."""
+    return collections.deque(read_metrics(workdir) if (workdir / METRICS).exists() else (), maxlen=count)
+
+
 def read_series(workdir: Path) -> Series:
     """Each metric with its steps in order; the last line of a step counts. Empty without a file."""
+    return series_of(read_metrics(workdir) if (workdir / METRICS).exists() else ())
+
+
+def series_of(rows: Iterable[dict]) -> Series:
+    """The same of rows of metrics.jsonl."""
     values: dict[str, dict[int, float]] = {}
-    for row in read_metrics(workdir) if (workdir / METRICS).exists() else ():
+    for row in rows:
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
                 values.setdefault(name, {})[row["step"]] = float(value)

@@ -223,6 +223,19 @@ def test_warnings_name_what_is_wrong(workdir):
         assert words in text, words
 
 
+def test_faults_while_the_run_went_and_skipped_updates_are_told(workdir):
+    rows = [row | {"train/skipped_updates": 2.0 * (row["step"] == 9), "train/cut_off": 0.0} for row in metrics(60)]
+    for row in rows[30:]:
+        row["train/cut_off"] = 0.15
+    write_jsonl(workdir / "metrics.jsonl", rows)
+    text = Page(write_report(workdir).read_text(encoding="utf-8")).text
+    assert "2 updates were skipped" in text and "not_finite.jsonl" in text
+    assert text.count("more and more thoughts are cut off") == 1 and "From step 46:" in text
+    write_jsonl(workdir / "metrics.jsonl", metrics(60))
+    text = Page(write_report(workdir).read_text(encoding="utf-8")).text
+    assert "were skipped" not in text and "From step" not in text
+
+
 def test_long_logs_stay_small(workdir):
     write_jsonl(workdir / "metrics.jsonl", metrics(3000))
     assert write_report(workdir).stat().st_size < 1_000_000

@@ -56,7 +56,8 @@ def test_a_clip_norm_of_zero_is_off():
 
 def test_separate_moments_are_those_of_two_optimizers(monkeypatch):
     """Each phase of a step sees its own gradients alone, at the same rate: as if the other one were not there."""
-    monkeypatch.setattr(step_module, "gradient", lambda judge, size, *rest: ({"kernel": size}, {"loss": 0.0}))
+    measured = {"loss": 0.0, "broken": np.zeros(1, bool)}
+    monkeypatch.setattr(step_module, "gradient", lambda judge, size, *rest: ({"kernel": size}, dict(measured)))
     phases = {"score": jnp.full(1, 0.1), "thought": jnp.full(1, -0.7)}
     separate = make_optimizer(dataclasses.replace(OPTIONS, moments="separate"), phases=2)
     alone = make_optimizer(OPTIONS, phases=1)

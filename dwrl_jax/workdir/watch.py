@@ -1,0 +1,142 @@
+"""Faults of training that show in the metrics of a run while it goes, each with what to try.
+
+A fault holds at a step by means over the last WINDOW steps, some of them against those of the LOOK steps before. It is
+told where it begins: not again before it has been away for QUIET steps. All this follows from the last KEPT steps, so
+a run that goes on tells what an undisturbed one tells. The bounds are (ours): the sound runs of the built-in worlds
+stay inside them, and docs/findings.md has runs that do not. Many sound judges end with thoughts of little variety, so
+uniform weights and low entropy are faults only beside a low accuracy.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.lib.stride_tricks import sliding_window_view
+
+from dwrl_jax.workdir.records import Series
+
+WINDOW, LOOK, QUIET = 25, 100, 50  # steps
+KEPT = WINDOW + LOOK + QUIET
+LOW = 0.62  # accuracy: above chance by less than the noise of a window of small batches
+NAMES = ("pair_accuracy", "effective_thoughts", "entropy", "cut_off", "answer_mass", "ties")
+LEVELS = ("log_preference_score_chosen", "log_preference_score_rejected")
+
+KEYS = [f"train/{name}" for name in (*NAMES, *LEVELS)]
+
+
+Holds = dict[str, tuple[Bool[np.ndarray, " N"], str, str]]
+
+
+class Fault(NamedTuple):
+    """A fault that begins at a step: what it is, and what to try."""
+
+    step: int
+    name: str
+    what: str
+    advice: str
+
+
+def begun(series: Series, group_size: int) -> list[Fault]:
+    """The faults of a run in the order in which they begin. `group_size` is the number of thoughts per response."""
+    steps, means, errors = _means(series)
+    told = []
+    for name, (holds, what, advice) in _faults(means, errors, group_size).items():
+        for at in np.flatnonzero(holds):
+            if not holds[max(0, at - QUIET) : at].any():
+                values = {key: float(mean[at]) for key, mean in means.items()}
+                told.append(Fault(int(steps[at]), name, what.format(n=group_size, **values), advice))
+    return sorted(told)
+
+
+def watched(row: dict) -> dict:
+    """The part of a row of metrics.jsonl that `begun` reads."""
+    return {"step": row["step"]} | {key: row[key] for key in KEYS if key in row}
+
+
+def number_now(series: Series, group_size: int) -> int:
+    """The number of faults that hold at the last step."""
+    _, means, errors = _means(series)
+    return sum(bool(holds[-1:].any()) for holds, *_ in _faults(means, errors, group_size).values())
+
+
+def _means(series: Series) -> tuple[np.ndarray, dict[str, Float[np.ndarray, " N"]], Float[np.ndarray, " N"]]:
+    """All steps, the means of the watched metrics over the window that ends there, and the accuracy's standard error.
+
+    A mean is NaN where less than half of the window has the metric.
+    """
+    there = {name: series[f"train/{name}"] for name in (*NAMES, *LEVELS) if f"train/{name}" in series}
+    steps = np.unique(np.concatenate([at for at, _ in there.values()])) if there else np.zeros(0, int)
+    means, errors = dict.fromkeys((*NAMES, *LEVELS), np.full(len(steps), np.nan)), np.full(len(steps), np.nan)
+    for name, (at, values) in there.items():
+        whole = np.full(len(steps) + WINDOW - 1, np.nan)
+        whole[WINDOW - 1 + np.searchsorted(steps, at)] = values
+        windows = sliding_window_view(whole, WINDOW)
+        known = np.isfinite(windows)
+        count = np.where(known.sum(-1) > WINDOW // 2, known.sum(-1), np.nan)
+        means[name] = np.where(known, windows, 0.0).sum(-1) / count
+        if name == "pair_accuracy":
+            squares = np.where(known, windows - means[name][:, None], 0.0) ** 2
+            errors = np.sqrt(squares.sum(-1)) / count
+    means = {name: np.where(np.arange(len(steps)) < WINDOW - 1, np.nan, mean) for name, mean in means.items()}
+    return steps, means, errors
+
+
+def _faults(
+    means: dict, error: Float[np.ndarray, " N"], group_size: int
+) -> dict[str, tuple[Bool[np.ndarray, " N"], str, str]]:
+    """{name: (where it holds, what it is, what to try)}. A comparison with NaN is false."""
+    accuracy, cut_off, mass = means["pair_accuracy"], means["cut_off"], means["answer_mass"]
+    chosen, rejected = (means[name] for name in LEVELS)
+    scored = np.isfinite(mass) & (chosen <= 0) & (rejected <= 0)  # rewards have no level
+    best, noise = _before(accuracy, np.fmax), 5 * np.sqrt(2) * error
+    return {
+        "uniform_thoughts": (
+            (group_size > 1) & (means["effective_thoughts"] > 0.97 * group_size) & (accuracy < LOW),
+            "the weights of the thoughts are uniform ({effective_thoughts:.2f} of {n} count) and pair accuracy is "
+            "{pair_accuracy:.2f}: thoughts have no gradient",
+            "lower optim.learning_rate, or raise sampler.group_size or sampler.temperature",
+        ),
+        "low_entropy": (
+            (means["entropy"] < 0.15) & (accuracy < LOW),
+            "thoughts have lost their variety ({entropy:.3f} nats per token) and pair accuracy is {pair_accuracy:.2f}",
+            "lower optim.learning_rate, or raise objective.kl",
+        ),
+        "cut_off": (
+            cut_off - _before(cut_off, np.fmin) > 0.1,
+            "more and more thoughts are cut off at their longest length ({cut_off:.2f} of them)",
+            "raise sampler.max_thought, or lower optim.learning_rate",
+        ),
+        "answer_mass": (
+            np.isfinite(accuracy) & (_before(mass, np.fmax) > np.fmax(0.5, mass + 0.1)) & (mass < 0.9),
+            "probability leaks from the answers to other words (the answers keep {answer_mass:.2f})",
+            "set score.readout=choices, or lower optim.learning_rate",
+        ),
+        "accuracy_falls": (
+            best - accuracy > np.fmax(0.12, noise),
+            "pair accuracy falls (now {pair_accuracy:.2f})",
+            "lower optim.learning_rate, or export an earlier state with --checkpoint=best",
+        ),
+        "scores_sink": (
+            scored & (np.fmax(chosen, rejected) < -4) & (_before(chosen, np.fmax) - chosen > 1),
+            "the scores of both responses sink (log p+ {log_preference_score_chosen:.2f}, log p- "
+            "{log_preference_score_rejected:.2f})",
+            "lower optim.learning_rate, or raise objective.kl",
+        ),
+        "scores_rise": (
+            scored & (np.fmin(chosen, rejected) > -0.2),
+            "the scores of both responses rise to 1 (log p+ {log_preference_score_chosen:.2f}, log p- "
+            "{log_preference_score_rejected:.2f}): they no longer differ",
+            "lower optim.learning_rate, or begin with a model that calls fewer responses good",
+        ),
+        "ties": (
+            means["ties"] > 0.05,
+            "{ties:.2f} of the pairs are ties",
+            "compute in float32 (model.dtype), or set score.readout=vocab",
+        ),
+    }  # fmt: skip
+
+
+def _before(mean: Float[np.ndarray, " N"], extreme) -> Float[np.ndarray, " N"]:
+    """The largest or smallest mean of the last LOOK windows, by np.fmax or np.fmin."""
+    whole = np.concatenate([np.full(LOOK - 1, np.nan), mean])
+    return extreme.reduce(sliding_window_view(whole, LOOK), axis=-1) if len(mean) else mean
