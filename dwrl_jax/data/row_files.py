@@ -14,6 +14,7 @@ import itertools
 import json
 import lzma
 import os
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,11 @@ from typing import IO
 ROWS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 NOT_JSON = "not json"
+LONGEST = 16 * 2**20  # bytes of a row: a longer one costs itself and not the memory
+TOO_LONG = f"a row of more than {LONGEST // 2**20} MiB"
+NAMES_LONGEST = 10_000  # characters of all names of a row's columns
 HOLDERS = ("data", "rows", "examples", "train")  # keys under which a .json file may have its rows
+_HOLDER = re.compile(rb'"(%s)"\s*:\s*\[' % b"|".join(key.encode() for key in HOLDERS))
 Rows = Iterator[tuple[int, dict | str]]
 
 
@@ -77,7 +82,21 @@ def _count(path: str) -> int:
     if (listed := _listed(path)) is not None:
         return len(listed)
     with open_bytes(path) as file:
-        return sum(1 for line in file if line.strip())
+        return sum(1 for _ in _lines(file))
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(line number, line) of all lines that are not blank. One of more than LONGEST bytes comes cut."""
+    number = 0
+    while line := file.readline(LONGEST + 1):
+        blank = not (line if number else line.removeprefix(b"\xef\xbb\xbf")).strip()
+        number += 1
+        part = line
+        while len(part) > LONGEST and not part.endswith(b"\n"):
+            part = file.readline(LONGEST + 1)
+            blank = blank and not part.strip()
+        if not blank:
+            yield number, line
 
 
 def _picked(rows: Iterator, indices) -> Iterator:
@@ -86,17 +105,58 @@ def _picked(rows: Iterator, indices) -> Iterator:
 
 def _json_lines(path: str, indices) -> Rows:
     with open_bytes(path) as file:
-        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-        for number, line in _picked(lines, indices):
+        for number, line in _picked(_lines(file), indices):
             yield number, _json_object(line)
 
 
 def _json_object(line: bytes) -> dict | str:
+    if len(line) > LONGEST:
+        return TOO_LONG
     try:
-        row = json.loads(line)
+        decoder, doubled = _decoder()
+        return _row(decoder.decode(line.decode(json.detect_encoding(line), "surrogatepass")), doubled)
     except (ValueError, RecursionError):
         return NOT_JSON
-    return row if isinstance(row, dict) else NOT_JSON
+
+
+def _decoder() -> tuple[json.JSONDecoder, list[tuple[dict, str]]]:
+    """A decoder, and the objects that it has met with a key twice, each with that key."""
+    doubled: list[tuple[dict, str]] = []
+
+    def made(items: list[tuple[str, object]]) -> dict:
+        value = dict(items)
+        if len(value) < len(items):
+            keys = [key for key, _ in items]
+            doubled.append((value, next(key for i, key in enumerate(keys) if key in keys[:i])))
+        return value
+
+    return json.JSONDecoder(object_pairs_hook=made), doubled
+
+
+def _row(value, doubled) -> dict | str:
+    """The row, or why it is none."""
+    if not isinstance(value, dict):
+        return NOT_JSON
+    if sum(map(len, value)) > NAMES_LONGEST:
+        return f"names of columns of more than {NAMES_LONGEST:,} characters"
+    if doubled and (key := _doubled_in(value, doubled)) is not None:
+        return f"the key {ascii(key[:40])} twice"
+    return value
+
+
+def _doubled_in(value, doubled) -> str | None:
+    """The key that is twice in an object of a row."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            key = next((key for other, key in doubled if other is each), None)
+            if key is not None:
+                return key
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+    return None
 
 
 def _listed(path: str) -> list[tuple[int, dict | str]] | None:
@@ -112,33 +172,52 @@ def _read_listed(path: str, changed: int, size: int) -> list[tuple[int, dict | s
     off.
     """
     with open_bytes(path) as file:
-        first = next((line for line in file if line.strip()), b"")
+        lines = _lines(file)
+        _, first = next(lines, (0, b""))
         if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise ValueError("UTF-16 text: save it as UTF-8")
         begin = first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        a_row = isinstance(_json_object(first), dict)
-        if begin not in (b"[", b"{") or (a_row and any(line.strip() for line in file)):
+        a_row = begin == b"{" and (isinstance(_json_object(first), dict) or len(first) > LONGEST)
+        if begin not in (b"[", b"{") or (a_row and next(lines, None) is not None):
             return None
+    if begin == b"{" and not _fits_as_a_whole(path):
+        return None  # it need not be held in memory to see that it has lines
     with open_bytes(path) as file:
         text = file.read().decode("utf-8-sig", errors="surrogateescape")
+    decoder, doubled = _decoder()
     try:
-        values = list(_values(text))
+        values = list(_values(text, decoder))
     except ValueError:
         if begin == b"[" and not _lists_of_lines(first):
             raise
         return None  # lines, of which the first is not whole
     if len(values) == 1 and (held := _held(values[0][1])) is not None:
         values = [(values[0][0], value) for value in held]
+    elif len(values) == 1 and len(text) > LONGEST:
+        values = [(values[0][0], TOO_LONG)]
     if len({number for number, _ in values}) < len(values):  # rows share a line
         values = list(enumerate((value for _, value in values), 1))
-    return [(number, value if isinstance(value, dict) else NOT_JSON) for number, value in values]
+    return [(number, value if isinstance(value, str) else _row(value, doubled)) for number, value in values]
+
+
+def _fits_as_a_whole(path: str) -> bool:
+    """Whether a file that begins with an object is short, or has objects of several lines or one that holds rows."""
+    with open_bytes(path) as file:
+        head = file.read(LONGEST + 1)
+    if len(head) <= LONGEST or _HOLDER.search(head):
+        return True
+    try:
+        json.JSONDecoder().raw_decode(head.decode("utf-8-sig", errors="surrogateescape").lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _lists_of_lines(first: bytes) -> bool:
     """Whether the first line is a whole list, so that the file has a list on each line."""
     try:
         return isinstance(json.loads(first), list)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -150,20 +229,28 @@ def _held(value) -> list | None:
     return lists[0] if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]) else None
 
 
-def _values(text: str) -> Iterator[tuple[int, object]]:
-    """(line number, value) of the values in an array, or of values one after another. ValueError where it breaks."""
-    decode, blank = json.JSONDecoder().raw_decode, json.decoder.WHITESPACE.match
+def _values(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[int, object]]:
+    """(line number, value) of the values in an array, or of values one after another. ValueError where it breaks.
+
+    A string in place of a value says why it is no row.
+    """
+    decode, blank = decoder.raw_decode, json.decoder.WHITESPACE.match
     at = blank(text, 0).end()
     array = text[at : at + 1] == "["
     at = blank(text, at + array).end()
     line, counted = 1, 0
     while at < len(text) and not (array and text[at] == "]"):
         line, counted = line + text.count("\n", counted, at), at
+        start = at
         try:
             value, at = decode(text, at)
+            value = NOT_JSON if isinstance(value, str) else value
         except ValueError as error:
             raise ValueError(f"line {line}: not JSON") from error
-        yield line, value
+        except RecursionError:
+            value, at = NOT_JSON, _behind(text, at)
+        # one object may hold all rows, so its length counts only where there are others
+        yield line, TOO_LONG if array and at - start > LONGEST else value
         at = blank(text, at).end()
         if array and text[at : at + 1] == ",":
             at = blank(text, at + 1).end()
@@ -173,25 +260,65 @@ def _values(text: str) -> Iterator[tuple[int, object]]:
         raise ValueError("text behind the array")
 
 
+_NESTS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+
+
+def _behind(text: str, at: int) -> int:
+    """The place behind a value that is nested too deep to be read. ValueError if it breaks off."""
+    depth = 0
+    for found in _NESTS.finditer(text, at):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if not depth:
+            return found.end()
+    raise ValueError("a value that breaks off")
+
+
 def _csv(path: str, indices) -> Rows:
     """Bytes that are not UTF-8 become lone surrogates, so that only their rows cannot be used."""
-    csv.field_size_limit(2**31 - 1)
-    with io.TextIOWrapper(open_bytes(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
-        head = file.readline()
+    csv.field_size_limit(LONGEST)
+    with (
+        open_bytes(path) as opened,
+        io.TextIOWrapper(opened, "utf-8-sig", errors="surrogateescape", newline="") as file,
+    ):
+        head = file.readline(LONGEST + 1)
         comma = "\t" if _kind(path) == ".tsv" else max(",;\t", key=head.count)
-        lines = csv.reader(itertools.chain([head], file), delimiter=comma)
+        lines = csv.reader(itertools.chain([head], _text_lines(file)), delimiter=comma)
         names = next(lines, [])
+        check_names(names)
         yield from _picked(_csv_rows(lines, names), indices)
+
+
+def _text_lines(file: IO[str]) -> Iterator[str]:
+    """The lines of a file. Of a line of more than LONGEST characters only the beginning."""
+    while line := file.readline(LONGEST + 2):
+        part = line
+        while len(part) > LONGEST + 1 and not part.endswith(("\n", "\r")):
+            part = file.readline(LONGEST + 2)
+        yield line
+
+
+def check_names(names) -> None:
+    """ValueError if two columns have the same name: one of them would be lost."""
+    twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(f"two columns have the name {ascii(twice[:40])}: rename one of them")
 
 
 def _csv_rows(lines, names: list[str]) -> Rows:
     before = lines.line_num
-    for cells in lines:
+    while True:
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error:
+            cells = None
         number, before = before + 1, lines.line_num
-        if not cells:
-            continue
-        row = {name: cell for name, cell in zip(names, cells) if cell}
-        yield number, row if len(cells) == len(names) else f"{len(cells)} cells, not {len(names)}"
+        if cells is None or sum(map(len, cells)) > LONGEST:
+            yield number, TOO_LONG
+        elif cells:
+            row = {name: cell for name, cell in zip(names, cells) if cell}
+            yield number, row if len(cells) == len(names) else f"{len(cells)} cells, not {len(names)}"
 
 
 def _open_parquet(path: str):
@@ -219,6 +346,7 @@ def _arrow(path: str, indices) -> Rows:
 def _of_batches(batches, indices) -> Rows:
     first = 1
     for batch in batches:
+        check_names(batch.schema.names)
         wanted = [i for i in range(len(batch)) if indices is None or first + i - 1 in indices]
         yield from ((first + i, row) for i, row in zip(wanted, batch.take(wanted).to_pylist() if wanted else ()))
         first += len(batch)
