@@ -14,20 +14,18 @@ import itertools
 import json
 import lzma
 import os
-import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dwrl_jax.data.json_rows import HOLDER, NOT_JSON, decoder_of_rows, held, row_of, values_of
+
 ROWS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 PACKED = (".gz", ".zst", ".bz2", ".xz")
-NOT_JSON = "not json"
 LONGEST = 16 * 2**20  # bytes of a row: a longer one costs itself and not the memory
 TOO_LONG = f"a row of more than {LONGEST // 2**20} MiB"
-NAMES_LONGEST = 10_000  # characters of all names of a row's columns
-HOLDERS = ("data", "rows", "examples", "train")  # keys under which a .json file may have its rows
-_HOLDER = re.compile(rb'"(%s)"\s*:\s*\[' % b"|".join(key.encode() for key in HOLDERS))
 Rows = Iterator[tuple[int, dict | str]]
 
 
@@ -113,50 +111,10 @@ def _json_object(line: bytes) -> dict | str:
     if len(line) > LONGEST:
         return TOO_LONG
     try:
-        decoder, doubled = _decoder()
-        return _row(decoder.decode(line.decode(json.detect_encoding(line), "surrogatepass")), doubled)
+        decoder, doubled = decoder_of_rows()
+        return row_of(decoder.decode(line.decode(json.detect_encoding(line), "surrogatepass")), doubled)
     except (ValueError, RecursionError):
         return NOT_JSON
-
-
-def _decoder() -> tuple[json.JSONDecoder, list[tuple[dict, str]]]:
-    """A decoder, and the objects that it has met with a key twice, each with that key."""
-    doubled: list[tuple[dict, str]] = []
-
-    def made(items: list[tuple[str, object]]) -> dict:
-        value = dict(items)
-        if len(value) < len(items):
-            keys = [key for key, _ in items]
-            doubled.append((value, next(key for i, key in enumerate(keys) if key in keys[:i])))
-        return value
-
-    return json.JSONDecoder(object_pairs_hook=made), doubled
-
-
-def _row(value, doubled) -> dict | str:
-    """The row, or why it is none."""
-    if not isinstance(value, dict):
-        return NOT_JSON
-    if sum(map(len, value)) > NAMES_LONGEST:
-        return f"names of columns of more than {NAMES_LONGEST:,} characters"
-    if doubled and (key := _doubled_in(value, doubled)) is not None:
-        return f"the key {ascii(key[:40])} twice"
-    return value
-
-
-def _doubled_in(value, doubled) -> str | None:
-    """The key that is twice in an object of a row."""
-    left = [value]
-    while left:
-        each = left.pop()
-        if isinstance(each, dict):
-            key = next((key for other, key in doubled if other is each), None)
-            if key is not None:
-                return key
-            left += each.values()
-        elif isinstance(each, list):
-            left += each
-    return None
 
 
 def _listed(path: str) -> list[tuple[int, dict | str]] | None:
@@ -184,27 +142,26 @@ def _read_listed(path: str, changed: int, size: int) -> list[tuple[int, dict | s
         return None  # it need not be held in memory to see that it has lines
     with open_bytes(path) as file:
         text = file.read().decode("utf-8-sig", errors="surrogateescape")
-    decoder, doubled = _decoder()
+    decoder, doubled = decoder_of_rows()
     try:
-        values = list(_values(text, decoder))
+        values = list(values_of(text, decoder))
     except ValueError:
         if begin == b"[" and not _lists_of_lines(first):
             raise
         return None  # lines, of which the first is not whole
-    if len(values) == 1 and (held := _held(values[0][1])) is not None:
-        values = [(values[0][0], value) for value in held]
-    elif len(values) == 1 and len(text) > LONGEST:
-        values = [(values[0][0], TOO_LONG)]
-    if len({number for number, _ in values}) < len(values):  # rows share a line
-        values = list(enumerate((value for _, value in values), 1))
-    return [(number, value if isinstance(value, str) else _row(value, doubled)) for number, value in values]
+    rows = [(line, TOO_LONG if length > LONGEST else value) for line, length, value in values]
+    if len(values) == 1 and (inside := held(values[0][2])) is not None:
+        rows = [(values[0][0], value) for value in inside]
+    if len({number for number, _ in rows}) < len(rows):  # rows share a line
+        rows = list(enumerate((value for _, value in rows), 1))
+    return [(number, value if isinstance(value, str) else row_of(value, doubled)) for number, value in rows]
 
 
 def _fits_as_a_whole(path: str) -> bool:
     """Whether a file that begins with an object is short, or has objects of several lines or one that holds rows."""
     with open_bytes(path) as file:
         head = file.read(LONGEST + 1)
-    if len(head) <= LONGEST or _HOLDER.search(head):
+    if len(head) <= LONGEST or HOLDER.search(head):
         return True
     try:
         json.JSONDecoder().raw_decode(head.decode("utf-8-sig", errors="surrogateescape").lstrip())
@@ -219,58 +176,6 @@ def _lists_of_lines(first: bytes) -> bool:
         return isinstance(json.loads(first), list)
     except (ValueError, RecursionError):
         return False
-
-
-def _held(value) -> list | None:
-    """The rows in the only object of a file."""
-    if not isinstance(value, dict):
-        return None
-    lists = [value[key] for key in HOLDERS if isinstance(value.get(key), list)]
-    return lists[0] if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]) else None
-
-
-def _values(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[int, object]]:
-    """(line number, value) of the values in an array, or of values one after another. ValueError where it breaks.
-
-    A string in place of a value says why it is no row.
-    """
-    decode, blank = decoder.raw_decode, json.decoder.WHITESPACE.match
-    at = blank(text, 0).end()
-    array = text[at : at + 1] == "["
-    at = blank(text, at + array).end()
-    line, counted = 1, 0
-    while at < len(text) and not (array and text[at] == "]"):
-        line, counted = line + text.count("\n", counted, at), at
-        start = at
-        try:
-            value, at = decode(text, at)
-            value = NOT_JSON if isinstance(value, str) else value
-        except ValueError as error:
-            raise ValueError(f"line {line}: not JSON") from error
-        except RecursionError:
-            value, at = NOT_JSON, _behind(text, at)
-        # one object may hold all rows, so its length counts only where there are others
-        yield line, TOO_LONG if array and at - start > LONGEST else value
-        at = blank(text, at).end()
-        if array and text[at : at + 1] == ",":
-            at = blank(text, at + 1).end()
-    if array and text[at : at + 1] != "]":
-        raise ValueError(f"the array breaks off behind line {line}")
-    if array and text[at + 1 :].strip():
-        raise ValueError("text behind the array")
-
-
-_NESTS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
-
-
-def _behind(text: str, at: int) -> int:
-    """The place behind a value that is nested too deep to be read. ValueError if it breaks off."""
-    depth = 0
-    for found in _NESTS.finditer(text, at):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
-        if not depth:
-            return found.end()
-    raise ValueError("a value that breaks off")
 
 
 def _csv(path: str, indices) -> Rows:
@@ -299,8 +204,8 @@ def _text_lines(file: IO[str]) -> Iterator[str]:
 
 def check_names(names) -> None:
     """ValueError if two columns have the same name: one of them would be lost."""
-    twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
-    if twice is not None:
+    twice, count = Counter(filter(None, names)).most_common(1)[0] if any(names) else ("", 0)
+    if count > 1:
         raise ValueError(f"two columns have the name {ascii(twice[:40])}: rename one of them")
 
 

@@ -15,10 +15,11 @@ from dwrl_jax.dialogue.dialogue import (
     unknown_word,
 )
 from dwrl_jax.dialogue.making import make_dialogue
-from dwrl_jax.dialogue.plain import CONTROL
+from dwrl_jax.dialogue.plain import CHANGED, CONTROL
 from dwrl_jax.dialogue.questions import KEYS, Texts, sides
 
 __all__ = [
+    "CHANGED",
     "CONTROL",
     "KEYS",
     "Dialogue",

@@ -57,6 +57,7 @@ def test_the_figures_of_a_file(path, dialogue):
     small, large = (np.mean([low < n <= high for n in known]) for low, high in ((0, 48), (48, 64)))
     assert seen.in_buckets() == [(48, small), (64, large)] and 0 < small < 1
     assert seen.lost == pytest.approx(4 / 16)
+    assert "1  control token in text (dialogue.control=escape keeps it as plain text)" in text(seen)
 
 
 def test_a_sample_is_said(path, dialogue):
