@@ -187,18 +187,21 @@ def _csv(path: str, indices) -> Rows:
     ):
         head = file.readline(LONGEST + 1)
         comma = "\t" if _kind(path) == ".tsv" else max(",;\t", key=head.count)
-        lines = csv.reader(itertools.chain([head], _text_lines(file)), delimiter=comma)
+        cut: list[int] = []
+        lines = csv.reader(itertools.chain([head], _text_lines(file, cut)), delimiter=comma)
         names = next(lines, [])
         check_names(names)
-        yield from _picked(_csv_rows(lines, names), indices)
+        yield from _picked(_csv_rows(lines, names, cut), indices)
 
 
-def _text_lines(file: IO[str]) -> Iterator[str]:
-    """The lines of a file. Of a line of more than LONGEST characters only the beginning."""
+def _text_lines(file: IO[str], cut: list[int]) -> Iterator[str]:
+    """The lines of a file. One of more than LONGEST characters comes cut, and its length is added to `cut`."""
     while line := file.readline(LONGEST + 2):
         part = line
         while len(part) > LONGEST + 1 and not part.endswith(("\n", "\r")):
             part = file.readline(LONGEST + 2)
+        if part is not line:
+            cut.append(len(line))
         yield line
 
 
@@ -209,7 +212,7 @@ def check_names(names) -> None:
         raise ValueError(f"two columns have the name {ascii(twice[:40])}: rename one of them")
 
 
-def _csv_rows(lines, names: list[str]) -> Rows:
+def _csv_rows(lines, names: list[str], cut: list[int]) -> Rows:
     before = lines.line_num
     while True:
         try:
@@ -219,7 +222,8 @@ def _csv_rows(lines, names: list[str]) -> Rows:
         except csv.Error:
             cells = None
         number, before = before + 1, lines.line_num
-        if cells is None or sum(map(len, cells)) > LONGEST:
+        if cells is None or cut or sum(map(len, cells)) > LONGEST:
+            cut.clear()
             yield number, TOO_LONG
         elif cells:
             row = {name: cell for name, cell in zip(names, cells) if cell}

@@ -48,7 +48,6 @@ class PlainTokenizer:
     core: Tokenizer
     names: dict[str, str]
     ids: dict[int, int]
-    forbidden: frozenset[int]  # ids of whole words of its vocabulary that are control tokens
 
 
 def encoded(dialogue, rows) -> list[list[int]]:
@@ -142,11 +141,9 @@ def _escaped(dialogue, row) -> list[int]:
     parts[1::2] = (texts[int(index)].strip() for index in parts[1::2])
     parts[::2] = (dialogue.control_pattern.sub(lambda found: plain.names[found[0]], part) for part in parts[::2])
     ids = plain.core.encode("".join(parts), add_special_tokens=False).ids
-    if not plain.forbidden.isdisjoint(ids):
-        raise UserError(CONTROL)
     ids = [*dialogue.begin_ids, *(plain.ids.get(token, token) for token in ids)]
     if [token for token in ids if token in dialogue.control_ids] != _skeleton(dialogue, row).control:
-        raise UserError(CONTROL)
+        raise UserError(CONTROL)  # a word of the vocabulary is a control token
     return ids
 
 
@@ -156,9 +153,6 @@ def plain_tokenizer(dialogue) -> PlainTokenizer:
     added = state["added_tokens"]
     state |= {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
     core = Tokenizer.from_str(json.dumps(state))
-    forbidden = {
-        core.token_to_id(content) for content, token in dialogue.control.items() if token in dialogue.control_ids
-    }
     names = {content: f"{NONCE}c{i}c" for i, content in enumerate(dialogue.control)}
     for token in added:
         flags = {flag: token[flag] for flag in ("single_word", "lstrip", "rstrip", "normalized")}
@@ -166,4 +160,4 @@ def plain_tokenizer(dialogue) -> PlainTokenizer:
             flags |= {"single_word": False, "normalized": False}
         core.add_tokens([AddedToken(names.get(token["content"], token["content"]), **flags)])
     ids = {core.token_to_id(names.get(token["content"], token["content"])): token["id"] for token in added}
-    return PlainTokenizer(core, names, ids, frozenset(forbidden - {None}))
+    return PlainTokenizer(core, names, ids)

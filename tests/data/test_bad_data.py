@@ -94,15 +94,22 @@ def test_a_long_row_of_an_array_and_of_a_table(short, tmp_path):
     pairs, reading = look_for_pairs(write(tmp_path / "pairs.json", [f"[{row()},\n{LONG},\n{row()}]"]))
     assert len(pairs) == 2 and reading.rows == [(f"{tmp_path}/pairs.json:2", row_files.TOO_LONG)]
     head, good = "prompt,chosen,rejected", "Hi,a,b"
-    for long in (f"{'x' * 9000},a,b", f'"{"x" * 9000}",a,b', f"{'y,' * 4000}b"):
+    lines_in_it = '"' + "x\n" * 450 + '"'
+    for long in (f"{'x' * 9000},a,b", f'"{"x" * 9000}",a,b', f"{'y,' * 4000}b", f"a,{'x' * 1000},{'y' * 1500}",
+                 ",".join([lines_in_it] * 3)):  # fmt: skip
         pairs, reading = look_for_pairs(write(tmp_path / "pairs.csv", [head, good, long, good]))
-        assert len(pairs) == 2 and [where.rpartition(":")[2] for where, _ in reading.rows] == ["3"]
+        assert len(pairs) == 2 and reading.rows == [(f"{tmp_path}/pairs.csv:3", row_files.TOO_LONG)]
 
 
 def test_the_same_name_for_two_columns(tmp_path):
     path = write(tmp_path / "pairs.csv", ["prompt,chosen,rejected,chosen", "Hi,a,b,c"])
     with pytest.raises(UserError, match="two columns have the name 'chosen': rename one of them"):
         look_for_pairs(path)
+
+
+def test_written_thoughts_that_are_not_unicode_are_as_if_they_were_not_there():
+    made = [formats.pairs_of(GOOD | {"thoughts": ["a", last]})[0].thoughts for last in ("b", "\ud83d")]
+    assert made == [("a", "b"), None]
 
 
 def test_a_file_without_rows(tmp_path):
