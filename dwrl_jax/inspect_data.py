@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE
 from dwrl_jax.data.survey import survey
-from dwrl_jax.dialogue.questions import LAYOUTS
+from dwrl_jax.dialogue.questions import CONTROLS, LAYOUTS
 from dwrl_jax.dialogue.tokenizers import load_tokenizer
 from dwrl_jax.reporting.survey import text, verdict, write_page
 from dwrl_jax.settings.commandline import Flag, command, folder, parse_flags
@@ -44,6 +44,7 @@ FLAGS = {
     "split": Flag("train", "of a folder or data set; train[:50%] is a part of it", default="train"),
     "format": Flag("arena", "the format of the rows; else it is detected", default=""),
     "layout": Flag("one_turn", "as dialogue.layout", default="two_turns", choices=LAYOUTS),
+    "control": Flag("escape", "as dialogue.control", default="skip", choices=CONTROLS),
     "buckets": Flag("256,512", "as data.buckets; the last is the limit", default=BUCKETS, read=lengths),
     "rows": Flag("200000", "rows that are read, drawn at random; 0 for all", default=500_000, read=count),
     "sample": Flag("20000", "pairs that are tokenised, drawn at random; 0 for all", default=20_000, read=count),
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse_flags(_with_file(arguments), FLAGS, __doc__)
     kept = Path(given.model) / ARCHITECTURE
     config = base_config()
-    config.dialogue.layout = given.layout
+    config.dialogue.layout, config.dialogue.control = given.layout, given.control
     talk = make_talk(config, load_tokenizer(kept if kept.is_dir() else given.model), "verdict")
     options = {"split": given.split, "format": given.format, "rows": given.rows, "sample": given.sample}
     seen = survey(given.file, talk, given.buckets, **options, watch=_bar)

@@ -43,6 +43,8 @@ def score(
         raise JudgeError(
             "only a judge that reads its own thoughts, in two turns, can be asked through chat completions"
         )
+    if texts.control == "escape":
+        raise JudgeError("vLLM would read control tokens in a text, which this judge reads as plain text")
     if kind == "label" and len(responses) < 2:
         raise JudgeError("one response, but this judge compares responses")
     at, count = server(url, **settings), range(len(responses))

@@ -9,9 +9,10 @@ from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data.pairs import Pair, Skipped, skip
 from dwrl_jax.dialogue import (
+    CONTROL,
     encode_thoughts,
     fit_prefixes,
-    has_control_token,
+    is_refused,
     no_such_word,
     prefix_ids_batch,
     sides,
@@ -94,8 +95,8 @@ def _encode(pairs, ids, dialogue, max_length, strict) -> tuple[list[Example], li
     """
     rows, drops, skipped, lengths, clean = [], [], Skipped(), [], []
     for pair_id in ids:
-        if any(has_control_token(dialogue, text) for text in _contents(pairs[pair_id])):
-            skip(skipped, pairs[pair_id].where, "control token in text", strict)
+        if any(is_refused(dialogue, text) for text in _contents(pairs[pair_id])):
+            skip(skipped, pairs[pair_id].where, CONTROL, strict)
         else:
             _check_words(pairs[pair_id], dialogue)
             clean.append((pair_id, pairs[pair_id]))

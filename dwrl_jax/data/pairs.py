@@ -11,6 +11,8 @@ import numpy as np
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import containers, formats
 
+NAMED = 20  # reasons and columns that a line names
+CUT = 80  # characters of the name of a column
 TIE = "tie"  # how the reasons of rows begin that say that both responses are equally good
 
 
@@ -40,7 +42,8 @@ class Skipped:
         return Counter(reason for _, reason in self.rows)
 
     def summary(self) -> str:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in self.counts.most_common())
+        reasons = ", ".join(f"{reason} {n}" for reason, n in self.counts.most_common(NAMED))
+        reasons += f" and {more} more reasons" if (more := len(self.counts) - NAMED) > 0 else ""
         undrawn = f"{self.undrawn} not drawn, " if self.undrawn else ""
         return undrawn + (f"{len(self.rows)} left out ({reasons})" if self.rows else "0 left out")
 
@@ -56,7 +59,8 @@ class Reading(Skipped):
     def remarks(self) -> str:
         """The formats and the unread columns, in words."""
         kinds = ", ".join(f"{name} {count}" for name, count in self.formats.most_common())
-        unread = f"; columns not used: {', '.join(sorted(self.unused))}" if self.unused else ""
+        unread = f"; columns not used: {', '.join(sorted(self.unused)[:NAMED])}" if self.unused else ""
+        unread += f" and {more} more" if (more := len(self.unused) - NAMED) > 0 else ""
         return f"format {kinds}{unread}"
 
 
@@ -132,7 +136,7 @@ def _read(
             continue
         reading.formats[kind] += 1
         for column in formats.unused(row, kind):
-            reading.unused[column] += 1
+            reading.unused[formats.printable(column[:CUT])] += 1
         for pair in read:
             if isinstance(pair, formats.Malformed):
                 skip(reading, where, str(pair), strict)

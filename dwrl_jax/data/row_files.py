@@ -14,15 +14,18 @@ import itertools
 import json
 import lzma
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dwrl_jax.data.json_rows import HOLDER, NOT_JSON, decoder_of_rows, held, row_of, values_of
+
 ROWS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 PACKED = (".gz", ".zst", ".bz2", ".xz")
-NOT_JSON = "not json"
-HOLDERS = ("data", "rows", "examples", "train")  # keys under which a .json file may have its rows
+LONGEST = 16 * 2**20  # bytes of a row: a longer one costs itself and not the memory
+TOO_LONG = f"a row of more than {LONGEST // 2**20} MiB"
 Rows = Iterator[tuple[int, dict | str]]
 
 
@@ -77,7 +80,21 @@ def _count(path: str) -> int:
     if (listed := _listed(path)) is not None:
         return len(listed)
     with open_bytes(path) as file:
-        return sum(1 for line in file if line.strip())
+        return sum(1 for _ in _lines(file))
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(line number, line) of all lines that are not blank. One of more than LONGEST bytes comes cut."""
+    number = 0
+    while line := file.readline(LONGEST + 1):
+        blank = not (line if number else line.removeprefix(b"\xef\xbb\xbf")).strip()
+        number += 1
+        part = line
+        while len(part) > LONGEST and not part.endswith(b"\n"):
+            part = file.readline(LONGEST + 1)
+            blank = blank and not part.strip()
+        if not blank:
+            yield number, line
 
 
 def _picked(rows: Iterator, indices) -> Iterator:
@@ -86,17 +103,18 @@ def _picked(rows: Iterator, indices) -> Iterator:
 
 def _json_lines(path: str, indices) -> Rows:
     with open_bytes(path) as file:
-        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-        for number, line in _picked(lines, indices):
+        for number, line in _picked(_lines(file), indices):
             yield number, _json_object(line)
 
 
 def _json_object(line: bytes) -> dict | str:
+    if len(line) > LONGEST:
+        return TOO_LONG
     try:
-        row = json.loads(line)
+        decoder, doubled = decoder_of_rows()
+        return row_of(decoder.decode(line.decode(json.detect_encoding(line), "surrogatepass")), doubled)
     except (ValueError, RecursionError):
         return NOT_JSON
-    return row if isinstance(row, dict) else NOT_JSON
 
 
 def _listed(path: str) -> list[tuple[int, dict | str]] | None:
@@ -112,86 +130,104 @@ def _read_listed(path: str, changed: int, size: int) -> list[tuple[int, dict | s
     off.
     """
     with open_bytes(path) as file:
-        first = next((line for line in file if line.strip()), b"")
+        lines = _lines(file)
+        _, first = next(lines, (0, b""))
         if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise ValueError("UTF-16 text: save it as UTF-8")
         begin = first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        a_row = isinstance(_json_object(first), dict)
-        if begin not in (b"[", b"{") or (a_row and any(line.strip() for line in file)):
+        a_row = begin == b"{" and (isinstance(_json_object(first), dict) or len(first) > LONGEST)
+        if begin not in (b"[", b"{") or (a_row and next(lines, None) is not None):
             return None
+    if begin == b"{" and not _fits_as_a_whole(path):
+        return None  # it need not be held in memory to see that it has lines
     with open_bytes(path) as file:
         text = file.read().decode("utf-8-sig", errors="surrogateescape")
+    decoder, doubled = decoder_of_rows()
     try:
-        values = list(_values(text))
+        values = list(values_of(text, decoder))
     except ValueError:
         if begin == b"[" and not _lists_of_lines(first):
             raise
         return None  # lines, of which the first is not whole
-    if len(values) == 1 and (held := _held(values[0][1])) is not None:
-        values = [(values[0][0], value) for value in held]
-    if len({number for number, _ in values}) < len(values):  # rows share a line
-        values = list(enumerate((value for _, value in values), 1))
-    return [(number, value if isinstance(value, dict) else NOT_JSON) for number, value in values]
+    rows = [(line, TOO_LONG if length > LONGEST else value) for line, length, value in values]
+    if len(values) == 1 and (inside := held(values[0][2])) is not None:
+        rows = [(values[0][0], value) for value in inside]
+    if len({number for number, _ in rows}) < len(rows):  # rows share a line
+        rows = list(enumerate((value for _, value in rows), 1))
+    return [(number, value if isinstance(value, str) else row_of(value, doubled)) for number, value in rows]
+
+
+def _fits_as_a_whole(path: str) -> bool:
+    """Whether a file that begins with an object is short, or has objects of several lines or one that holds rows."""
+    with open_bytes(path) as file:
+        head = file.read(LONGEST + 1)
+    if len(head) <= LONGEST or HOLDER.search(head):
+        return True
+    try:
+        json.JSONDecoder().raw_decode(head.decode("utf-8-sig", errors="surrogateescape").lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _lists_of_lines(first: bytes) -> bool:
     """Whether the first line is a whole list, so that the file has a list on each line."""
     try:
         return isinstance(json.loads(first), list)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-
-
-def _held(value) -> list | None:
-    """The rows in the only object of a file."""
-    if not isinstance(value, dict):
-        return None
-    lists = [value[key] for key in HOLDERS if isinstance(value.get(key), list)]
-    return lists[0] if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]) else None
-
-
-def _values(text: str) -> Iterator[tuple[int, object]]:
-    """(line number, value) of the values in an array, or of values one after another. ValueError where it breaks."""
-    decode, blank = json.JSONDecoder().raw_decode, json.decoder.WHITESPACE.match
-    at = blank(text, 0).end()
-    array = text[at : at + 1] == "["
-    at = blank(text, at + array).end()
-    line, counted = 1, 0
-    while at < len(text) and not (array and text[at] == "]"):
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            value, at = decode(text, at)
-        except ValueError as error:
-            raise ValueError(f"line {line}: not JSON") from error
-        yield line, value
-        at = blank(text, at).end()
-        if array and text[at : at + 1] == ",":
-            at = blank(text, at + 1).end()
-    if array and text[at : at + 1] != "]":
-        raise ValueError(f"the array breaks off behind line {line}")
-    if array and text[at + 1 :].strip():
-        raise ValueError("text behind the array")
 
 
 def _csv(path: str, indices) -> Rows:
     """Bytes that are not UTF-8 become lone surrogates, so that only their rows cannot be used."""
-    csv.field_size_limit(2**31 - 1)
-    with io.TextIOWrapper(open_bytes(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
-        head = file.readline()
+    csv.field_size_limit(LONGEST)
+    with (
+        open_bytes(path) as opened,
+        io.TextIOWrapper(opened, "utf-8-sig", errors="surrogateescape", newline="") as file,
+    ):
+        head = file.readline(LONGEST + 1)
         comma = "\t" if _kind(path) == ".tsv" else max(",;\t", key=head.count)
-        lines = csv.reader(itertools.chain([head], file), delimiter=comma)
+        cut: list[int] = []
+        lines = csv.reader(itertools.chain([head], _text_lines(file, cut)), delimiter=comma)
         names = next(lines, [])
-        yield from _picked(_csv_rows(lines, names), indices)
+        check_names(names)
+        yield from _picked(_csv_rows(lines, names, cut), indices)
 
 
-def _csv_rows(lines, names: list[str]) -> Rows:
+def _text_lines(file: IO[str], cut: list[int]) -> Iterator[str]:
+    """The lines of a file. One of more than LONGEST characters comes cut, and its length is added to `cut`."""
+    while line := file.readline(LONGEST + 2):
+        part = line
+        while len(part) > LONGEST + 1 and not part.endswith(("\n", "\r")):
+            part = file.readline(LONGEST + 2)
+        if part is not line:
+            cut.append(len(line))
+        yield line
+
+
+def check_names(names) -> None:
+    """ValueError if two columns have the same name: one of them would be lost."""
+    twice, count = Counter(filter(None, names)).most_common(1)[0] if any(names) else ("", 0)
+    if count > 1:
+        raise ValueError(f"two columns have the name {ascii(twice[:40])}: rename one of them")
+
+
+def _csv_rows(lines, names: list[str], cut: list[int]) -> Rows:
     before = lines.line_num
-    for cells in lines:
+    while True:
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error:
+            cells = None
         number, before = before + 1, lines.line_num
-        if not cells:
-            continue
-        row = {name: cell for name, cell in zip(names, cells) if cell}
-        yield number, row if len(cells) == len(names) else f"{len(cells)} cells, not {len(names)}"
+        if cells is None or cut or sum(map(len, cells)) > LONGEST:
+            cut.clear()
+            yield number, TOO_LONG
+        elif cells:
+            row = {name: cell for name, cell in zip(names, cells) if cell}
+            yield number, row if len(cells) == len(names) else f"{len(cells)} cells, not {len(names)}"
 
 
 def _open_parquet(path: str):
@@ -219,6 +255,7 @@ def _arrow(path: str, indices) -> Rows:
 def _of_batches(batches, indices) -> Rows:
     first = 1
     for batch in batches:
+        check_names(batch.schema.names)
         wanted = [i for i in range(len(batch)) if indices is None or first + i - 1 in indices]
         yield from ((first + i, row) for i, row in zip(wanted, batch.take(wanted).to_pylist() if wanted else ()))
         first += len(batch)

@@ -7,6 +7,7 @@ from dwrl_jax.dialogue.dialogue import (
     fingerprint,
     fit_prefixes,
     has_control_token,
+    is_refused,
     no_such_word,
     prefix_ids,
     prefix_ids_batch,
@@ -14,9 +15,12 @@ from dwrl_jax.dialogue.dialogue import (
     unknown_word,
 )
 from dwrl_jax.dialogue.making import make_dialogue
+from dwrl_jax.dialogue.plain import CHANGED, CONTROL
 from dwrl_jax.dialogue.questions import KEYS, Texts, sides
 
 __all__ = [
+    "CHANGED",
+    "CONTROL",
     "KEYS",
     "Dialogue",
     "Texts",
@@ -25,6 +29,7 @@ __all__ = [
     "fingerprint",
     "fit_prefixes",
     "has_control_token",
+    "is_refused",
     "make_dialogue",
     "no_such_word",
     "prefix_ids",

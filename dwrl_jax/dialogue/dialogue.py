@@ -8,15 +8,18 @@ all that the template inserts before the answer, such as an empty <think> block.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.dialogue.plain import PlainTokenizer, Skeleton, encoded, plain_tokenizer
 from dwrl_jax.dialogue.questions import Texts, before_thought, message
-from dwrl_jax.dialogue.rendering import as_text, encode, up_to_thought, whole
+from dwrl_jax.dialogue.rendering import encode, up_to_thought
+from dwrl_jax.dialogue.tokenizers import unknown_id
 
 MOVED = "it moves a system message behind the thought"
 
@@ -40,7 +43,7 @@ class Dialogue:
     stop_ids: tuple[int, ...] = ()
     answer_ids: tuple[int, ...] = (-1, -1)
     pad_id: int = -1
-    control: re.Pattern = re.compile("(?!)")
+    control: dict[str, int] = field(default_factory=dict)  # the control tokens, the longest first, and their ids
     words: frozenset[str] | None = None  # all words that a tokenizer of whole words knows
     form: str = "turns"
     cut: str = ""
@@ -52,6 +55,23 @@ class Dialogue:
     def kind(self) -> str:
         return self.texts.kind
 
+    @functools.cached_property
+    def control_pattern(self) -> re.Pattern:
+        return re.compile("|".join(map(re.escape, self.control)) or "(?!)")
+
+    @functools.cached_property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of control tokens, without the id of what the tokenizer does not know: any text may have that."""
+        return frozenset(self.control.values()) - {unknown_id(self.tokenizer)}
+
+    @functools.cached_property
+    def skeletons(self) -> dict[tuple, Skeleton]:
+        return {}
+
+    @functools.cached_property
+    def plain(self) -> PlainTokenizer:
+        return plain_tokenizer(self)
+
 
 def prefix_ids(dialogue, messages, response) -> list[int]:
     """Ids of the conversation up to the place where the thought begins. For kind "bare" they end with the response."""
@@ -59,7 +79,10 @@ def prefix_ids(dialogue, messages, response) -> list[int]:
 
 
 def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
-    """`prefix_ids` of many (messages, response), in a single call of the tokenizer. UserError for an unknown word."""
+    """`prefix_ids` of many (messages, response), in a single call of the tokenizer.
+
+    UserError for an unknown word, and for a text that cannot stay text.
+    """
     if not rows:
         return []
     for messages, response in rows:
@@ -69,14 +92,13 @@ def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
     conversations = [before_thought(dialogue.texts, *row) for row in rows]
     if dialogue.moves_system and any(turns[0]["role"] == "system" for turns in conversations):
         raise UserError(f"the chat template refuses a conversation: {MOVED}")
-    bare = dialogue.kind == "bare"
-    return encode(dialogue, as_text(dialogue, conversations, False) if bare else up_to_thought(dialogue, conversations))
+    return encoded(dialogue, [(turns,) for turns in conversations])
 
 
 def render(dialogue, messages, response, thought, answer) -> list[int]:
     """Ids of the whole conversation including the answer, from a single rendering by the template."""
     asked = before_thought(dialogue.texts, messages, response)
-    return encode(dialogue, whole(dialogue, [(asked, thought, answer)]))[0]
+    return encoded(dialogue, [(asked, thought, answer)])[0]
 
 
 def encode_thought(dialogue, text) -> list[int]:
@@ -87,18 +109,21 @@ def encode_thought(dialogue, text) -> list[int]:
 def encode_thoughts(dialogue, texts) -> list[list[int]]:
     """`encode_thought` of many texts, in a single call of the tokenizer.
 
-    UserError if a thought has a control token or an unknown word, or if the tokenizer merges its leading blanks with
-    the prompt before it.
+    UserError if a thought has a control token that is not to be escaped, or an unknown word, or if the tokenizer merges
+    its leading blanks with the prompt before it.
     """
     if not texts:
         return []
+    for text in texts:
+        if is_refused(dialogue, text):
+            raise _no_fit(text)
     asked = [message("user", dialogue.texts.judge_question)]
     before = encode(dialogue, up_to_thought(dialogue, [asked]))[0]
-    written = whole(dialogue, [(asked, text, dialogue.texts.answers[0]) for text in texts])
+    written = encoded(dialogue, [(asked, text, dialogue.texts.answers[0]) for text in texts])
     thoughts = []
-    for text, ids in zip(texts, encode(dialogue, written)):
-        if has_control_token(dialogue, text) or ids[: len(before)] != before:
-            raise UserError(f"the thought {text[:40]!r} does not fit in: take out control tokens and outer blanks")
+    for text, ids in zip(texts, written):
+        if ids[: len(before)] != before:
+            raise _no_fit(text)
         _check_words(dialogue, text)
         thoughts.append(ids[len(before) : ids.index(dialogue.end_id, len(before)) + 1])
     return thoughts
@@ -114,7 +139,16 @@ def fingerprint(dialogue) -> str:
 
 def has_control_token(dialogue, text) -> bool:
     """Whether `text` contains a control token, that is, a token that marks the structure of a conversation."""
-    return dialogue.control.search(text) is not None
+    return dialogue.control_pattern.search(text) is not None
+
+
+def is_refused(dialogue, text) -> bool:
+    """Whether a conversation with this text is left out because of a control token in it."""
+    return dialogue.texts.control == "skip" and has_control_token(dialogue, text)
+
+
+def _no_fit(text) -> UserError:
+    return UserError(f"the thought {text[:40]!r} does not fit in: take out control tokens and outer blanks")
 
 
 def unknown_word(dialogue, text) -> str | None:

@@ -14,7 +14,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.dialogue.dialogue import MOVED, Dialogue, has_control_token, no_such_word, unknown_word
 from dwrl_jax.dialogue.questions import Texts, before_thought, check_fields, key_of, message, sides, written
 from dwrl_jax.dialogue.rendering import FORMS, OPEN, as_text, encode, up_to_thought, whole
-from dwrl_jax.dialogue.tokenizers import begin_ids, control_pattern, one_line, unusable, whole_words, with_template
+from dwrl_jax.dialogue.tokenizers import begin_ids, control_tokens, one_line, unusable, whole_words, with_template
 
 _PROBES = (  # (messages, response, thought)
     (({"role": "user", "content": "Say hello."},), "Hello.", "It is polite."),
@@ -40,6 +40,8 @@ def make_dialogue(tokenizer, texts: Texts, ends: tuple[int, ...] = ()) -> Dialog
     not know; the template has no place for the layout or does not know an argument.
     """
     check_fields(texts)
+    if texts.control == "escape" and getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UserError("dialogue.control='escape': it needs a tokenizer with a tokenizer.json; take 'skip'")
     dialogue = Dialogue(
         tokenizer=tokenizer,
         texts=texts,
@@ -57,12 +59,11 @@ def make_dialogue(tokenizer, texts: Texts, ends: tuple[int, ...] = ()) -> Dialog
     turn_end = resolved.pop("turn_end")
     known = len(tokenizer)
     stops = {tokenizer.eos_token_id, turn_end, *(i for i in ends if i < known)} - {resolved["end_id"], None}
-    control = control_pattern(tokenizer, marks)
     dialogue = dataclasses.replace(
         dialogue,
         **resolved,
         stop_ids=tuple(sorted(stops)),
-        control=control,
+        control=control_tokens(tokenizer, marks, dialogue.template),
         words=whole_words(tokenizer),
         moves_system=texts.kind != "bare" and _moves_system(asked, resolved),
     )

@@ -26,6 +26,7 @@ KEYS = {
     "bare": ("judge_question", "answer_question", "answers"),
 }
 LAYOUTS = ("two_turns", "one_turn")
+CONTROLS = ("skip", "escape")  # what becomes of a text with a control token in it
 SHOWN = {"conversation", "first", "second"}  # the fields of a label's first question
 
 
@@ -33,8 +34,8 @@ SHOWN = {"conversation", "first", "second"}  # the fields of a label's first que
 class Texts:
     """All texts of a dialogue. `make_dialogue(tokenizer, texts)` makes the dialogue.
 
-    `Texts(**json.loads(json.dumps(dataclasses.asdict(texts))))` equals `texts`. UserError for an unknown kind or an
-    unknown layout.
+    `Texts(**json.loads(json.dumps(dataclasses.asdict(texts))))` equals `texts`. UserError for an unknown kind,
+    layout or control.
     """
 
     judge_question: str  # asks for the thought; kind "label": with the fields {conversation}, {first}, {second}
@@ -46,6 +47,7 @@ class Texts:
     kind: str = "verdict"
     layout: str = "two_turns"
     template_arguments: dict = field(default_factory=dict)  # for the chat template, such as {"enable_thinking": False}
+    control: str = "skip"
 
     def __post_init__(self):
         object.__setattr__(self, "answers", tuple(self.answers))  # JSON has only lists
@@ -54,6 +56,8 @@ class Texts:
             raise UserError(f"kind of question {self.kind!r}: choose one of {', '.join(KEYS)}")
         if self.layout not in LAYOUTS:
             raise UserError(f"dialogue.layout={self.layout!r}: choose one of {', '.join(LAYOUTS)}")
+        if self.control not in CONTROLS:
+            raise UserError(f"dialogue.control={self.control!r}: choose one of {', '.join(CONTROLS)}")
 
 
 def key_of(texts: Texts, name: str) -> str:

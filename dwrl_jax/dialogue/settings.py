@@ -41,6 +41,10 @@ class DialogueSettings:
         'the answer in a turn of its own, after a second question ("two_turns"), or in the turn of the thought, behind '
         'its <think> block ("one_turn")',
     )
+    control: Literal["skip", "escape"] = setting(
+        "skip",
+        'a text with the name of a control token in it costs its row ("skip"), or is read as plain text ("escape")',
+    )
     template_arguments: str = setting(
         "", "arguments of the chat template as a JSON object; empty for none", rule=_json_object
     )

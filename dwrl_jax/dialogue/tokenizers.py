@@ -26,6 +26,7 @@ FALLBACK_TEMPLATE = (
     "{%- if add_generation_prompt %}{{- '\\n\\nAssistant:' }}{%- endif %}"
 )
 NEW_PAD = "<|pad|>"
+_MARK = re.compile(r"<[|｜].*[|｜]>|</?\w+_\w+>|</?think>|\[/?[A-Z_]+\]")  # no tag of HTML, which is a token of Gemma
 
 
 def load_tokenizer(path) -> Any:
@@ -160,13 +161,25 @@ def begin_ids(tokenizer, ids, question_ids) -> tuple[int, ...]:
     return (bos,) if added and not printed else ()
 
 
-def control_pattern(tokenizer, ids) -> re.Pattern:
-    """A pattern for all special tokens and for the other added tokens with which the template marks turns."""
+def control_tokens(tokenizer, marks, template) -> dict[str, int]:
+    """{control token: id}, the longest first.
+
+    They are the special tokens, and of the other added tokens those with which the template marks turns (`marks`, ids),
+    those that stand in the template, and those of a form that templates have: <|...|>, <tool_call>, <think>, [INST].
+    """
     added = tokenizer.added_tokens_decoder
     control = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
-    control |= {added[i].content for i in ids if i in added and added[i].content.strip()}
+    others = {i: token.content for i, token in added.items() if token.content.strip()}
+    control |= {text for i, text in others.items() if i in marks or text in template or _MARK.fullmatch(text)}
     longest_first = sorted(control, key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, longest_first)))
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in longest_first}
+
+
+def unknown_id(tokenizer) -> int | None:
+    """The id that the tokenizer itself gives to what it does not know; None if it knows everything."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    unknown = getattr(model, "unk_token", tokenizer.unk_token)
+    return tokenizer.convert_tokens_to_ids(unknown) if unknown else None
 
 
 def whole_words(tokenizer) -> frozenset[str] | None:

@@ -10,7 +10,7 @@ from dwrl_jax.data.formats import Malformed
 from dwrl_jax.data.formats.parts.conversation import check_roles, opened
 from dwrl_jax.data.formats.parts.messages import messages
 from dwrl_jax.data.formats.parts.prompt import prompt_of
-from dwrl_jax.dialogue import Dialogue, fit_prefixes, has_control_token, prefix_ids_batch, unknown_word
+from dwrl_jax.dialogue import CONTROL, Dialogue, fit_prefixes, is_refused, prefix_ids_batch, unknown_word
 from dwrl_jax.judge.card import JudgeCard
 
 COMPARING = ("label", "embedding")  # these judges compare a response with the other responses of its row
@@ -77,8 +77,8 @@ def questions_of(row: Row, kind: str, dialogue: Dialogue, limit: int) -> tuple[l
     Malformed.
     """
     texts = [*(turn["content"] for turn in row.prompt), *row.responses]
-    if any(has_control_token(dialogue, text) for text in texts):
-        raise Malformed("control token in text")
+    if any(is_refused(dialogue, text) for text in texts):
+        raise Malformed(CONTROL)
     unknown = next((word for word in (unknown_word(dialogue, text) for text in texts) if word is not None), None)
     if unknown is not None:
         raise Malformed(f"unknown word: {unknown}")

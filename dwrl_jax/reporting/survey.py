@@ -7,10 +7,13 @@ import numpy as np
 from dwrl_jax.core import files
 from dwrl_jax.data.pairs import no_usable_row
 from dwrl_jax.data.survey import Loss, Survey
+from dwrl_jax.dialogue import CHANGED, CONTROL
 from dwrl_jax.reporting.page import render
 
 CLIP = 110  # characters of a row
 LONG = 400  # characters of a text between two control tokens
+
+HINTS = dict.fromkeys((CONTROL, CHANGED), " (dialogue.control=escape keeps it as plain text)")
 
 
 def text(seen: Survey) -> str:
@@ -93,7 +96,7 @@ def _share(skipped, total: int) -> float:
 def _loss_lines(title: str, losses: list[Loss]) -> list[str]:
     lines = ["", title] if losses else []
     for loss in losses:
-        lines.append(f"  {loss.count:>8,}  {loss.reason}")
+        lines.append(f"  {loss.count:>8,}  {loss.reason}{HINTS.get(loss.reason, '')}")
         lines += [f"            {where}  {_clip(' '.join(row.split()), CLIP)}" for where, row in loss.examples]
     return lines
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.dialogue import Dialogue, has_control_token
-from dwrl_jax.dialogue.dialogue import as_text
+from dwrl_jax.dialogue.rendering import as_text
 
 _WORDS = tuple(f"x{i}y{i}z" for i in range(4))  # stand for the turns of a probe
 

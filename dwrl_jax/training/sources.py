@@ -52,6 +52,7 @@ def make_talk(config: ConfigDict, tokenizer, kind: str, ends: tuple[int, ...] = 
         turn=config.dialogue.turn if kind == "label" else None,
         kind=kind,
         layout=config.dialogue.layout,
+        control=config.dialogue.control,
         template_arguments=json.loads(config.dialogue.template_arguments or "{}"),
     )
     return dialogue.make_dialogue(tokenizer, texts, ends)

@@ -51,11 +51,13 @@ def test_the_figures_of_a_file(path, dialogue):
         "too long": f"{path}:15",
         "control token in text": f"{path}:16",
     }
-    known = [max(len(prefix_ids(dialogue, p.prompt, y)) for y in (p.chosen, p.rejected)) for p in read_pairs(path)[0]]
-    assert seen.fit.lengths == known[:13]
-    small, large = (np.mean([low < n <= high for n in known[:13]]) for low, high in ((0, 48), (48, 64)))
+    tokenised = read_pairs(path)[0][:13]
+    known = [max(len(prefix_ids(dialogue, p.prompt, y)) for y in (p.chosen, p.rejected)) for p in tokenised]
+    assert seen.fit.lengths == known
+    small, large = (np.mean([low < n <= high for n in known]) for low, high in ((0, 48), (48, 64)))
     assert seen.in_buckets() == [(48, small), (64, large)] and 0 < small < 1
     assert seen.lost == pytest.approx(4 / 16)
+    assert "1  control token in text (dialogue.control=escape keeps it as plain text)" in text(seen)
 
 
 def test_a_sample_is_said(path, dialogue):

@@ -13,11 +13,23 @@ from typing import Any
 
 from dwrl_jax.core.errors import UserError
 
-_BROKEN = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+_BROKEN = (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+_REASON = 200  # characters of a reason
 
 
 class Malformed(Exception):
-    """The reason why a row cannot be used, in a few words. Rows with the same reason are counted together."""
+    """The reason why a row cannot be used, in a few words. Rows with the same reason are counted together.
+
+    Words of the row in it are cut, and signs that are not to be printed are written out.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(printable(reason[:_REASON]))
+
+
+def printable(text: str) -> str:
+    """A text for a line of a list or of a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 Columns = tuple[str, ...]  # the columns of a row in which something is, in their order
@@ -72,10 +84,10 @@ def owners(row: dict | str) -> tuple[str, ...]:
         raise Malformed(row)
     names: list[str] = []
     for name, kind in _candidates(columns_of(row)):
-        if not (kind.general and names) and kind.owns(row):
+        if not (kind.general and names) and _owns(row, name):
             names.append(name)
     if not names:
-        raise Malformed(f"unknown format: {', '.join(sorted(row)[:8])}")
+        raise Malformed(f"unknown format: {', '.join(name[:40] for name in sorted(row)[:8])}")
     return tuple(names)
 
 
@@ -92,7 +104,7 @@ def pairs_of(row: dict | str, name: str = "") -> list:
     kind = named(name)
     if isinstance(row, str):
         raise Malformed(row)
-    if not (kind.has(columns_of(row)) and kind.owns(row)):
+    if not (kind.has(columns_of(row)) and _owns(row, name)):
         raise Malformed(f"not of format {name}, which needs {kind.columns}")
     return read_as(row, name)
 
@@ -102,7 +114,18 @@ def read_as(row: dict, name: str) -> list:
     try:
         return list(load()[name].pairs(row))
     except _BROKEN as error:  # somebody else's rows may hold anything
-        raise Malformed(f"cannot be read as {name} ({type(error).__name__})") from error
+        raise _unreadable(name, error) from error
+
+
+def _owns(row: dict, name: str) -> bool:
+    try:
+        return load()[name].owns(row)
+    except _BROKEN as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> Malformed:
+    return Malformed(f"cannot be read as {name} ({type(error).__name__})")
 
 
 def unused(row: dict, name: str) -> list[str]:

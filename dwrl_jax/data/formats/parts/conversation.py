@@ -2,7 +2,7 @@
 
 import math
 
-from dwrl_jax.data.formats import Malformed
+from dwrl_jax.data.formats import Malformed, printable
 from dwrl_jax.data.formats.parts.messages import messages
 from dwrl_jax.data.pairs import Pair
 
@@ -110,12 +110,16 @@ def _check_sides(chosen, rejected) -> None:
     check_roles(chosen)
     if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
         raise Malformed("chosen equals rejected")
+    if not all(_is_unicode(turn["content"]) for turn in (*chosen, rejected[-1])):
+        raise Malformed("text is not Unicode (a lone surrogate)")
+
+
+def _is_unicode(text: str) -> bool:
     try:
-        rejected[-1]["content"].encode()
-        for turn in chosen:
-            turn["content"].encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise Malformed("text is not Unicode (a lone surrogate)") from None
+        return False
+    return True
 
 
 def check_roles(conversation) -> None:
@@ -169,7 +173,7 @@ def _strength(row, margin) -> float | None:
 
 
 def _source(row, source) -> str:
-    return next((text for text in (*map(row.get, SOURCES), source) if isinstance(text, str) and text), "")
+    return printable(next((text for text in (*map(row.get, SOURCES), source) if isinstance(text, str) and text), ""))
 
 
 def _written(row) -> tuple[tuple[str, str] | None, tuple[int, int] | None]:
@@ -177,7 +181,7 @@ def _written(row) -> tuple[tuple[str, str] | None, tuple[int, int] | None]:
     thoughts, verdicts = row.get("thoughts"), row.get("verdicts")
     if not all(value is None or (isinstance(value, list) and len(value) == 2) for value in (thoughts, verdicts)):
         return None, None
-    if thoughts and not all(isinstance(text, str) and text.strip() for text in thoughts):
+    if thoughts and not all(isinstance(text, str) and text.strip() and _is_unicode(text) for text in thoughts):
         return None, None
     if verdicts and not all(type(answer) is int and answer in (0, 1) for answer in verdicts):
         return None, None

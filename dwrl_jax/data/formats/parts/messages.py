@@ -104,7 +104,7 @@ def _written(text: str):
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
         turns = value if isinstance(value, list) else [value]
         if turns and all(isinstance(t, dict) and {"role", "from"} & t.keys() for t in turns):

@@ -76,6 +76,6 @@ def whole_number(value) -> int | None:
         return None
     try:
         as_float = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return int(as_float) if as_float.is_integer() else None
