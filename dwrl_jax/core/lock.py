@@ -10,6 +10,7 @@ from typing import TextIO
 
 from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 
 NAME = "lock"
 
@@ -42,7 +43,7 @@ def _take(path: Path, advice: str) -> TextIO:
         file.close()
         raise UserError(f"{path}: {holder} is at work here; stop it, or {advice}") from None
     except OSError as error:
-        print(f"warning: {path}: no locks on this file system ({error.strerror}); start no second run here", flush=True)
+        say(f"warning: {path}: no locks on this file system ({error.strerror}); start no second run here")
         return file
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

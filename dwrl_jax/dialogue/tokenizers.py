@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 
 DOWNLOADED = ["*.json", "*.jinja", "*.txt", "*.model"]
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that do exactly what tokenizer.json says
@@ -48,9 +49,7 @@ def load_tokenizer(path) -> Any:
     named = [i for i in end_ids(folder) if i in tokenizer.added_tokens_decoder]
     if tokenizer.eos_token_id is None and named:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(named[0])
-        print(
-            f"note: {folder}: the tokenizer names no end token; {tokenizer.eos_token!r} of the model's config is taken"
-        )
+        say(f"note: {folder}: the tokenizer names no end token; {tokenizer.eos_token!r} of the model's config is taken")
     return with_template(tokenizer)
 
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 from dwrl_jax.dialogue.tokenizers import one_line
 from dwrl_jax.serving import protocols
 from dwrl_jax.serving.batcher import RETRY
@@ -87,7 +88,7 @@ def _no_such_path(request: Request, error: HTTPException) -> JSONResponse:
     return response
 
 
-def serve(service: Service, host: str, port: int, ready: Callable[[str], None] = print) -> None:
+def serve(service: Service, host: str, port: int, ready: Callable[[str], None] = say) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is told the address as soon as requests are answered.
 
     UserError if the address cannot be had, or if the judge fails at its first programs.
