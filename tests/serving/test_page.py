@@ -93,7 +93,7 @@ def test_hostile_answers_are_shown_and_not_run(browser, address):
     assert all(shown.count(fragment) >= 4 for fragment in FRAGMENTS[:-1])
     assert_no_text_ran(browser, address, FOREIGN)
     browser.execute_script(ANSWERED, {"error": {"param": HOSTILE, "message": HOSTILE}}, False)
-    assert browser.find_element(By.ID, "problem").text.count(FRAGMENTS[0]) == 2
+    assert browser.find_element(By.ID, "problem").text.count(FRAGMENTS[2]) == 2
     assert_no_text_ran(browser, address, FOREIGN)
 
 
