@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax.core import faults, files, hosts, lock
+from dwrl_jax.core import faults, files, hosts, lock, sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE, CARD
 from dwrl_jax.core.terminal import say
@@ -48,6 +48,7 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     check(config)
     load_objective(config)  # bad input ends the run before a base model is made
     check_weights(config)
+    sharding.make_mesh(config.mesh)
     with lock.held(workdir / lock.NAME, "choose another --workdir"):
         hosts.attempt(files.sweep, workdir)
         return _fit(config, workdir)
