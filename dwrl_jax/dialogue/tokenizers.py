@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.terminal import say
+from dwrl_jax.dialogue import limits
 
 DOWNLOADED = ["*.json", "*.jinja", "*.txt", "*.model"]
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that do exactly what tokenizer.json says
@@ -96,6 +97,9 @@ def with_template(tokenizer) -> Any:
         )
     if not tokenizer.chat_template:
         tokenizer.chat_template = FALLBACK_TEMPLATE
+    templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else (templates,):
+        limits.check(template)
     return tokenizer
 
 
@@ -138,7 +142,9 @@ def _conversation(tokenizer) -> list[int]:
     """Ids of a conversation of four turns. Their text has a rare character that many tokenizers do not know."""
     turns = [{"role": role, "content": "a \U0001f9ff"} for role in ("user", "assistant")] * 2
     try:
-        return tokenizer.apply_chat_template(turns, return_dict=False)
+        return limits.limited(lambda: tokenizer.apply_chat_template(turns, return_dict=False))
+    except UserError:
+        raise
     except Exception as error:  # Jinja and the templates raise many types
         raise unusable(one_line(error)) from error
 
