@@ -13,16 +13,17 @@ from dwrl_jax.dialogue.rendering import as_text
 from dwrl_jax.dialogue.tokenizers import set_pad_token, with_template
 
 TURNS = [{"role": "user", "content": "s1 o1"}]
-LOOPS = "{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4
+# long enough for the limits below, and short enough to end without them
+LOOPS = "{% for i in range(9999) %}" * 2 + "{% endfor %}" * 2
 SPACE = "{% set ns = namespace(x=START) %}"
-TWICE = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}"
+TWICE = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(22) }}"
 ENDLESS = {
     "loops in loops": LOOPS,
     "a macro that calls itself": TWICE,
     "loops without a text": SPACE.replace("START", "0") + LOOPS.replace("{% endfor", "{% set ns.x = i %}{% endfor", 1),
-    "filters": "{% for i in range(99999) %}{{ range(99999)|map('string')|join|length }}{% endfor %}",
+    "filters": "{% for i in range(300) %}{{ range(99999)|map('string')|join|length }}{% endfor %}",
 }
-DOUBLING = "{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% for j in range(2000) %}{% endfor %}{% endfor %}"
+DOUBLING = "{% for i in range(28) %}{% set ns.x = ns.x + ns.x %}{% for j in range(20000) %}{% endfor %}{% endfor %}"
 OUTSIDE = (
     "{% include '/etc/passwd' %}",
     "{{ open('/etc/passwd').read() }}",
