@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.core.terminal import say
 from dwrl_jax.settings.config import nearest
 
 
@@ -22,8 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     known = commands()
     if name in ("-h", "--help"):
         width = max(map(len, known))
-        print("\n".join(f"{name:{width}}  {line}" for name, line in known.items()))
-        print("\ndwrl-jax COMMAND --help, or python -m dwrl_jax.COMMAND --help, says more about each.")
+        say("\n".join(f"{name:{width}}  {line}" for name, line in known.items()))
+        say("\ndwrl-jax COMMAND --help, or python -m dwrl_jax.COMMAND --help, says more about each.")
         return
     if name not in known:
         raise UserError(f"{name}: no such command; the nearest is {nearest(name, known)}")

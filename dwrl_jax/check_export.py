@@ -9,6 +9,7 @@ above 1e-4. It needs PyTorch.
 import itertools
 import sys
 
+from dwrl_jax.core.terminal import say
 from dwrl_jax.judge.exported import LIMIT, compare
 from dwrl_jax.judge.scored_file import read_rows
 from dwrl_jax.settings.commandline import Flag, command, folder, parse_flags, start
@@ -28,12 +29,12 @@ def main(arguments: list[str] | None = None) -> None:
     start()
     rows = itertools.islice(read_rows(given.input), given.rows)
     found = compare(given.model, rows, given.votes, seed=given.seed)
-    print(f"{found.votes} votes about {found.responses} responses; {found.errors} rows could not be scored")
-    print(f"largest difference of a vote's log score, or of a value head's output: {found.outputs:.1e}")
-    print(f"largest difference of a score: {found.scores:.1e}; both may be {LIMIT:.0e}")
+    say(f"{found.votes} votes about {found.responses} responses; {found.errors} rows could not be scored")
+    say(f"largest difference of a vote's log score, or of a value head's output: {found.outputs:.1e}")
+    say(f"largest difference of a score: {found.scores:.1e}; both may be {LIMIT:.0e}")
     if found.changed:
-        print(f"{found.changed} votes are other ones than the judge's own: the text of their thoughts has other tokens")
-    print("equal" if found.equal else "not equal")
+        say(f"{found.changed} votes are other ones than the judge's own: the text of their thoughts has other tokens")
+    say("equal" if found.equal else "not equal")
     sys.exit(0 if found.equal else 1)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 from dwrl_jax.evaluation import benchmarks, run
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.load import load
@@ -77,8 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
         run.evaluate(loaded, name, data, output, votes, batch_size=given.batch_size, **options)
     if hosts.first():
         finished = [run.read(output) for _, _, output in wanted]
-        print(evaluation_text.table(finished))
-        print(evaluation_page.write_page(given.output / PAGE, [finished]))
+        say(evaluation_text.table(finished))
+        say(evaluation_page.write_page(given.output / PAGE, [finished]))
 
 
 def compare(given) -> None:
@@ -88,10 +89,10 @@ def compare(given) -> None:
     groups = [list(run.read_all(path)) for path in given.compare]
     if not list(evaluation_text.common(groups)):
         raise UserError(f"--compare: {', '.join(map(str, given.compare))} have no benchmark in common")
-    print(evaluation_text.compared(groups))
+    say(evaluation_text.compared(groups))
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
-        print(evaluation_page.write_page(given.output / PAGE, groups))
+        say(evaluation_page.write_page(given.output / PAGE, groups))
 
 
 if __name__ == "__main__":

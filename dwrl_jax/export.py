@@ -5,6 +5,7 @@ python -m dwrl_jax.export --workdir=runs/tiny --output=exports/tiny
 Any devices will do. The parameters are spread over those of this host, or of several hosts that all run the command.
 """
 
+from dwrl_jax.core.terminal import say
 from dwrl_jax.models import hf
 from dwrl_jax.settings.commandline import WORKDIR, Flag, command, folder, parse_flags, start
 from dwrl_jax.workdir.model import FORMATS, export
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse_flags(arguments, FLAGS, __doc__)
     start()
     export(given.workdir, given.output, given.checkpoint, given.dtype, given.format, given.start)
-    print(given.output)
+    say(given.output)
 
 
 if __name__ == "__main__":

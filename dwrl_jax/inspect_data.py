@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE
+from dwrl_jax.core.terminal import say
 from dwrl_jax.data.survey import survey
 from dwrl_jax.dialogue.questions import CONTROLS, LAYOUTS
 from dwrl_jax.dialogue.tokenizers import load_tokenizer
@@ -73,13 +74,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = {"split": given.split, "format": given.format, "rows": given.rows, "sample": given.sample}
     seen = survey(given.file, talk, given.buckets, **options, watch=_bar)
     usable, said = verdict(seen, config.data.most_lost)
-    print(text(seen))
+    say(text(seen))
     if given.output:
         write_page(seen, said, given.output)
-        print(given.output)
+        say(given.output)
     if not usable:
         raise UserError(said)
-    print(said)
+    say(said)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 
 from dwrl_jax.core import files
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 from dwrl_jax.planning.plan import make_plan
 from dwrl_jax.planning.text import table
 from dwrl_jax.settings.commandline import Flag, command, folder, parse_config
@@ -27,8 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
     config, given = parse_config(arguments, FLAGS, __doc__, describe_keys)
     if given.json and not given.json.parent.is_dir():
         raise UserError(f"--json={given.json}: its folder is not there; make it first")
-    plan = make_plan(config, given.topology, lambda text: print(text, file=sys.stderr, flush=True))
-    print(table(plan))
+    plan = make_plan(config, given.topology, lambda text: say(text, sys.stderr))
+    say(table(plan))
     if given.json:
         files.write_json(given.json, plan, indent=1)
     sys.exit(0 if plan["fits"] else 1)

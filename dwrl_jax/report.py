@@ -3,6 +3,7 @@
 python -m dwrl_jax.report --workdir=runs/tiny
 """
 
+from dwrl_jax.core.terminal import say
 from dwrl_jax.reporting.page import write_report
 from dwrl_jax.settings.commandline import WORKDIR, command, parse_flags
 
@@ -10,7 +11,7 @@ from dwrl_jax.settings.commandline import WORKDIR, command, parse_flags
 @command
 def main(arguments: list[str] | None = None) -> None:
     given = parse_flags(arguments, {"workdir": WORKDIR}, __doc__)
-    print(write_report(given.workdir))
+    say(write_report(given.workdir))
 
 
 if __name__ == "__main__":

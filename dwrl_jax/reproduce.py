@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 from dwrl_jax.settings.commandline import WORKDIR, Flag, command, parse_overrides, start
 from dwrl_jax.suites.cells import PAIRS, compare
 from dwrl_jax.suites.definitions import SUITES, Suite
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     start(workdir)
     table = compare(suite, workdir, overrides)
     if table is not None:
-        print(table)
+        say(table)
 
 
 if __name__ == "__main__":

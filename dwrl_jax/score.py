@@ -8,6 +8,7 @@ on the other rows. A stopped command goes on when it is given again.
 """
 
 from dwrl_jax.core import files, hosts
+from dwrl_jax.core.terminal import say
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.load import load
 from dwrl_jax.judge.scored_file import score_file
@@ -41,8 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     if hosts.first():
         errors = [row["error"] for row in files.read_lines(given.output) if "error" in row]
         if errors:
-            print(f"{len(errors)} rows could not be scored, the first for: {errors[0]}; see their column error")
-    print(given.output)
+            say(f"{len(errors)} rows could not be scored, the first for: {errors[0]}; see their column error")
+    say(given.output)
 
 
 if __name__ == "__main__":

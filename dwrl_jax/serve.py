@@ -11,6 +11,7 @@ import jax
 
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.load import load
 from dwrl_jax.judge.votes import number_of
@@ -70,9 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     with jax.set_mesh(loaded.mesh):
         sharding.check_divides(loaded.mesh, sharding.ROWS, settings.batch_size, "batch_size")
     if given.host not in server.LOCAL and not settings.token:
-        print(f"--host={given.host} without a token: everybody who reaches it can ask; set {TOKEN}", flush=True)
+        say(f"--host={given.host} without a token: everybody who reaches it can ask; set {TOKEN}")
     made = service.make_service(loaded, settings, given.model)
-    server.serve(made, given.host, given.port, lambda address: print(f"ready at {address}", flush=True))
+    server.serve(made, given.host, given.port, lambda address: say(f"ready at {address}"))
 
 
 def _settings(given):

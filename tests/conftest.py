@@ -64,6 +64,16 @@ def four_steps(base, tmp_path_factory) -> tuple[Path, dict]:
     return folder, fit(folder, f"--config.model.path={base}")
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser, started once; tests of pages skip without it."""
+    from tests import browser
+
+    started = browser.start()
+    yield started
+    started.quit()
+
+
 @pytest.fixture
 def stand_in(tmp_path):
     """Recording stand-ins for programs that launch scripts call."""

@@ -5,6 +5,8 @@ import functools
 import os
 import sys
 
+from dwrl_jax.core.terminal import say
+
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # by a disk; not by a fault of ours
 
 
@@ -43,16 +45,17 @@ def exit_cleanly(main):
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", sys.stderr, lines=False)
             sys.exit(2)
         except Stopped as stopped:
-            print(stopped, file=sys.stderr)
+            say(stopped, sys.stderr)
             sys.exit(128 + stopped.signal)
         except Exception as error:
             reason = disk_refusal(error)
             if reason is None:
                 raise
-            print(f"error: {reason}: make room or choose another place; the same command goes on", file=sys.stderr)
+            words = "make room or choose another place; the same command goes on"
+            say(f"error: {reason}: {words}", sys.stderr, lines=False)
             sys.exit(2)
 
     return wrapped

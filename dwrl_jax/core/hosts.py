@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 
 COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 PATIENCE = {"heartbeat_timeout_seconds": 60, "shutdown_timeout_seconds": 60}  # time to wait for a lost process
@@ -65,7 +66,7 @@ def together() -> Iterator[None]:
         if jax.process_count() == 1 or not any(word in reason for word in LOST):
             raise
         here = f"process {jax.process_index()} of {jax.process_count()}"
-        print(f"error: {here} has lost another one ({reason}); the same command goes on", file=sys.stderr, flush=True)
+        say(f"error: {here} has lost another one ({reason}); the same command goes on", sys.stderr)
         os._exit(1)  # a normal exit would wait for the lost process
 
 

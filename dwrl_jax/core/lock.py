@@ -10,6 +10,7 @@ from typing import TextIO
 
 from dwrl_jax.core import hosts
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 
 NAME = "lock"
 
@@ -19,12 +20,17 @@ def held(path: Path, advice: str) -> Iterator[None]:
     """Hold the lock on a file; all processes of a run come here together. `advice` ends the message of a refusal.
 
     The system releases the lock when the process ends, in any way. The file stays; without its lock it means nothing.
-    UserError where another run holds it.
+    Bad input that ended a run before it wrote anything leaves no folder behind. UserError where another run holds it.
     """
-    files = []
+    files, made = [], not path.parent.exists()
     hosts.attempt(lambda: files.append(_take(path, advice)))
     try:
         yield
+    except UserError:
+        if made and files and os.listdir(path.parent) == [path.name]:
+            path.unlink()
+            path.parent.rmdir()
+        raise
     finally:
         for file in files:
             file.close()
@@ -42,7 +48,7 @@ def _take(path: Path, advice: str) -> TextIO:
         file.close()
         raise UserError(f"{path}: {holder} is at work here; stop it, or {advice}") from None
     except OSError as error:
-        print(f"warning: {path}: no locks on this file system ({error.strerror}); start no second run here", flush=True)
+        say(f"warning: {path}: no locks on this file system ({error.strerror}); start no second run here")
         return file
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

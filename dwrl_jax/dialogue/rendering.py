@@ -10,6 +10,7 @@ A thought and its answer stand in a conversation in one of these forms:
 """
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.dialogue import limits
 from dwrl_jax.dialogue.questions import message
 from dwrl_jax.dialogue.tokenizers import one_line
 
@@ -20,7 +21,8 @@ OPEN, CLOSE = "<think>\n", "\n</think>\n\n"
 
 def as_text(dialogue, conversations, prompt) -> list[str]:
     """The texts of conversations. With `prompt`, each ends where the assistant's next turn begins."""
-    try:
+
+    def rendered() -> list[str]:
         return dialogue.tokenizer.apply_chat_template(
             conversations,
             chat_template=dialogue.template,
@@ -28,6 +30,11 @@ def as_text(dialogue, conversations, prompt) -> list[str]:
             tokenize=False,
             **{"date_string": dialogue.texts.date} | dialogue.texts.template_arguments,
         )
+
+    try:
+        return limits.limited(rendered, len(conversations))
+    except UserError:
+        raise
     except Exception as error:  # a template is a program from somebody else and may raise anything
         raise UserError(f"the chat template refuses a conversation: {one_line(error)}") from error
 

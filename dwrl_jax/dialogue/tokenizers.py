@@ -10,6 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
+from dwrl_jax.dialogue import limits
 
 DOWNLOADED = ["*.json", "*.jinja", "*.txt", "*.model"]
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that do exactly what tokenizer.json says
@@ -48,9 +50,7 @@ def load_tokenizer(path) -> Any:
     named = [i for i in end_ids(folder) if i in tokenizer.added_tokens_decoder]
     if tokenizer.eos_token_id is None and named:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(named[0])
-        print(
-            f"note: {folder}: the tokenizer names no end token; {tokenizer.eos_token!r} of the model's config is taken"
-        )
+        say(f"note: {folder}: the tokenizer names no end token; {tokenizer.eos_token!r} of the model's config is taken")
     return with_template(tokenizer)
 
 
@@ -97,6 +97,9 @@ def with_template(tokenizer) -> Any:
         )
     if not tokenizer.chat_template:
         tokenizer.chat_template = FALLBACK_TEMPLATE
+    templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else (templates,):
+        limits.check(template)
     return tokenizer
 
 
@@ -139,7 +142,9 @@ def _conversation(tokenizer) -> list[int]:
     """Ids of a conversation of four turns. Their text has a rare character that many tokenizers do not know."""
     turns = [{"role": role, "content": "a \U0001f9ff"} for role in ("user", "assistant")] * 2
     try:
-        return tokenizer.apply_chat_template(turns, return_dict=False)
+        return limits.limited(lambda: tokenizer.apply_chat_template(turns, return_dict=False))
+    except UserError:
+        raise
     except Exception as error:  # Jinja and the templates raise many types
         raise unusable(one_line(error)) from error
 

@@ -12,6 +12,7 @@ from dwrl_jax import objectives
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE, BEST, CARD, CHECKPOINTS
+from dwrl_jax.core.terminal import say
 from dwrl_jax.dialogue import Dialogue, make_dialogue
 from dwrl_jax.dialogue.tokenizers import check_vocabulary, end_ids, load_tokenizer
 from dwrl_jax.judge.card import JudgeCard, read_card
@@ -124,7 +125,7 @@ def _described(folder: Path) -> dict:
     """config.json of a folder's model in plain form. What was chosen in reading the folder is printed."""
     model = hf.describe(folder)
     for note in model.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     return model.hf_config
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dwrl_jax.core import files, hosts, lock
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 from dwrl_jax.data.containers import identity, open_table
 from dwrl_jax.judge.card import as_json
 from dwrl_jax.judge.load import LoadedJudge
@@ -73,7 +74,7 @@ def _begin(partial: Path, head: dict) -> int:
         if lines and lines[0] == json.loads(json.dumps(head)):
             files.write_lines(partial, lines)  # drops a half-written last line
             return len(lines) - 1
-        print(f"{partial} has other rows or another judge's rows: starting anew", flush=True)
+        say(f"{partial} has other rows or another judge's rows: starting anew")
     files.write_lines(partial, [head])
     return 0
 

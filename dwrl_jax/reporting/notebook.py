@@ -30,7 +30,8 @@ class Page:
 
     def _repr_html_(self) -> str:
         inside = html.escape(self.text.encode("utf-8", "replace").decode(), quote=True)
-        return f'<div><iframe srcdoc="{inside}" width="100%" height="{self.height}" frameborder="0"></iframe></div>'
+        frame = f'sandbox width="100%" height="{self.height}" frameborder="0"'  # no script runs in it
+        return f'<div><iframe srcdoc="{inside}" {frame}></iframe></div>'
 
 
 class Minds(NamedTuple):

@@ -102,9 +102,7 @@ def _loss_lines(title: str, losses: list[Loss]) -> list[str]:
 
 
 def _clip(text: str, length: int) -> str:
-    """The beginning of a text, without signs that would move the cursor."""
-    shown = "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text[:length])
-    return shown if len(text) <= length else shown + " …"
+    return text if len(text) <= length else text[:length] + " …"
 
 
 def _percent(share: float) -> str:

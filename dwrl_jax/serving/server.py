@@ -1,8 +1,10 @@
 """The HTTP server: the app with all protocols, and its end."""
 
 import asyncio
+import base64
 import contextlib
 import gc
+import hashlib
 import signal
 import socket
 import time
@@ -16,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 from dwrl_jax.dialogue.tokenizers import one_line
 from dwrl_jax.serving import protocols
 from dwrl_jax.serving.batcher import RETRY
@@ -25,7 +28,11 @@ from dwrl_jax.serving.guard import Guard
 from dwrl_jax.serving.service import Service, Used
 
 PAGE = Path(__file__).with_name("page.html")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+# the page's own script may run, and no other; it may ask this server alone
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 UNAVAILABLE = (
     f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: {RETRY}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 ).encode()
@@ -78,7 +85,10 @@ def _add_state(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         """A page to try the judge."""
-        return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": POLICY})
+        text = PAGE.read_text("utf-8")
+        script = text.partition("<script>")[2].partition("</script>")[0]
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        return HTMLResponse(text, headers={"Content-Security-Policy": POLICY.format(digest)})
 
 
 def _no_such_path(request: Request, error: HTTPException) -> JSONResponse:
@@ -87,7 +97,7 @@ def _no_such_path(request: Request, error: HTTPException) -> JSONResponse:
     return response
 
 
-def serve(service: Service, host: str, port: int, ready: Callable[[str], None] = print) -> None:
+def serve(service: Service, host: str, port: int, ready: Callable[[str], None] = say) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is told the address as soon as requests are answered.
 
     UserError if the address cannot be had, or if the judge fails at its first programs.

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dwrl_jax.core import hosts, sharding
 from dwrl_jax.core.errors import UserError, exit_cleanly
+from dwrl_jax.core.terminal import say
 from dwrl_jax.settings.config import flat, nearest
 
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -154,7 +155,7 @@ def _read(arguments, wanted: Mapping[str, Flag], text: Callable[[], str]) -> tup
     """The values of the flags, and all other arguments."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
-        print(text())
+        say(text())
         sys.exit(0)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = _refuse

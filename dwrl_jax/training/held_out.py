@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from dwrl_jax.core import faults, hosts
+from dwrl_jax.core.terminal import say
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.data.batches import Batches, prefetch
 from dwrl_jax.evaluation import metrics as evaluate
@@ -30,7 +31,7 @@ def curve(run: Run, programs: Programs, state: TrainState, start) -> dict[str, f
     _, log_scores = score_pairs(lambda pairs: sample(programs, state.params, start, pairs)[1], run.curve_batches)
     metrics = evaluate.metrics(log_scores, max(run.votes), run.pairwise)
     if not sys.stderr.isatty():
-        print(f"step {step} of {run.steps}: held-out accuracy {metrics['accuracy']:.3f}", flush=True)
+        say(f"step {step} of {run.steps}: held-out accuracy {metrics['accuracy']:.3f}")
     return {f"eval/{name}": metrics[name] for name in CURVE if name in metrics}
 
 

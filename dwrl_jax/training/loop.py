@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dwrl_jax.core import faults, hosts
 from dwrl_jax.core.errors import Stopped
+from dwrl_jax.core.terminal import say
 from dwrl_jax.core.types import PreferenceBatch, ThoughtBatch, TrainState
 from dwrl_jax.data.batches import padding_share, prefetch
 from dwrl_jax.generation.keys import TRAINING
@@ -119,7 +120,7 @@ def _watch(run: Run) -> Callable[[int, dict[str, float]], dict[str, float]]:
         series = records.series_of(kept)
         for fault in watch.begun(series, group_size):
             if fault.step == step:
-                print(f"warning: step {step}: {fault.what}; {fault.advice}", flush=True)
+                say(f"warning: step {step}: {fault.what}; {fault.advice}")
         return {"train/warnings": float(watch.number_now(series, group_size))}
 
     return look

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwrl_jax.core import faults, files, hosts, lock
+from dwrl_jax.core import faults, files, hosts, lock, sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE, CARD
+from dwrl_jax.core.terminal import say
 from dwrl_jax.data import world
 from dwrl_jax.dialogue import tokenizers
 from dwrl_jax.evaluation.summary import summarise
@@ -47,6 +48,7 @@ def fit(config: ConfigDict, workdir: Path) -> dict | None:
     check(config)
     load_objective(config)  # bad input ends the run before a base model is made
     check_weights(config)
+    sharding.make_mesh(config.mesh)
     with lock.held(workdir / lock.NAME, "choose another --workdir"):
         hosts.attempt(files.sweep, workdir)
         return _fit(config, workdir)
@@ -64,11 +66,11 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
     records.write_json(kept / CARD, card.as_json(judge_card(config, start.tokenizer)))
     records.write_json(workdir / "config.json", as_json(config))
     if run.thoughts.source == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
-        print("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
+        say("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
     if run.thoughts.source == "policy" and config.lora.dropout:
-        print("warning: with lora.dropout the density that is sampled is not the one that is trained")
+        say("warning: with lora.dropout the density that is sampled is not the one that is trained")
     for name, note in notes.items():
-        print(f"{name} data: {note}", flush=True)
+        say(f"{name} data: {note}")
     state, scores = loop.train(run)
     if held is None or not hosts.first():
         return None
@@ -102,7 +104,7 @@ def new_start(config: ConfigDict, workdir: Path) -> Start:
         make_random(config, folder)
     model = hf.describe(folder, low_rank=not config.lora.rank)
     for note in model.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     tokenizer = load_tokenizer(config, folder)
     ends = tokenizers.end_ids(folder)
     return Start(architecture(config, folder, model.hf_config, tokenizer), tokenizer, lambda: folder, ends)
@@ -124,7 +126,7 @@ def starting_folder(config: ConfigDict, workdir: Path) -> Path:
     folder = workdir / "base" / "model"
     finished = is_begun(config.base, workdir / "base") and folder.exists()
     if not hosts.of_first(finished):
-        print("making the base model", flush=True)
+        say("making the base model")
         fit(config.base, workdir / "base")
         faults.point("base")
         export.export(workdir / "base", folder)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.core.terminal import say
 from dwrl_jax.core.types import PreferenceBatch
 from dwrl_jax.training.parts import Run
 from dwrl_jax.workdir import records
@@ -43,8 +44,7 @@ def _write_down(run: Run, batch: PreferenceBatch, step: int, phase: str, wrong: 
     records.write_not_finite(run.workdir, step, phase, wrong, [(number, run.describe(number)) for number in ids])
     short = [name for name in wrong if name.endswith(f"_{phase}")] or list(wrong)[:2]
     named = ", ".join(f"{name} {wrong[name]}" for name in short)
-    print(
+    say(
         f"warning: step {step}: the {phase} update is skipped, because figures are not finite ({named}); "
         f"{records.NOT_FINITE} lists its {len(ids)} pair{'s' * (len(ids) != 1)}",
-        flush=True,
     )

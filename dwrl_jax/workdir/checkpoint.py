@@ -16,6 +16,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from dwrl_jax.core import checksums, faults, hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import BEST, CHECKPOINTS, UNREADABLE
+from dwrl_jax.core.terminal import say
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.models import orbax_files
 
@@ -102,4 +103,4 @@ def _set_aside(workdir: Path) -> None:
         place.parent.mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(folder / str(step), place)
-        print(f"warning: checkpoint {step} is skipped: {reason}; it is now in {place}", flush=True)
+        say(f"warning: checkpoint {step} is skipped: {reason}; it is now in {place}")

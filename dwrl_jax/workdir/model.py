@@ -5,6 +5,7 @@ from pathlib import Path
 from dwrl_jax.core import files, hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.core.names import ARCHITECTURE, CARD
+from dwrl_jax.core.terminal import say
 from dwrl_jax.dialogue.tokenizers import load_tokenizer, set_pad_token
 from dwrl_jax.models import frozen, hf, lora
 from dwrl_jax.models.families import model_config, read_config
@@ -41,7 +42,7 @@ def export(
     if config.value_head:  # an older run may have kept an end token that pads
         hf_config["pad_token_id"] = set_pad_token(tokenizer, config.vocab_size)
         if hf_config["pad_token_id"] is None and hosts.first():
-            print("warning: the tokenizer has no token to pad with, so transformers takes one text at a time")
+            say("warning: the tokenizer has no token to pad with, so transformers takes one text at a time")
     documents = {CARD: files.read_json(folder / CARD)} if (folder / CARD).exists() else None
     if form == "peft":
         named = base if start or (workdir / adapters.model).is_dir() else adapters.model  # a folder, or a hub id
@@ -71,7 +72,7 @@ def _dtype_of(hf_config: dict) -> str:
         return name
     chosen = "bfloat16" if "8" in name else "float32"
     if hosts.first():
-        print(f"note: weights are written in {chosen}, not in {name}, the type of the starting model; --dtype chooses")
+        say(f"note: weights are written in {chosen}, not in {name}, the type of the starting model; --dtype chooses")
     return chosen
 
 

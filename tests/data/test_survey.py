@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dwrl_jax import inspect_data
+from dwrl_jax.core.terminal import say
 from dwrl_jax.data.pairs import read_pairs
 from dwrl_jax.data.survey import pieces, survey
 from dwrl_jax.dialogue import Texts, fit_prefixes, make_dialogue, prefix_ids
@@ -90,9 +91,10 @@ def test_the_page_escapes_what_it_shows(path, dialogue, tmp_path):
     assert all(label in page for label, _ in lengths(seen))
 
 
-def test_signs_that_move_the_cursor_are_not_printed(dialogue, tmp_path):
+def test_signs_that_move_the_cursor_are_not_printed(dialogue, tmp_path, capsys):
     path = write(tmp_path / "escape.jsonl", [GOOD_ROW | {"rejected": "\x1b[2J\r gone"}])
-    said = text(survey(str(path), dialogue, (256,)))
+    say(text(survey(str(path), dialogue, (256,))))
+    said = capsys.readouterr().out
     assert "\\x1b[2J\\r gone" in said and "\x1b" not in said
 
 

@@ -89,7 +89,7 @@ def test_the_page_of_one_judge(two, tmp_path):
     assert "less the first" not in told and page.read_text().count("<svg") == 2
     assert "Most confident mistakes of first" in told and "first 2" in told and "thought 200" in told
     assert "<b>question 2" not in page.read_text(), "texts are escaped"
-    assert "http" not in re.sub(r"http://www.w3.org|https?://matplotlib", "", page.read_text()), "it loads nothing"
+    assert "://" not in page.read_text().replace("http://www.w3.org", ""), "it loads nothing"
 
 
 def test_two_judges_beside_each_other(two, tmp_path):

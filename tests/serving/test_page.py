@@ -1,21 +1,27 @@
 """The page in a real browser: it judges, names what is wrong, and runs no text that a model or a person wrote."""
 
 import json
-import shutil
 import socket
 import threading
 import urllib.request
 
 import pytest
 import uvicorn
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from dwrl_jax.serving.server import make_app
 from dwrl_jax.serving.service import make_service
+from tests.browser import FRAGMENTS, HOSTILE, RUN, assert_no_text_ran, visit
 from tests.serving.conftest import SETTINGS, until
+
+FOREIGN = "img, iframe, a, svg, meta[http-equiv], base"  # elements that the page itself has not
+ANSWERED = """
+const said = arguments[0], ok = arguments[1];
+window.fetch = async () => ({ ok, json: async () => said });
+document.getElementById("results").replaceChildren();
+await Promise.all([introduce(), judge(new Event("submit"))]);
+"""
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +38,9 @@ def address(judge):
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,1250"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options, Driver(driver))
-    yield browser
-    browser.quit()
-
-
 def judged(browser, address, conversation, responses, votes="4"):
     """Fill in the page and press its button; wait for results or a problem."""
-    browser.get(address)
+    visit(browser, address)
     fields = {"conversation": conversation, "votes": votes}
     browser.find_element(By.ID, "votes").clear()
     for _ in responses[2:]:
@@ -77,7 +69,7 @@ def test_the_page_shows_thoughts_scores_and_votes(browser, address):
         assert len(votes) == 4 and score == pytest.approx(sum(votes) / 4, abs=1e-4)
         assert [cell.text for cell in card.find_elements(By.CSS_SELECTOR, "td.thought")] == written
     assert "random, a judge of kind verdict" in browser.find_element(By.ID, "about").text
-    assert not [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
+    assert_no_text_ran(browser, address, FOREIGN)
 
 
 def test_the_page_names_what_is_wrong_and_runs_no_text(browser, address):
@@ -85,3 +77,33 @@ def test_the_page_names_what_is_wrong_and_runs_no_text(browser, address):
     problem = browser.find_element(By.ID, "problem").text
     assert problem.startswith("messages: unknown word: <img/src=x") and browser.title == "A judge at work"
     assert not browser.find_elements(By.CSS_SELECTOR, "article, #problem img")
+
+
+def test_hostile_answers_are_shown_and_not_run(browser, address):
+    """Responses, thoughts, the model's name and the words of an error."""
+    visit(browser, address)
+    fill = "for (const area of document.querySelectorAll('textarea')) area.value = arguments[0]"
+    browser.execute_script(fill, HOSTILE)
+    two = {name: [0.5, 0.5] for name in ("score", "log_odds")} | {"interval": [[0, 1], None], "rank": [1, 2]}
+    said = two | {"votes": [[0.5]] * 2, "thoughts": [[HOSTILE]] * 2, "model": HOSTILE, "kind": HOSTILE, "ready": True}
+    said["usage"] = {"votes": HOSTILE, "total_tokens": HOSTILE, "seconds": 1.0}
+    browser.execute_script(ANSWERED, said, True)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "article")) == 2
+    shown = browser.execute_script("return document.body.innerText")
+    assert all(shown.count(fragment) >= 4 for fragment in FRAGMENTS[:-1])
+    assert_no_text_ran(browser, address, FOREIGN)
+    browser.execute_script(ANSWERED, {"error": {"param": HOSTILE, "message": HOSTILE}}, False)
+    assert browser.find_element(By.ID, "problem").text.count(FRAGMENTS[2]) == 2
+    assert_no_text_ran(browser, address, FOREIGN)
+
+
+def test_even_a_text_that_became_part_of_the_page_would_not_run(browser, address):
+    """The policy that the server sends lets the page's own script run, and no other."""
+    visit(browser, address)
+    inside = f"<img src=https://example.invalid/x onerror='{RUN}'><iframe src=https://example.invalid/></iframe>"
+    browser.execute_script("document.body.insertAdjacentHTML('beforeend', arguments[0])", inside)
+    script = "const made = document.createElement('script'); made.text = arguments[0]; document.body.append(made)"
+    browser.execute_script(script, RUN)
+    said = [entry["message"] for entry in browser.get_log("browser")]
+    assert len(said) >= 3 and all("Content Security Policy" in message for message in said), said
+    assert browser.execute_script("return typeof window.hacked") == "undefined"

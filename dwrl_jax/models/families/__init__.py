@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dwrl_jax.core.errors import UserError
+from dwrl_jax.models.families import values
 from dwrl_jax.models.transformer import ModelConfig
 
-SHARED = ("parts", "presets")  # files here that are not families
+SHARED = ("parts", "presets", "values")  # files here that are not families
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # fields of ModelConfig that config.json does not have
 NUMERICS = ("dtype", "param_dtype", "remat", "attention", "balance")
@@ -78,16 +79,24 @@ def text_half(hf_config: dict) -> dict:
 
 
 def read_config(folder) -> dict:
-    """The folder's config.json. UserError if it is missing or not a JSON object."""
-    return read_json(Path(folder) / "config.json")
+    """The folder's config.json. UserError if it is missing, no JSON object, or has impossible values."""
+    path = Path(folder) / "config.json"
+    content = read_json(path)
+    parts = [part for part in (content, content.get("text_config")) if isinstance(part, dict)]
+    if any(part.get("model_type") in names() for part in parts):
+        for part in parts:
+            values.check(path, part)
+    return content
 
 
 def read_json(path: Path) -> dict:
+    if path.exists() and not path.is_file():  # reading a pipe or a device may not end
+        raise UserError(f"{path}: no file; is it a model folder?")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); is it a model folder?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(content).__name__}")
@@ -106,8 +115,25 @@ def model_config(hf_config: dict, **numerics) -> ModelConfig:
         raise UserError(f"config.json: the key {error.args[0]!r} is missing") from error
     if numerics.get("balance") and not shape.get("experts"):
         raise UserError(f"model.balance={numerics['balance']}: the model has no experts; leave it at 0")
+    _check_heads(shape)
     outputs = _outputs(hf_config) if hf_config.get("architectures") == [family.reward_model] else 0
     return ModelConfig(**shape, value_head=outputs, **numerics)
+
+
+def _check_heads(shape: Mapping) -> None:
+    """UserError for heads that cannot share keys and values, or cannot be turned by a rotary embedding."""
+    heads, shared, size = (shape[name] for name in ("heads", "kv_heads", "head_dim"))
+    if heads % shared:
+        raise UserError(
+            f"config.json: num_attention_heads = {heads} is no multiple of num_key_value_heads = {shared}; correct them"
+        )
+    if not size or size % 2:
+        raise UserError(f"config.json: the size of a head is {size}, but a rotary embedding needs an even one")
+    if shape.get("experts") and not 1 <= shape["experts_per_token"] <= shape["experts"]:
+        raise UserError(
+            f"config.json: num_experts_per_tok = {shape['experts_per_token']} of {shape['experts']} experts; "
+            "it must be from 1 to their number"
+        )
 
 
 def with_value_head(hf_config: dict, pad_id: int | None, outputs: int = 1) -> dict:

@@ -9,7 +9,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.rope import Linear, Llama3, Yarn
 
 # values that the decoder supports: an absent key means the same value, any other value is an error
-SUPPORTED = {"hidden_act": "silu", "pretraining_tp": 1, "quantization_config": None}
+SUPPORTED = {"hidden_act": "silu", "pretraining_tp": 1, "quantization_config": None, "partial_rotary_factor": 1.0}
 ROPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 

@@ -1,5 +1,6 @@
 """Adapter folders of PEFT: low-rank changes of a base model's matrices, which are merged when the model is read."""
 
+import math
 import re
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def settings_of(folder: Path) -> dict | None:
 def base_name(folder: Path, settings: dict) -> str:
     """The path or hub id of the base model. A path may be relative to the adapter's folder."""
     name = settings.get("base_model_name_or_path")
-    if not name:
+    if not name or not isinstance(name, str):
         raise UserError(f"{folder / SETTINGS}: base_model_name_or_path is missing; write the base model's folder there")
     return str(folder / name) if (folder / name).is_dir() else name
 
@@ -73,6 +74,12 @@ def parts_of(folder: Path, settings: dict) -> Tensors:
 
 def _check(folder: Path, settings: dict) -> None:
     where, kind = folder / SETTINGS, settings.get("peft_type")
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(map(_quick, patterns)):
+        raise UserError(f"{where}: alpha_pattern = {patterns!r} is not read, only names with at most three repetitions")
+    for alpha in (settings.get("lora_alpha", 8), *patterns.values()):
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise UserError(f"{where}: {alpha!r} is no number, as lora_alpha and alpha_pattern need it")
     if kind != "LORA":
         raise UserError(f"{where}: peft_type = {kind!r} is not read, only plain LORA; {MERGE}")
     for key in UNUSUAL:
@@ -81,6 +88,15 @@ def _check(folder: Path, settings: dict) -> None:
     begun = settings.get("init_lora_weights")
     if isinstance(begun, str) and begun.startswith(CHANGED_BASES):
         raise UserError(f"{where}: init_lora_weights = {begun!r} changed the base model's weights; {MERGE}")
+
+
+def _quick(pattern: str) -> bool:
+    """Whether a regular expression is one, and can take no long time: it repeats no group, and little else."""
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return not re.search(r"\)[*+?{]", pattern) and len(re.findall(r"[*+{]", pattern)) <= 3
 
 
 def _plain(key: str) -> str:

@@ -194,6 +194,8 @@ def _scaled(folder: Path, tensors: Tensors, hf_config: dict) -> tuple[Tensors, d
     how = _quantisation(folder, hf_config)
     codes = {key for key, tensor in tensors.items() if tensor.dtype in EIGHT_BITS and key.endswith(".weight")}
     block, plain = (how or {}).get("weight_block_size"), {}
+    if block and not (isinstance(block, list) and len(block) == 2 and all(isinstance(x, int) and x > 0 for x in block)):
+        raise UserError(f"{folder}: weight_block_size = {block!r} is not possible: it must be two positive numbers")
     for key, tensor in tensors.items():
         if key.endswith(SCALES) and key[: key.rindex(".")] + ".weight" in codes:
             continue

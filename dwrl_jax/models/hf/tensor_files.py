@@ -121,10 +121,13 @@ def find_tensors(folder: Path) -> tuple[Tensors, list[str]]:
 
 
 def _places(index: Path) -> dict[str, str]:
-    """The name of the file of each tensor."""
+    """The name of the file of each tensor. UserError for a name that leads out of the folder."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{index}: it has no weight_map; download it again")
+    for key, name in places.items():
+        if not (isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name):
+            raise UserError(f"{index}: {key} is in {name!r}, which is no *.safetensors file of this folder")
     return places
 
 
