@@ -48,9 +48,9 @@ def make_train_step(
             grads, measured = gradient(judge, loss_fn, params, batch, thoughts, micro_batches, packing, model, key)
             broken, norm = measured.pop("broken"), optax.global_norm(grads)
             finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, (norm, *measured.values())))
-            updates, after = optimizer.update(grads, opt_state, params, phase=phase)
-            params = _if_finite(finite, optax.apply_updates(params, updates), params)
-            opt_state, skipped[name] = _if_finite(finite, after, opt_state), (~finite, broken)
+            update = functools.partial(optimizer.update, phase=phase)
+            params, opt_state = _if_finite(finite, update, grads, opt_state, params)
+            skipped[name] = ~finite, broken
             metrics |= measured | {f"loss_{name}": measured["loss"], f"grad_norm_{name}": norm}
         del metrics["loss"]
         return TrainState(state.step + 1, params, opt_state), metrics | {"skipped": skipped}
@@ -58,15 +58,28 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
-def _if_finite(finite: Array, after, before):
-    """`after` where `finite`, else `before`. A schedule counts on, so that later steps have the rates of their step."""
+def _if_finite(finite: Array, update: Callable, grads, opt_state, params) -> tuple:
+    """Parameters and optimizer state after the update, or as they were where not `finite`.
+
+    A schedule counts on, so that later steps have the rates of their step. This is a branch, and not a choice between
+    old and new values, because these would need room for both.
+    """
+
+    def take(grads, opt_state, params):
+        updates, after = update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), after
+
+    def skip(grads, opt_state, params):
+        _, after = update(grads, opt_state, params)  # all but the counts is left out by the compiler
+        return params, jax.tree.map(choose, after, opt_state, is_leaf=counts)
+
+    def counts(part):
+        return isinstance(part, optax.ScaleByScheduleState)
 
     def choose(new, old):
-        if isinstance(new, optax.ScaleByScheduleState):
-            return new
-        return jnp.where(finite, new, old)
+        return new if counts(new) else old
 
-    return jax.tree.map(choose, after, before, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState))
+    return jax.lax.cond(finite, take, skip, grads, opt_state, params)
 
 
 def gradient(
