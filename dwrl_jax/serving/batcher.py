@@ -1,8 +1,9 @@
 """One batcher behind all protocols: it gathers the questions of single requests into the sampler's batches.
 
 A question waits for others of the same padded length and the same votes, until they fill a batch or `wait` seconds have
-passed. Two threads read rows into tokens and ask the judge, so that one works while the other waits for the device.
-They wake the event loop once for each batch. A row's scores do not depend on the rows beside it (`judge.score`).
+passed. Threads read rows into tokens and ask the judge, one more of them than batches on the device, so that one reads
+while the others wait. They wake the event loop once for each batch. A row's scores do not depend on the rows beside it
+(`judge.score`).
 """
 
 import asyncio
@@ -76,6 +77,7 @@ class Batcher:
     programs: set[tuple[int, int]] = field(default_factory=set)  # compiled ones: padded length, number of votes
     compiling: set[tuple[int, int]] = field(default_factory=set)
     seconds: float = 0.0  # of a question, lately
+    at_work: int = 0  # batches on the device
     warm: bool = False
     failure: str = ""
     closed: bool = False
@@ -177,7 +179,7 @@ class Batcher:
             if not self.warm:
                 self._warm_up()
                 self.warm = True
-                for _ in range(self.settings.in_flight - 1):
+                for _ in range(self.settings.in_flight):  # with this one a thread more than batches on the device
                     self.start()
             while (taken := self._take()) is not None:
                 self._ask(*taken)
@@ -219,7 +221,10 @@ class Batcher:
                 if self.closed:
                     return None
                 key, pause = self._due()
+                if self.at_work == self.settings.in_flight:
+                    key, pause = None, None  # until one of them ends
                 if key is not None:
+                    self.at_work += 1
                     queued = self.waiting[key]
                     batch = [queued.popleft() for _ in range(min(self.settings.batch_size, len(queued)))]
                     if not queued:
@@ -266,6 +271,10 @@ class Batcher:
         except Exception as error:  # the device's errors have no common type
             self._tell([(row, error) for _, row, _ in batch])
             return
+        finally:
+            with self.changed:
+                self.at_work -= 1
+                self.changed.notify()
         took = time.perf_counter() - began
         complete = []
         with self.changed:

@@ -121,6 +121,7 @@ async def _serve(service: Service, listening: socket.socket, ready: Callable[[],
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         backlog=4096,
         timeout_keep_alive=75,  # longer than the pools of clients keep connections
         timeout_graceful_shutdown=5,

@@ -18,6 +18,7 @@ from dwrl_jax.judge.rows import COMPARING
 from dwrl_jax.judge.votes import Adaptive
 from dwrl_jax.serving.batcher import RETRY, Batcher, Row
 from dwrl_jax.serving.cohorts import Cohorts
+from dwrl_jax.serving.deadlines import Deadlines
 from dwrl_jax.serving.failures import Refused
 from dwrl_jax.serving.metrics import Metrics
 from dwrl_jax.serving.settings import ServeSettings
@@ -35,6 +36,7 @@ class Service:
     batcher: Batcher
     marks: Marks
     cohorts: Cohorts
+    deadlines: Deadlines
     stopping: bool = False
     taken: int = 0  # requests that are not answered yet
 
@@ -55,6 +57,7 @@ def make_service(loaded: LoadedJudge, settings: ServeSettings, name: str) -> Ser
         Batcher(loaded, settings, metrics),
         marks_of(loaded.dialogue),
         Cohorts(settings.cohort_wait),
+        Deadlines(settings.timeout),
     )
 
 
@@ -121,9 +124,8 @@ async def judge(
         return Refused(422, error, field_of(error, names))
 
     try:
-        async with asyncio.timeout(settings.timeout):
-            taken = service.batcher.submit(row, votes, refusal)
-            scored = await taken.future
+        taken = service.batcher.submit(row, votes, refusal)
+        scored = await service.deadlines.wait(taken.future)
     except TimeoutError:
         raise Refused(504, f"no score within {settings.timeout:g} s") from None
     except Refused:

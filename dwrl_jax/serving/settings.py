@@ -1,5 +1,6 @@
 """How the server works: its limits, its votes and its token. `serve.py` reads them from flags."""
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,7 @@ class ServeSettings:
         return max(self.max_votes, sum(self.votes.rounds) if isinstance(self.votes, Adaptive) else self.votes)
 
 
+@functools.cache
 def parts(votes: int, sizes: tuple[int, ...]) -> tuple[int, ...] | None:
     """Numbers of `sizes` that add up to `votes`, the largest first; None if none do."""
     chosen = []

@@ -86,14 +86,15 @@ def test_a_full_queue_says_when_to_come_again(serving, held):
 
 
 def test_two_batches_are_asked_at_a_time(serving, held):
-    """While the device has one batch, the next one is read and asked; a third one waits."""
+    """While the device has one batch, the next one is read and asked; a third one is read and waits."""
     with serving(in_flight=2, wait=0) as (client, service), ThreadPoolExecutor(3) as pool:
         held.clear()
         asked = []
         for number, row in enumerate(ROWS[:3], 1):
             asked.append(pool.submit(client.post, "/v1/judge", json=body(row)))
-            until(lambda number=number: len(service.batcher.rows) == number and (number > 2 or not _unasked(service)))
-        assert _unasked(service) == 1
+            until(lambda number=number: service.batcher.at_work == min(number, 2))
+        until(lambda: sum(map(len, service.batcher.waiting.values())) == 1)  # it has been read
+        assert service.batcher.at_work == 2
         held.set()
         assert [answer.result().status_code for answer in asked] == [200] * 3
 
@@ -103,10 +104,6 @@ def _all_on_the_device(service) -> bool:
     with service.batcher.changed:
         rows = service.batcher.rows
         return bool(rows) and all(row.missing for row in rows) and not service.batcher.waiting
-
-
-def _unasked(service) -> int:
-    return len(service.batcher.incoming) + sum(map(len, service.batcher.waiting.values()))
 
 
 def test_a_request_is_given_up_in_time(serving, held):
@@ -242,7 +239,7 @@ def test_a_caller_that_leaves_takes_its_questions_along(served, held):
         async def receive():
             if messages:
                 return messages.pop()
-            while not service.batcher.incoming:
+            while len(service.batcher.rows) < 2:
                 await asyncio.sleep(0.005)
             return {"type": "http.disconnect"}
 
