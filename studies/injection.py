@@ -146,8 +146,9 @@ def main(arguments: list[str] | None = None) -> None:
         loaded = load(given.model, card=read_card(given.judge) if given.judge else None)
         rows = [row for row in benchmarks.read(given.benchmark, given.data) if "error" not in row][: given.limit]
         name = given.name or given.model
-        about = {"name": name, "data": f"{given.benchmark} {Path(given.data).name}", "pairs": len(rows), "commit": run.commit()}
-        made = about | {"votes": given.votes, "suffixes": ask(loaded, rows, given.votes, given.batch_size)}
+        data = f"{given.benchmark} {Path(given.data).name}"
+        about = {"name": name, "data": data, "pairs": len(rows), "commit": run.commit(), "votes": given.votes}
+        made = about | {"suffixes": ask(loaded, rows, given.votes, given.batch_size)}
         (given.docs / KEPT).mkdir(parents=True, exist_ok=True)
         words = "".join(letter if letter.isalnum() else "-" for letter in name)
         files.write_json(given.docs / KEPT / f"{words}.json", made, separators=(",", ":"))
