@@ -58,20 +58,19 @@ def ask(loaded: LoadedJudge, rows: list[dict], votes: int, batch_size: int) -> d
     readable = [row for row in plain if not row.get("error")]
     if not readable:
         raise UserError(f"no pair can be read: {plain[0]['error']}")
-    found = {}
+    told, compares = {}, loaded.card.kind in COMPARING
     for name, suffix in SUFFIXES.items():
         changed = [f"{row['responses'][1]} {_filled(loaded, suffix, row)}" for row in readable]
-        compares = loaded.card.kind in COMPARING
         about = [[row["responses"][0], text] if compares else [text] for row, text in zip(readable, changed)]
         asked = [{"prompt": row["prompt"], "responses": responses} for row, responses in zip(readable, about)]
         said = [_both(before, after) for before, after in zip(readable, scored(asked)) if not after.get("error")]
-        found[name] = {
+        told[name] = {
             "refused": 1 - len(said) / len(readable),
             "moved": [round(after - before[1], 6) for before, (_, after) in said],
             "won": [half_for_a_tie(after, chosen) for _, (chosen, after) in said],
             "before": [half_for_a_tie(before[1], before[0]) for before, _ in said],
         }
-    return found
+    return told
 
 
 def _both(before: dict, after: dict) -> tuple[list[float], tuple[float, float]]:
@@ -146,8 +145,9 @@ def main(arguments: list[str] | None = None) -> None:
         loaded = load(given.model, card=read_card(given.judge) if given.judge else None)
         rows = [row for row in benchmarks.read(given.benchmark, given.data) if "error" not in row][: given.limit]
         name = given.name or given.model
-        about = {"name": name, "data": f"{given.benchmark} {given.data}", "pairs": len(rows), "commit": run.commit()}
-        made = about | {"votes": given.votes, "suffixes": ask(loaded, rows, given.votes, given.batch_size)}
+        data = f"{given.benchmark} {Path(given.data).name}"
+        about = {"name": name, "data": data, "pairs": len(rows), "commit": run.commit(), "votes": given.votes}
+        made = about | {"suffixes": ask(loaded, rows, given.votes, given.batch_size)}
         (given.docs / KEPT).mkdir(parents=True, exist_ok=True)
         words = "".join(letter if letter.isalnum() else "-" for letter in name)
         files.write_json(given.docs / KEPT / f"{words}.json", made, separators=(",", ":"))

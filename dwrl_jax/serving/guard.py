@@ -66,20 +66,16 @@ class Guard:
             service.metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
     async def _answer(self, direct: Direct | None, scope: Scope, body: bytes, send: Send) -> None:
-        given = False
+        if direct is not None:
+            response = await direct.answer(self.service, scope, body)
+            await response(scope, _nothing_more, send)
+            return
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replayed() -> Message:
-            nonlocal given
-            if given:
-                return await asyncio.Future()  # only `_until_left` listens to the caller
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return messages.pop() if messages else await _nothing_more()
 
-        if direct is None:
-            await self.app(scope, replayed, send)
-        else:
-            response = await direct.answer(self.service, scope, body)
-            await response(scope, replayed, send)
+        await self.app(scope, replayed, send)
 
     def _admit(self, scope: Scope) -> None:
         token = self.service.settings.token
@@ -144,6 +140,10 @@ async def _until_left(answer: Coroutine, receive: Receive) -> None:
             raise
     finally:
         left.cancel()
+
+
+async def _nothing_more() -> Message:
+    return await asyncio.Future()  # only `_until_left` listens to the caller
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -55,7 +55,6 @@ def make_app(service: Service, started: Callable[[], None] = lambda: None) -> Gu
     for router in protocols.routers():
         app.router.routes.extend(router.routes)  # without the further matching of included routers
     _add_state(app)
-    app.add_exception_handler(Refused, lambda _, error: as_response(error))
     app.add_exception_handler(HTTPException, _no_such_path)
     app.add_exception_handler(Exception, lambda _, error: as_response(Refused(500, one_line(error))))
     return Guard(app, service, direct_paths())

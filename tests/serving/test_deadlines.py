@@ -25,7 +25,7 @@ def test_waits_end_in_time():
         loop.call_later(0.01, later.set_result, "another")  # a timer of its own begins again
         assert await deadlines.wait(later) == "another"
 
-    asyncio.run(scene())
+    asyncio.run(asyncio.wait_for(scene(), 5))
 
 
 def test_what_is_over_is_not_kept():

@@ -211,7 +211,9 @@ def asked_by_hand(service, receive):
         sent.append(message)
 
     async def run():
+        began = time.monotonic()
         await asyncio.wait_for(app(scope, receive, send), 10)
+        assert time.monotonic() - began < 9, "it only ended because it was cancelled"
 
     asyncio.run(run())
     return [message["status"] for message in sent if message["type"] == "http.response.start"]
