@@ -7,7 +7,6 @@ steps that could take hours each, so a template may only multiply by a small num
 clocks of threads nothing is watched.
 """
 
-import contextlib
 import ctypes
 import functools
 import os
@@ -29,8 +28,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 EVERY = 0.1  # seconds between two looks
 
 
-class TooMuch(Exception):
-    """Raised inside a thread that renders."""
+class TooMuch(BaseException):
+    """Raised inside a thread that renders, once: whoever catches exceptions in between does not catch this one."""
 
 
 @dataclass(frozen=True)
@@ -49,31 +48,41 @@ class _Work:
 
 
 _at_work: dict[int, _Work] = {}  # by thread
-_deciding, _begun = threading.Lock(), threading.Event()
+_deciding = threading.Lock()
+_watchers: list[threading.Thread] = []  # at most one
 
 
 def limited(render: Callable, conversations: int = 1):
     """The result of `render()`, which renders so many conversations. UserError if that takes too much."""
     if sys.platform != "linux":
         return render()
-    thread = threading.get_ident()
-    clock = time.pthread_getcpuclockid(thread)
-    work = _Work(clock, time.clock_gettime(clock), SECONDS + SECONDS_EACH * conversations, _resident())
-    _watcher()
-    _at_work[thread] = work
-    _begun.set()
+    seconds = SECONDS + SECONDS_EACH * conversations
     try:
-        return render()
+        return _watched(render, seconds)
     except (TooMuch, MemoryError):
         raise UserError(
-            f"the chat template is not usable: it took more than {work.seconds:.0f} s or {MEMORY >> 30} GiB; "
+            f"the chat template is not usable: it took more than {seconds:.0f} s or {MEMORY >> 30} GiB; "
             "look at the template, it may never end"
         ) from None
+
+
+def _watched(render: Callable, seconds: float):
+    thread = threading.get_ident()
+    clock = time.pthread_getcpuclockid(thread)
+    work = _Work(clock, time.clock_gettime(clock), seconds, _resident())
+    with _deciding:
+        _at_work[thread] = work
+        if not _watchers:
+            _watchers.append(threading.Thread(target=_watch, name="limits of chat templates", daemon=True))
+            _watchers[0].start()
+    try:
+        return render()
     finally:
-        _at_work.pop(thread, None)
-        with contextlib.suppress(TooMuch), _deciding:  # whoever was about to stop this thread has done so
-            pass
-        _raise_in(thread, None)
+        with _deciding:
+            stopped = _at_work.pop(thread, None) is None
+        if stopped:
+            for _ in range(100):  # an exception that comes after the last step of the template is raised here
+                pass
 
 
 def check(template: str) -> None:
@@ -93,29 +102,16 @@ def check(template: str) -> None:
             )
 
 
-@functools.cache
-def _watcher() -> threading.Thread:
-    thread = threading.Thread(target=_watch, name="limits of chat templates", daemon=True)
-    thread.start()
-    return thread
-
-
 def _watch() -> None:
     while True:
-        _begun.wait()
-        _begun.clear()
-        while _at_work:
-            time.sleep(EVERY)
-            for thread, work in list(_at_work.items()):
-                if work.too_much():
-                    with _deciding:
-                        if _at_work.get(thread) is work:
-                            _raise_in(thread, TooMuch)
-
-
-def _raise_in(thread: int, kind: type | None) -> None:
-    """Raise an exception in a thread when it takes its next step; None takes back what was not yet raised."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), kind and ctypes.py_object(kind))
+        time.sleep(EVERY)
+        with _deciding:
+            if not _at_work:
+                _watchers.clear()
+                return
+            for thread in [thread for thread, work in _at_work.items() if work.too_much()]:
+                del _at_work[thread]
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TooMuch))
 
 
 def _resident() -> int:
