@@ -18,7 +18,7 @@ from typing import Any
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.dialogue.plain import PlainTokenizer, Skeleton, encoded, plain_tokenizer
 from dwrl_jax.dialogue.questions import Texts, before_thought, message
-from dwrl_jax.dialogue.rendering import encode, up_to_thought
+from dwrl_jax.dialogue.rendering import encode, up_to_thought, whole
 from dwrl_jax.dialogue.tokenizers import unknown_id
 
 MOVED = "it moves a system message behind the thought"
@@ -97,8 +97,10 @@ def prefix_ids_batch(dialogue, rows) -> list[list[int]]:
 
 def render(dialogue, messages, response, thought, answer) -> list[int]:
     """Ids of the whole conversation including the answer, from a single rendering by the template."""
-    asked = before_thought(dialogue.texts, messages, response)
-    return encoded(dialogue, [(asked, thought, answer)])[0]
+    row = (before_thought(dialogue.texts, messages, response), thought, answer)
+    if is_refused(dialogue, thought):  # a policy may write any token; the other texts are checked as a prefix
+        return encode(dialogue, whole(dialogue, [row]))[0]
+    return encoded(dialogue, [row])[0]
 
 
 def encode_thought(dialogue, text) -> list[int]:

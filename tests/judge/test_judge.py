@@ -226,7 +226,9 @@ def loss_and_gradient(judge, params, batch, thoughts, micro_batches=1, hyper=dwr
         return dwrl.joint_loss(found, group, hyper)
 
     step = jax.jit(lambda p, b, t, packed: gradient(judge, loss_fn, p, b, t, micro_batches, packed))
-    return step(params, batch, thoughts, packing)
+    found, metrics = step(params, batch, thoughts, packing)
+    assert not metrics.pop("broken").any()
+    return found, metrics
 
 
 @pytest.fixture(scope="module")
