@@ -140,17 +140,19 @@ def _kernels(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str,
 
 def _in_few_bits(config: ModelConfig, mesh: jax.sharding.Mesh):
     """A function from the path of a parameter, and the parameter, to the same as `config.quantised` keeps it."""
-    kernels, places = _kernels(config), sharding.shardings(mesh, axis_names(config))["params"]["layers"]
+    places = sharding.shardings(mesh, axis_names(config))["params"]["layers"]
+
+    def of_layers(names, stacked):
+        return jax.lax.map(lambda kernel: quantised.quantised(kernel, config.quantised, names), stacked)
+
+    kernels = {name: names for name, (_, names) in _kernels(config).items()}
+    programs = {  # matrices with the same axes share one
+        names: jax.jit(functools.partial(of_layers, names), out_shardings=places[name]["kernel"])
+        for name, names in kernels.items()
+    }
 
     def keep(path, parameter):
-        if path[-1] != "kernel":
-            return parameter
-        _, names = kernels[path[1]]
-
-        def layers(stacked):
-            return jax.lax.map(lambda kernel: quantised.quantised(kernel, config.quantised, names), stacked)
-
-        return jax.jit(layers, out_shardings=places[path[1]]["kernel"])(parameter)
+        return programs[kernels[path[1]]](parameter) if path[-1] == "kernel" else parameter
 
     return keep
 

@@ -144,7 +144,7 @@ def test_parity_of_logits_with_the_restored_matrices(kind, most):
     assert_trees_close(outputs(alone, unstack(lora.variables(settings, kept, trained), alone)), expected, 1e-5)
 
 
-@pytest.mark.parametrize("kind", quantised.KINDS)
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_exact_gradient_of_adapters(kind):
     """That beside the restored matrices, for A and for B."""
     judge, params = make_judge()
