@@ -129,7 +129,7 @@ def in_few_bits(config, params, kind, dtype="float32"):
     return shape, kept, frozen.restored(kept, shape)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.02), ("nf4", 0.25)])
+@pytest.mark.parametrize(("kind", "most"), [pytest.param("int8", 0.02, marks=pytest.mark.slow), ("nf4", 0.25)])
 def test_parity_of_logits_with_the_restored_matrices(kind, most):
     """Equal to a model whose weights are the restored ones, also as the sampler has them; close to the original."""
     config = dataclasses.replace(model_config(shrink(PRESETS["qwen2.5-7b"], VOCAB)), tied=False)

@@ -167,6 +167,16 @@ def test_a_run_without_adapters_has_none_to_export(four_steps, tmp_path, capsys)
 
 
 @pytest.mark.slow
+def test_a_run_in_few_bits_samples_what_it_differentiates(base, tmp_path):
+    """With a KL term to the start, which is the base in the same bits: it is zero before the first update."""
+    flags = [*LORA, f"--config.model.path={base}", "--config.lora.base=nf4", "--config.objective.kl=0.1"]
+    fit(tmp_path, *flags, "--config.eval.every=0", "--config.optim.steps=2", variant="dwrl,smoke")
+    rows = lines(tmp_path / "metrics.jsonl")
+    assert len(rows) == 2 and all(row["train/logp_gap_max"] < 1e-4 for row in rows)
+    assert abs(rows[0]["train/kl"]) < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", objectives.names())
 def test_every_objective_takes_steps(base, tmp_path, name):
     """All adapters move, and the sampler's density is the one that the update differentiates."""
