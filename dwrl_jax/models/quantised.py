@@ -17,6 +17,7 @@ Why not qwix (0.1.8): it keeps the scales of nf4 in floats, and its provider rew
 while they are traced. So what a backward pass keeps, and what a loop over tokens reads, would not be ours to choose.
 """
 
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -61,15 +62,11 @@ class Layout(NamedTuple):
 def layout(shape: tuple[int, ...], names: tuple[str, ...]) -> Layout:
     """The layout of a kernel with these logical axes, of which the first or the last is "embed"."""
     if names[0] == "embed":
-        sizes, joined, inner, long = (shape[0], _product(shape[1:])), (names[0], names[1]), shape[-1], 1
+        sizes, joined, inner, long = (shape[0], math.prod(shape[1:])), (names[0], names[1]), shape[-1], 1
     else:
-        sizes, joined, inner, long = (_product(shape[:-1]), shape[-1]), (names[0], names[-1]), shape[-2], 0
+        sizes, joined, inner, long = (math.prod(shape[:-1]), shape[-1]), (names[0], names[-1]), shape[-2], 0
     block = next(size for size in range(min(BLOCK, inner), 0, -1) if inner % size == 0)
     return Layout(joined, sizes, long, block)
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    return sizes[0] if len(sizes) == 1 else sizes[0] * _product(sizes[1:])
 
 
 def quantised(kernel: Array, kind: str, names: tuple[str, ...]) -> dict[str, Array]:

@@ -41,10 +41,15 @@ def moved(config, settings, start, seed=3):
     return tree.unflatten([x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)])
 
 
+@functools.cache
+def applied(config):
+    return jax.jit(Decoder(config).apply)
+
+
 def outputs(config, variables, tokens=TOKENS):
     """Logits [P, T, V] of all positions."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)[:, None]
-    hidden, _ = jax.jit(Decoder(config).apply)(variables, jnp.asarray(tokens)[:, None], positions)
+    hidden, _ = applied(config)(variables, jnp.asarray(tokens)[:, None], positions)
     tree = variables["params"]
     return logits(hidden[:, 0], tree["value_head"] if config.value_head else output_table(variables))
 
