@@ -12,7 +12,7 @@ from dwrl_jax.core import sharding
 from dwrl_jax.generation.draw import draw, truncate
 from dwrl_jax.generation.writer import Writer, content_length, last_token
 from dwrl_jax.models.attention import Region
-from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack
+from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack, within_loop
 
 GROWTHS, SMALLEST = 4, 32  # largest number and least size of chunks; each chunk is one more loop to compile
 
@@ -89,7 +89,8 @@ def write(
     last = last_token(prefix, prefix_len)
     region = _prefix_region(writer, params, prefix, prefix_len)
     unstacked = dataclasses.replace(writer.model.config, scanned=False)
-    params = sharding.lay_out(unstack(params, unstacked), axis_names(unstacked), sharding.DECODE)
+    params = unstack(params, unstacked)
+    params |= sharding.lay_out({"params": params["params"]}, axis_names(unstacked), sharding.DECODE)
     writer = dataclasses.replace(writer, model=Decoder(unstacked))
     state, written = _write(writer, options, params, Group(region, prefix_len, keys), last)
 
@@ -191,6 +192,7 @@ def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, 
 def _step(writer, options, params, group: Group, start: int, written: tuple[Region, ...], state) -> SamplingState:
     """Draw one more token of every thought. The state's keys and values begin at thought token `start`."""
     t = state.position
+    params = within_loop(params, t)
     chunk = Region(state.k, state.v, jnp.full((len(group.prefix_len), 1), t - start))
     positions = jnp.broadcast_to((group.prefix_len - 1 + t)[:, None, None], (*state.token.shape, 1))
     hidden, (k, v) = writer.model.apply(params, state.token[..., None], positions, (group.prefix, *written, chunk))

@@ -149,7 +149,10 @@ def _start(
         return None
     kept = workdir and frozen.read(workdir / ARCHITECTURE)
     if kept:
-        return _from_folder(frozen.folder_of(kept, workdir, start), frozen.shape_of(shape, kept.settings), mesh)
+        folder, kept_shape = frozen.folder_of(kept, workdir, start), frozen.shape_of(shape, kept.settings)
+        if kept_shape.quantised:
+            return frozen.whole_start(folder, shape, kept.settings, mesh)
+        return _from_folder(folder, kept_shape, mesh)
     if start is None:
         raise UserError(
             "this judge reads thoughts of the model that its training started from: give its folder, --start"

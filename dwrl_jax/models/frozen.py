@@ -5,6 +5,7 @@ same one.
 """
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import numpy as np
 
 from dwrl_jax.core import files, sharding
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.models import hf, lora
+from dwrl_jax.models import hf, lora, quantised
+from dwrl_jax.models.hf import low_rank
 from dwrl_jax.models.hf.tensor_files import Scaled, Stored
 from dwrl_jax.models.settings import LoraSettings
 from dwrl_jax.models.transformer import ModelConfig, axis_names
@@ -87,7 +89,15 @@ def _blocks(tensor: Stored):
 
 def shape_of(config: ModelConfig, settings: LoraSettings) -> ModelConfig:
     """The model with the type of its frozen weights."""
-    return dataclasses.replace(config, param_dtype=settings.base)
+    return dataclasses.replace(config, **settings.numerics)
+
+
+def check_kept(config: ModelConfig) -> None:
+    """UserError where the model's frozen weights cannot be kept as `config` says."""
+    if config.quantised and config.experts:
+        raise UserError(
+            f"lora.base={config.quantised!r}: experts of a mixture are not kept in few bits; give lora.base='bfloat16'"
+        )
 
 
 def adapter_places(config: ModelConfig, settings: LoraSettings, mesh: jax.sharding.Mesh):
@@ -96,10 +106,78 @@ def adapter_places(config: ModelConfig, settings: LoraSettings, mesh: jax.shardi
 
 
 def load(folder: Path, config: ModelConfig, settings: LoraSettings, mesh: jax.sharding.Mesh, head: bool = True):
-    """The frozen weights {"params": ...} in their type. A value head, which is trained, is in float32."""
-    places = sharding.shardings(mesh, axis_names(config))
+    """The frozen weights {"params": ...} as they are kept. A value head, which is trained, is in float32.
+
+    Matrices in few bits are made one after another, so that a single one is in memory in bfloat16.
+    """
     shape = shape_of(config, settings)
-    return hf.load_params(folder, shape, head=head, shardings=places, low_rank=False, head_dtype="float32")
+    given = dataclasses.replace(shape, quantised="")
+    return hf.load_params(
+        folder,
+        given,
+        head=head,
+        shardings=sharding.shardings(mesh, axis_names(given)),
+        low_rank=False,
+        head_dtype="float32",
+        keep=_in_few_bits(shape, mesh) if shape.quantised else None,
+    )
+
+
+def begin(folder: Path, config: ModelConfig, settings: LoraSettings, mesh: jax.sharding.Mesh, head: bool = True):
+    """`load`, with the adapters of a PEFT folder beside its base's weights."""
+    params = load(folder, config, settings, mesh, head)
+    hf_config = hf.describe(folder, low_rank=False).hf_config
+    given = low_rank.read(folder, lora.chosen(config, settings.targets), config, settings, hf_config)
+    return params | ({} if given is None else {"lora": jax.device_put(given, adapter_places(config, settings, mesh))})
+
+
+def _kernels(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """The shape of each matrix of a layer, and the names of its axes."""
+    layers = axis_names(dataclasses.replace(config, quantised=""))["params"]["layers"]
+    boxes = {name: part["kernel"] for name, part in layers.items() if "kernel" in part}
+    return {name: (box.value.shape[1:], box.names[1:]) for name, box in boxes.items()}
+
+
+def _in_few_bits(config: ModelConfig, mesh: jax.sharding.Mesh):
+    """A function from the path of a parameter, and the parameter, to the same as `config.quantised` keeps it."""
+    places = sharding.shardings(mesh, axis_names(config))["params"]["layers"]
+
+    def of_layers(names, stacked):
+        return jax.lax.map(lambda kernel: quantised.quantised(kernel, config.quantised, names), stacked)
+
+    kernels = {name: names for name, (_, names) in _kernels(config).items()}
+    programs = {  # matrices with the same axes share one
+        names: jax.jit(functools.partial(of_layers, names), out_shardings=places[name]["kernel"])
+        for name, names in kernels.items()
+    }
+
+    def keep(path, parameter):
+        return programs[kernels[path[1]]](parameter) if path[-1] == "kernel" else parameter
+
+    return keep
+
+
+def restored(params, config: ModelConfig):
+    """The tree of parameters with the matrices that their few bits stand for, in `config.param_dtype`."""
+    if not config.quantised:
+        return params
+    layers = dict(params["params"]["layers"])
+    for name, how in _kernels(config).items():
+        restore = functools.partial(quantised.restored, config.quantised, *how, config.param_dtype)
+        layers[name] = layers[name] | {"kernel": jax.vmap(restore)(layers[name]["kernel"])}
+    return params | {"params": params["params"] | {"layers": layers}}
+
+
+def whole_start(folder: Path, config: ModelConfig, settings: LoraSettings, mesh: jax.sharding.Mesh):
+    """Parameters {"params": ...} of the model that a run with frozen weights in few bits started from."""
+    shape = shape_of(config, settings)
+    places = sharding.shardings(mesh, axis_names(dataclasses.replace(shape, quantised="")))
+
+    def whole(start):
+        start = restored(start, shape)
+        return lora.merged(lora.variables(settings, start, start))
+
+    return jax.jit(whole, out_shardings=places)(begin(folder, shape, settings, mesh))
 
 
 def merge(frozen: Frozen, folder: Path, trained, config: ModelConfig, mesh: jax.sharding.Mesh):
@@ -108,6 +186,7 @@ def merge(frozen: Frozen, folder: Path, trained, config: ModelConfig, mesh: jax.
     places = sharding.shardings(mesh, axis_names(config))
 
     def whole(start, trained):
+        start = restored(start, shape_of(config, frozen.settings))
         start = jax.tree.map(lambda x: x.astype(config.param_dtype), start)
         return lora.merged(lora.variables(frozen.settings, start, trained))
 

@@ -6,10 +6,13 @@ beside "params", so that every pass of the decoder takes both alike. A pass over
 it makes neither a second copy of W nor W's gradient. The sampler merges once for each batch (`transformer.unstack`).
 The tables, [V, D], are merged at each pass: left [V, rank], right [rank, D].
 
+Frozen weights may be kept in few bits (`quantised`).
+
 Why not qwix: its provider rewrites the layers of a model when they are called, and the frozen copy, the merging for the
 sampler, the export to PEFT and the sharding would still have to be written here.
 """
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -53,7 +56,7 @@ def _takes_adapter(weight: Weight) -> bool:
 
 def adapter_axes(config: ModelConfig, settings: LoraSettings):
     """Shapes of all adapters, float32. Each carries the logical names of its axes, as those of `axis_names` do."""
-    tree, boxes = {}, axis_names(config)["params"]
+    tree, boxes = {}, axis_names(dataclasses.replace(config, quantised=""))["params"]
     for weight in chosen(config, settings.targets):
         box = boxes
         for name in weight.path:

@@ -42,8 +42,16 @@ class LoraSettings:
     )
     dropout: float = setting(0.0, "share of an adapter's inputs that an update sets to zero", at_least=0, below=1)
     rank_stabilised: bool = setting(False, "scale = alpha / sqrt(rank)")
-    base: Literal["float32", "bfloat16"] = setting("bfloat16", "type of the frozen weights")
+    base: Literal["float32", "bfloat16", "int8", "nf4"] = setting(
+        "bfloat16", 'type of the frozen weights; "int8" and "nf4" are for the matrices of layers, beside bfloat16'
+    )
 
     @property
     def scale(self) -> float:
         return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        """The fields of `ModelConfig` for the frozen weights."""
+        few_bits = self.base in ("int8", "nf4")
+        return {"param_dtype": "bfloat16", "quantised": self.base} if few_bits else {"param_dtype": self.base}

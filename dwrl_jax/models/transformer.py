@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dwrl_jax.core import sharding
-from dwrl_jax.models import rope
+from dwrl_jax.models import quantised, rope
 from dwrl_jax.models.attention import KEPT, Region, Window, as_region
 from dwrl_jax.models.attention.backends import attend
 from dwrl_jax.models.experts import Experts
@@ -84,6 +84,7 @@ class ModelConfig:
     balance: float = 0.0  # weight of the load-balance loss of experts
     dtype: str = "float32"
     param_dtype: str = "float32"
+    quantised: str = ""  # how matrices of layers are kept, "int8" or "nf4"; empty for `param_dtype`
     remat: str = "none"
     attention: str = "auto"  # the backend of `attend`
     value_head: int = 0  # number of outputs of a value head, which replaces the lm-head; 0 for a language model
@@ -116,16 +117,20 @@ class Layer(nn.Module):
         return x if self.config.norms == "pre" else norm(self.config, f"{part}_post_norm", "embed")(x)
 
     def dense(self, name, features, axes, *, inputs=1, bias=False):
-        product = nn.DenseGeneral(
-            features,
-            axis=tuple(range(-inputs, 0)),
-            use_bias=bias,
-            dtype=self.config.dtype,
-            param_dtype=self.config.param_dtype,
-            kernel_init=partitioned(*axes),
-            bias_init=partitioned(*axes[inputs:], init=nn.initializers.zeros),
-            name=name,
-        )
+        if self.config.quantised:
+            features = features if isinstance(features, tuple) else (features,)
+            product = quantised.Dense(self.config, features, axes, inputs, bias, name=name)
+        else:
+            product = nn.DenseGeneral(
+                features,
+                axis=tuple(range(-inputs, 0)),
+                use_bias=bias,
+                dtype=self.config.dtype,
+                param_dtype=self.config.param_dtype,
+                kernel_init=partitioned(*axes),
+                bias_init=partitioned(*axes[inputs:], init=nn.initializers.zeros),
+                name=name,
+            )
         change = self.get_variable("lora", name)
         return product if change is None else lambda x: product(x) + low_rank(x, change, inputs, self.config.dtype)
 
@@ -299,24 +304,48 @@ def merged(weights, changes):
     }
 
 
+def in_few_bits(path) -> bool:
+    """Whether a leaf of the tree of parameters is a part of a matrix that is kept in few bits."""
+    return "kernel" in (entry.key for entry in path[:-1])
+
+
 def unstack(params, config: ModelConfig):
     """Parameters for `scanned=False`: each layer has its own arrays, and matrices have the computation's dtype.
 
     A loop over tokens then reads each weight in place and does not copy it out of the stack at every turn. Adapters
-    are merged into the matrices, one layer at a time, so that such a loop costs no more with them.
+    are merged into the matrices, one layer at a time, so that such a loop costs no more with them. Matrices in few bits
+    stay so, and their adapters, whole on every device, stay beside them.
     """
 
     def cast(path, x):
-        return x if path[-1].key == "scale" else x.astype(config.dtype)
+        return x if path[-1].key == "scale" or in_few_bits(path) else x.astype(config.dtype)
 
     tree = dict(jax.tree_util.tree_map_with_path(cast, params["params"]))
     stacked, changes = tree.pop("layers"), params.get("lora", {}).get("layers", {})
 
     def layer(i):
         weights, change = jax.tree.map(operator.itemgetter(i), (stacked, changes))
-        return merged(weights, change)
+        return (weights, change) if config.quantised else (merged(weights, change), {})
 
-    return {"params": tree | {f"layer_{i}": layer(i) for i in range(config.layers)}}
+    layers = {f"layer_{i}": layer(i) for i in range(config.layers)}
+    alone = {"params": tree | {name: weights for name, (weights, _) in layers.items()}}
+    if config.quantised and changes:
+        beside = {name: change for name, (_, change) in layers.items()}
+        alone["lora"] = jax.tree.map(lambda x: sharding.constrain(x, *(None,) * x.ndim), beside)
+    return alone
+
+
+def within_loop(params, turn: Int[Array, ""]):
+    """The parameters themselves, for the turn of a loop, counted from 0.
+
+    Matrices in few bits depend on the turn, so that compilers do not restore those of all layers ahead of the loop.
+    """
+
+    def bound(path, x):
+        codes = in_few_bits(path) and path[-1].key == "codes"
+        return x ^ (turn < 0).astype(x.dtype) if codes else x  # never true, but only we know
+
+    return jax.tree_util.tree_map_with_path(bound, params)
 
 
 def axis_names(config: ModelConfig):

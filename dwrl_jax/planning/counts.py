@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dwrl_jax.models.transformer import ModelConfig, axis_names
+from dwrl_jax.models.transformer import ModelConfig, axis_names, in_few_bits
 
 # passes of an update, in forward passes: forward, two backward, and forward again where activations are not kept
 PASSES = {"none": 3, "dots": 3, "full": 4}
@@ -65,7 +65,7 @@ def expert_weights(c: ModelConfig) -> int:
 
 
 def parameters(c: ModelConfig) -> int:
-    return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(axis_names(c))))
+    return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(axis_names(dataclasses.replace(c, quantised="")))))
 
 
 def forward(c: ModelConfig, tokens: float, keys: float, heads: float) -> float:
@@ -113,9 +113,13 @@ def region_bytes(c: ModelConfig, s: Sizes, share: Share) -> float:
 
 
 def decode_weights(c: ModelConfig, share: Share) -> float:
-    """Bytes of a device's copy of the weights in the layout for decoding, in which experts stay split."""
-    elsewhere = expert_weights(c) * (1 - 1 / share.experts)
-    return (parameters(c) - elsewhere) * jnp.dtype(c.dtype).itemsize / share.tensor
+    """Bytes of a device's copy of the weights in the layout for decoding, in which experts stay split.
+
+    Matrices in few bits stay so.
+    """
+    size, leaves = jnp.dtype(c.dtype).itemsize, jax.tree_util.tree_leaves_with_path(nn.meta.unbox(axis_names(c)))
+    whole = sum(x.size * (x.dtype.itemsize if in_few_bits(path) else size) for path, x in leaves)
+    return (whole - size * expert_weights(c) * (1 - 1 / share.experts)) / share.tensor
 
 
 def prefix_reads(c: ModelConfig, s: Sizes, share: Share) -> float:

@@ -96,7 +96,8 @@ def build(config: ConfigDict, workdir: Path, start: Start) -> tuple[Run, Held | 
 def numerics(config: ConfigDict) -> dict[str, str]:
     """The fields of `ModelConfig` that the config gives. Frozen weights have a type of their own."""
     given = {name: config.model[name] for name in NUMERICS}
-    return given | {"param_dtype": config.lora.base} if config.lora.rank else given
+    settings = lora_settings(config)
+    return given | settings.numerics if settings else given
 
 
 def check_weights(config: ConfigDict) -> None:
@@ -115,6 +116,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
     settings = lora_settings(config)
     if settings:
         lora.chosen(shape, settings.targets)  # bad targets end the run before its model is read
+        frozen.check_kept(shape)
     phases, value_scores = objective.phases(hyper), objective.value_scores
     return Recipe(
         seed=config.seed,

@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 
 from dwrl_jax.core import hosts, sharding
 from dwrl_jax.core.names import ARCHITECTURE
-from dwrl_jax.models import frozen, hf, lora
+from dwrl_jax.models import frozen, hf
 from dwrl_jax.models.families import model_config
-from dwrl_jax.models.hf import low_rank
 from dwrl_jax.models.settings import LoraSettings
 from dwrl_jax.models.transformer import ModelConfig, axis_names
 
@@ -39,9 +38,7 @@ def load_start(
     if settings is None:
         params = hf.load_params(folder, shape, head=not fresh, shardings=places)
     else:
-        params = frozen.load(folder, shape, settings, mesh, head=not fresh)
-        given = low_rank.read(folder, lora.chosen(shape, settings.targets), shape, settings, hf_config)
-        params |= {} if given is None else {"lora": jax.device_put(given, frozen.adapter_places(shape, settings, mesh))}
+        params = frozen.begin(folder, shape, settings, mesh, head=not fresh)
     if not fresh:
         return params
     trained = dataclasses.replace(shape, param_dtype=config.model.param_dtype)

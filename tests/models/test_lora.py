@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from dwrl_jax.core import sharding
@@ -40,10 +41,15 @@ def moved(config, settings, start, seed=3):
     return tree.unflatten([x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)])
 
 
+@functools.cache
+def applied(config):
+    return jax.jit(Decoder(config).apply)
+
+
 def outputs(config, variables, tokens=TOKENS):
     """Logits [P, T, V] of all positions."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)[:, None]
-    hidden, _ = jax.jit(Decoder(config).apply)(variables, jnp.asarray(tokens)[:, None], positions)
+    hidden, _ = applied(config)(variables, jnp.asarray(tokens)[:, None], positions)
     tree = variables["params"]
     return logits(hidden[:, 0], tree["value_head"] if config.value_head else output_table(variables))
 
@@ -232,8 +238,11 @@ def test_the_hash_knows_a_model(exported, tmp_path):
     assert adapters.settings_of(folder / "peft")["base_model_name_or_path"] == str(folder / "base")
 
 
-def on_a_mesh(sizes):
-    """Thoughts by the merged weights, their log-probabilities beside them, and the gradient, on a mesh."""
+def on_a_mesh(sizes, kind=""):
+    """Thoughts by the merged weights, their log-probabilities beside them, and the gradient, on a mesh.
+
+    With a `kind` the weights are kept in few bits, and the thoughts are by these and the adapters beside them.
+    """
     judge, params = make_judge(vocab_size=32)
     config = judge.model.config
     batch = jax.tree.map(np.asarray, make_batch(pairs=4, vocab_size=32))
@@ -244,6 +253,12 @@ def on_a_mesh(sizes):
     loss = dwrl.updates(dwrl.Hyper(updates="joint"))["joint"]
     with jax.set_mesh(mesh):
         params = jax.device_put(params, sharding.shardings(mesh, axis_names(config)))
+        if kind:
+            judge = dataclasses.replace(judge, model=Decoder(dataclasses.replace(config, quantised=kind)))
+            keep = frozen._in_few_bits(judge.model.config, mesh)
+            params = unflatten_dict({path: keep(path[1:], x) for path, x in flatten_dict(params).items()})
+            codes = params["params"]["layers"]["gate"]["kernel"]["codes"]
+            assert codes.size == len(codes.addressable_shards) * codes.addressable_shards[0].data.size
         trained = jax.device_put(trained, places)
 
         def draw(trained):
@@ -262,8 +277,8 @@ def on_a_mesh(sizes):
     return jax.device_get((thoughts, scores, forced, grads))
 
 
-def every_mesh_agrees():
-    expected, found = on_a_mesh((1, 1, 1)), on_a_mesh((1, 2, 2))
+def every_mesh_agrees(kind=""):
+    expected, found = on_a_mesh((1, 1, 1), kind), on_a_mesh((1, 2, 2), kind)
     np.testing.assert_array_equal(found[0].thought, expected[0].thought)
     assert_trees_close(found[1:], expected[1:], 1e-5)
     np.testing.assert_allclose(expected[2].thought, expected[0].old_logp, atol=1e-4)
@@ -274,3 +289,13 @@ def every_mesh_agrees():
 def test_invariance_of_meshes():
     """The same thoughts, scores and gradient; the sampler's density is that of the pass beside the weights."""
     in_process_of_devices(every_mesh_agrees, 4)
+
+
+def every_mesh_agrees_in_few_bits():
+    every_mesh_agrees("nf4")
+
+
+@pytest.mark.slow
+def test_invariance_of_meshes_in_few_bits():
+    """Each device keeps its own part of the bits, and what is computed from them is that of one device."""
+    in_process_of_devices(every_mesh_agrees_in_few_bits, 4)

@@ -415,3 +415,17 @@ def test_a_run_with_adapters_keeps_frozen_weights_once_and_moments_of_adapters()
     sizes = counts.Sizes(rows=6, prefix=12, group=2, thought=11, question=3)
     full, adapted = (counts.update_flops(shape, sizes, 1, adapters) for adapters in (None, 0))
     assert adapted / full == pytest.approx((counts.PASSES[shape.remat] - 1) / counts.PASSES[shape.remat])
+
+
+def test_a_plan_counts_weights_in_few_bits():
+    """Qwen2.5-7B in nf4: its matrices in 0.516 bytes a number, also where the sampler lays them out."""
+    flags = ["--config=configs/qwen7b.py", ALONE, "--config.mesh.tensor=1", "--config.sampler.batch_size=1"]
+    config, _ = parse_config([*flags, "--config.lora.rank=16", "--config.lora.base=nf4"], {}, "", lambda: "")
+    shape, tokens, _ = model_of(config, "cpu")
+    recipe = recipe_of(config, shape, *tokens, jax.devices()[:1])
+    terms = memory.memory(config, recipe, {"sample": Program(0.0, 0)})["sample"]
+    matrices = shape.layers * counts.layer_weights(shape)
+    expected = 0.516 * matrices + 2 * (counts.parameters(shape) - matrices)
+    assert terms["parameters"] == pytest.approx(expected, rel=1e-3)
+    assert terms["decode_weights"] == pytest.approx(expected, rel=1e-3)
+    assert sum(terms.values()) - terms["temporaries"] < 13e9

@@ -43,10 +43,8 @@ def whole(base, tmp_path_factory):
     return folder / "run", folder / "start"
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, capsys):
-    """With its adapters, its value head and the optimizer's state for these alone."""
-    run, start = whole
-    arguments = [*tiny("bt,smoke"), *LORA, f"--config.model.path={start}", f"--workdir={tmp_path}"]
+def stopped_and_gone_on(arguments, monkeypatch):
+    """A run that a signal stops in its first step, and the same again, which ends."""
 
     def terminated(stopping):
         signal.raise_signal(signal.SIGTERM)
@@ -56,6 +54,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, capsys)
         patched.setattr(hosts, "stop", terminated)
         assert run_command("train", *arguments) == 143
     assert run_command("train", *arguments) == 0
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, capsys):
+    """With its adapters, its value head and the optimizer's state for these alone."""
+    run, start = whole
+    arguments = [*tiny("bt,smoke"), *LORA, f"--config.model.path={start}", f"--workdir={tmp_path}"]
+    stopped_and_gone_on(arguments, monkeypatch)
     assert "goes on from there" in capsys.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, trained_of(tmp_path), trained_of(run))
     for name in ("base", "trained"):
@@ -65,6 +70,24 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, capsys)
         for w in (run, tmp_path)
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 4
+
+
+def test_a_run_in_few_bits_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
+    """Its checkpoint holds adapters and a value head alone, and its judge has the merged, restored matrices."""
+    arguments = [*LORA, f"--config.model.path={whole[1]}", "--config.lora.base=nf4", "--config.eval.pairs=0"]
+    fit(tmp_path / "once", *arguments, variant="bt,smoke")
+    stopped_and_gone_on([*tiny("bt,smoke"), *arguments, f"--workdir={tmp_path / 'twice'}"], monkeypatch)
+    once = trained_of(tmp_path / "once")
+    jax.tree.map(np.testing.assert_array_equal, trained_of(tmp_path / "twice"), once)
+    assert set(once) == {"lora", "params"} and set(once["params"]) == {"value_head"}
+    assert frozen.read(tmp_path / "once" / "architecture").settings.base == "nf4"
+    kernel, start = (
+        load(folder).params["params"]["layers"]["up"]["kernel"] for folder in (tmp_path / "once", whole[1])
+    )
+    pair = once["lora"]["layers"]["up"]
+    base = kernel - 2 * np.einsum("ldr,lrf->ldf", pair["left"], pair["right"])
+    levels = {len(np.unique(np.round(block, 5))) for block in np.asarray(base[0])[:, :32]}
+    assert 2 < max(levels) <= 16 and float(np.abs(base - start).max()) < 0.2 * float(np.abs(start).max())
 
 
 def test_a_checkpoint_holds_what_is_trained(whole):
@@ -121,6 +144,8 @@ def test_an_adapter_goes_on(whole, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["lora.base=nf4"], "lora.base='nf4': there are no adapters; give a rank, such as lora.rank=16"),
+        (["lora.rank=4", "lora.base=nf3"], "lora.base"),
         (["lora.alpha=8"], "lora.alpha=8.0: there are no adapters; give a rank, such as lora.rank=16"),
         (["lora.rank=-1"], "lora.rank=-1: must not be negative"),
         (["lora.rank=4", "lora.dropout=1.0"], "lora.dropout=1.0: must be"),
@@ -139,6 +164,16 @@ def test_bad_input_is_one_line(base, tmp_path, capsys, flags, message):
 def test_a_run_without_adapters_has_none_to_export(four_steps, tmp_path, capsys):
     assert run_command("export", f"--workdir={four_steps[0]}", f"--output={tmp_path / 'out'}", "--format=peft") == 2
     assert "this run trained all weights, so it has no adapters" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_in_few_bits_samples_what_it_differentiates(base, tmp_path):
+    """With a KL term to the start, which is the base in the same bits: it is zero before the first update."""
+    flags = [*LORA, f"--config.model.path={base}", "--config.lora.base=nf4", "--config.objective.kl=0.1"]
+    fit(tmp_path, *flags, "--config.eval.every=0", "--config.optim.steps=2", variant="dwrl,smoke")
+    rows = lines(tmp_path / "metrics.jsonl")
+    assert len(rows) == 2 and all(row["train/logp_gap_max"] < 1e-4 for row in rows)
+    assert abs(rows[0]["train/kl"]) < 1e-5
 
 
 @pytest.mark.slow

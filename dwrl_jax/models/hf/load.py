@@ -1,6 +1,7 @@
 """Parameters from a Hugging Face folder, or new random parameters."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import flax.linen as nn
@@ -53,10 +54,12 @@ def load_params(
     shardings=None,
     low_rank: bool = True,
     head_dtype: str | None = None,
+    keep: Callable | None = None,
 ) -> dict:
     """{"params": ...} from config.json and the safetensors files of a folder, in `config.param_dtype`.
 
-    A value head is in `head_dtype`, if that is given.
+    A value head is in `head_dtype`, if that is given. `keep(path, parameter)` gives what stands in the place of each
+    parameter as soon as it is read, such as the same in few bits.
 
     `shardings` is a tree like the result and gives the sharding of each leaf; None puts everything on the default
     device. `head=False` leaves out the lm-head and the value head. `low_rank` is as in `describe`. A process reads only
@@ -75,10 +78,9 @@ def load_params(
         tensors = {key: tensor for key, tensor in tensors.items() if key not in map(name, (LM_HEAD, VALUE_HEAD))}
     _check_tensors(opened, tensors, config, name)
     typed = {("value_head",): dataclasses.replace(config, param_dtype=head_dtype or config.param_dtype)}
-    params = {
-        w.path: _load_weight(tensors, w, typed.get(w.path, config), places.get(w.path))
-        for w in weight_table(config, name)
-    }
+    params, keep = {}, keep or (lambda _, parameter: parameter)
+    for w in weight_table(config, name):
+        params[w.path] = keep(w.path, _load_weight(tensors, w, typed.get(w.path, config), places.get(w.path)))
     return {"params": unflatten_dict(params)}
 
 
