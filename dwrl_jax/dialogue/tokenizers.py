@@ -81,7 +81,7 @@ def _read_object(path: Path) -> dict:
     """The object in a JSON file; an empty one where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

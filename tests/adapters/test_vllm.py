@@ -106,6 +106,12 @@ def test_judges_that_cannot_be_asked_so(change):
         vllm.score(card | change, PROMPT, ["s2 warm"], model="judge")
 
 
+def test_a_judge_that_escapes_cannot_be_asked_so():
+    card = json.loads(json.dumps(dataclasses.asdict(CARDS["score"])))
+    with pytest.raises(JudgeError, match="vLLM would read control tokens"):
+        vllm.score(card | {"texts": card["texts"] | {"control": "escape"}}, PROMPT, ["s2 warm"], model="judge")
+
+
 def test_no_jax_in_the_process_of_the_caller():
     code = "import dwrl_jax.adapters.vllm, sys; assert not {'jax', 'torch', 'flax'} & {*sys.modules}"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)

@@ -67,3 +67,10 @@ def test_numbers_that_are_not_finite_are_no_json(tmp_path):
 def test_half_a_surrogate_pair_does_not_cost_the_file(tmp_path):
     files.write_lines(tmp_path / "x.jsonl", [{"a": "\ud83d \N{SNOWMAN}"}])
     assert list(files.read_lines(tmp_path / "x.jsonl")) == [{"a": "? \N{SNOWMAN}"}]
+
+
+@pytest.mark.parametrize("text, said", [("{", "not JSON"), ('{"a": ' + "[" * 99999, "not JSON"), ("[]", "not list")])
+def test_a_file_that_is_no_object_is_named(tmp_path, text, said):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=said):
+        files.read_json(tmp_path / "x.json")
