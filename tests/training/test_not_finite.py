@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from dwrl_jax import train
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.judge.thoughts import no_thoughts
 from dwrl_jax.training import loop
@@ -17,6 +18,7 @@ from dwrl_jax.training.settings import OptimSettings
 from dwrl_jax.training.step import gradient, make_train_step
 from dwrl_jax.workdir import checkpoint
 from dwrl_jax.workdir import model as export
+from tests.models.test_hf_hosts import run as run_processes
 from tests.runs import fit, lines, run_command, tiny
 from tests.small import make_batch, make_judge
 
@@ -103,23 +105,27 @@ def test_the_pairs_of_all_micro_batches_are_named_in_their_order():
     assert not np.isfinite(measured["loss"]) and not np.isfinite(measured["pair_nll"])
 
 
-def poisoned(monkeypatch, steps, pair=1):
-    """In these steps the update gets a token without an embedding in a pair."""
-    made = loop.make_programs
+@jax.jit
+def unreadable(batch):
+    return batch.replace(prefix=batch.prefix.at[1, 0, 0].set(ABSENT))
+
+
+def poison(steps, made=loop.make_programs):
+    """`make_programs` whose update gets a token without an embedding in a pair of these steps."""
 
     def programs(run):
         whole = made(run)
 
         def train_step(state, batch, *rest):
-            if int(state.step) + 1 in steps:
-                prefix = np.array(batch.prefix)
-                prefix[pair, 0, 0] = ABSENT
-                batch = batch.replace(prefix=prefix)
-            return whole.train_step(state, batch, *rest)
+            return whole.train_step(state, unreadable(batch) if int(state.step) + 1 in steps else batch, *rest)
 
         return whole.__class__(**vars(whole) | {"train_step": train_step})
 
-    monkeypatch.setattr(loop, "make_programs", programs)
+    return programs
+
+
+def poisoned(monkeypatch, steps):
+    monkeypatch.setattr(loop, "make_programs", poison(steps))
 
 
 VARIANTS = {
@@ -177,3 +183,38 @@ def test_a_run_stops_after_so_many_steps_in_a_row_over_all_its_starts(base, tmp_
     assert "were skipped" in (tmp_path / "report.html").read_text()
     at = [params_at(tmp_path, step) for step in (1, 2, 3, 4)]
     assert same(at[0], at[1]) and same(at[1], at[2]) and not same(at[2], at[3])
+
+
+@pytest.mark.slow
+def test_the_run_of_a_base_model_goes_on_too(tmp_path, monkeypatch):
+    poisoned(monkeypatch, [2])
+    fit(tmp_path)
+    for workdir in (tmp_path / "base", tmp_path):
+        assert {row["step"] for row in lines(workdir / "not_finite.jsonl")} == {2}
+        skipped = [row["train/skipped_updates"] for row in lines(workdir / "metrics.jsonl")]
+        assert skipped[1] > 0 and sum(skipped) == skipped[1]
+
+
+@pytest.mark.slow
+def test_two_processes_skip_what_one_skips(base, tmp_path):
+    """Both go on, and name the same pairs."""
+    flags = [*tiny(), f"--config.model.path={base}", "--config.eval.pairs=0"]
+    module = "tests.training.test_not_finite"
+    run_processes(module, *flags, f"--workdir={tmp_path / 'one'}", timeout=600)
+    two = [*flags, f"--workdir={tmp_path / 'two'}", "--config.mesh.data=2"]
+    run_processes(module, *two, processes=2, timeout=600)
+    written, rows = (
+        [lines(tmp_path / run / name) for run in ("one", "two")] for name in ("not_finite.jsonl", "metrics.jsonl")
+    )
+    assert [row["phase"] for row in written[0]] == ["score", "thought"]
+    for expected, found in zip(*written, strict=True):  # the largest of numbers and NaN may differ between devices
+        assert f"loss_{found['phase']}" in expected.pop("figures").keys() & found.pop("figures").keys()
+        assert found == expected
+    for expected, found in zip(*rows, strict=True):
+        assert found["train/skipped_updates"] == expected["train/skipped_updates"] == (2 if found["step"] == 2 else 0)
+    assert rows[1][-1]["train/pair_nll"] == pytest.approx(rows[0][-1]["train/pair_nll"], rel=1e-4)
+
+
+if __name__ == "__main__":
+    loop.make_programs = poison([2])
+    train.main()
