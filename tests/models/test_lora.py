@@ -29,7 +29,8 @@ from tests.small import VOCAB, assert_trees_close, given_thoughts, in_process_of
 from tests.training.test_train_step import OPTIONS
 
 SETTINGS = LoraSettings(rank=3, alpha=6.0, base="float32")
-TABLES = dataclasses.replace(SETTINGS, targets=("q_proj", "o_proj", "down_proj", "embed_tokens", "lm_head"))
+TABLES = dataclasses.replace(SETTINGS, targets=("q_proj", "o_proj", "experts", "embed_tokens", "lm_head"))
+EXPERTS = dataclasses.replace(SETTINGS, targets=("attention", "experts"))
 TOKENS = np.random.default_rng(1).integers(4, VOCAB, (2, 9))
 
 
@@ -56,7 +57,7 @@ def outputs(config, variables, tokens=TOKENS):
 
 def test_invariance_beside_merged_and_unstacked():
     """x W + x A B, x (W + A B) in the stack, and layer by layer as the sampler has it; fresh ones change nothing."""
-    config = dataclasses.replace(model_config(shrink(PRESETS["qwen2.5-7b"], VOCAB)), tied=False)
+    config = model_config(shrink(PRESETS["qwen3-30b-a3b"], VOCAB))
     params = lively(config)
     beside = lora.variables(TABLES, params, moved(config, TABLES, params))
     alone = dataclasses.replace(config, scanned=False)
@@ -64,7 +65,10 @@ def test_invariance_beside_merged_and_unstacked():
     assert float(jnp.abs(expected - plain).max()) > 0.1
     assert_trees_close(outputs(config, lora.merged(beside)), expected, 1e-5)
     assert_trees_close(outputs(alone, unstack(beside, alone)), expected, 1e-5)
-    fresh = lora.variables(TABLES, params, lora.begun(params, config, TABLES, 0))
+    begun = lora.begun(params, config, TABLES, 0)
+    for pair in (begun["lora"]["layers"]["experts"]["gate"], begun["lora"]["layers"]["q"]):
+        assert 0.9 < float(jnp.abs(pair["left"]).max()) * config.hidden_size**0.5 <= 1
+    fresh = lora.variables(TABLES, params, begun)
     np.testing.assert_array_equal(outputs(config, fresh), plain)
     half = dataclasses.replace(TABLES, rank_stabilised=True)
     assert half.scale == pytest.approx(6 / 3**0.5) and TABLES.scale == 2
@@ -132,7 +136,10 @@ def test_dropout_has_noise_of_its_own_in_each_step(small):
     assert first == again != next_ != pytest.approx(float(small[7][1]["loss"]), rel=1e-3)
 
 
-@pytest.fixture(scope="module", params=[("qwen2.5-7b", 0), ("qwen3-4b", 2)], ids=["qwen2", "qwen3-reward"])
+PRESETS_AND_OUTPUTS = {"qwen2": ("qwen2.5-7b", 0), "qwen3-reward": ("qwen3-4b", 2), "experts": ("qwen3-30b-a3b", 0)}
+
+
+@pytest.fixture(scope="module", params=PRESETS_AND_OUTPUTS.values(), ids=PRESETS_AND_OUTPUTS)
 def exported(request, tmp_path_factory):
     """Folders of a model and of its adapters, with what they were written from."""
     preset, outputs_ = request.param
@@ -141,7 +148,8 @@ def exported(request, tmp_path_factory):
         hf_config = with_value_head(hf_config, 0, outputs_)
     config = model_config(hf_config)
     tables = () if config.tied or outputs_ else ("embed_tokens", "lm_head")
-    settings = dataclasses.replace(SETTINGS, rank_stabilised=bool(outputs_), targets=(*SETTINGS.targets, *tables))
+    matrices = EXPERTS.targets if config.experts else SETTINGS.targets
+    settings = dataclasses.replace(SETTINGS, rank_stabilised=bool(outputs_), targets=(*matrices, *tables))
     params = lively(config)
     trained = moved(config, settings, params)
     hf.save_model(folder / "base", params, config, hf_config)
@@ -215,12 +223,29 @@ def test_targets():
     config = model_config(shrink(PRESETS["llama3.2-3b"], VOCAB))
     names = [lora.module_of(weight) for weight in lora.chosen(config, ("attention", "up_proj"))]
     assert sorted(names) == ["k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    with pytest.raises(UserError, match="'query' is no target; choose of attention, feed_forward, q_proj"):
+    with pytest.raises(UserError, match="'query' is no target; choose of attention, feed_forward, experts, q"):
         lora.chosen(config, ("attention", "query"))
     with pytest.raises(
         UserError, match="'lm_head' matches no matrix of this model that takes an adapter, whose head is its embedding"
     ):
         lora.chosen(config, ("lm_head",))
+    with pytest.raises(UserError, match="'experts' matches no matrix of this model that takes an adapter$"):
+        lora.chosen(config, ("experts",))
+
+
+def test_targets_of_a_mixture(tmp_path):
+    hf_config = shrink(PRESETS["qwen3-30b-a3b"], VOCAB)
+    config = model_config(hf_config)
+    matrices = lora.chosen(config, ("experts",))
+    assert [weight.path for weight in matrices] == [("layers", "experts", name) for name in ("gate", "up", "down")]
+    for target in ("feed_forward", "up_proj"):
+        with pytest.raises(UserError, match=f"'{target}' matches .* is a mixture of experts: give experts$"):
+            lora.chosen(config, (target,))
+    with pytest.raises(UserError, match="lora.dropout=0.1: adapters of experts have none; leave it at 0"):
+        lora.check(config, dataclasses.replace(EXPERTS, dropout=0.1))
+    other = dataclasses.replace(EXPERTS, rank_stabilised=True)
+    with pytest.raises(UserError, match="adapters of experts otherwise with lora.rank_stabilised; export the merged"):
+        low_rank.save(tmp_path / "peft", {"lora": {}}, matrices, config, hf_config, other, "base")
 
 
 def test_the_hash_knows_a_model(exported, tmp_path):
