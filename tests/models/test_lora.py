@@ -19,7 +19,7 @@ from dwrl_jax.judge.thoughts import sample
 from dwrl_jax.models import frozen, hf, lora
 from dwrl_jax.models.families import model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
-from dwrl_jax.models.hf import adapters, low_rank
+from dwrl_jax.models.hf import peft_folder, peft_merge
 from dwrl_jax.models.settings import LoraSettings
 from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack
 from dwrl_jax.objectives import dwrl
@@ -153,7 +153,7 @@ def exported(request, tmp_path_factory):
     params = lively(config)
     trained = moved(config, settings, params)
     hf.save_model(folder / "base", params, config, hf_config)
-    low_rank.save(
+    peft_folder.save(
         folder / "peft",
         trained,
         lora.chosen(config, settings.targets),
@@ -183,23 +183,23 @@ def test_a_folder_of_peft_is_a_start(exported):
     """Without a rank it is merged; with the same rank its adapters come back as they were, beside its base."""
     folder, config, hf_config, settings, params, trained = exported
     matrices = lora.chosen(config, settings.targets)
-    back = low_rank.read(folder / "peft", matrices, config, settings, hf_config)
+    back = peft_folder.read(folder / "peft", matrices, config, settings, hf_config)
     jax.tree.map(np.testing.assert_array_equal, back, trained["lora"])
     base = hf.load_params(folder / "peft", config, low_rank=False)
     jax.tree.map(np.testing.assert_array_equal, base["params"]["layers"], params["params"]["layers"])
     if "embed" not in trained["lora"]:
         whole = hf.load_params(folder / "peft", config)
         assert_trees_close(whole, lora.merged(lora.variables(settings, params, trained)), 1e-6)
-    assert low_rank.read(folder / "base", matrices, config, settings, hf_config) is None
+    assert peft_folder.read(folder / "base", matrices, config, settings, hf_config) is None
     for change, message in (
         ({"rank": 4}, "r = 3, but lora.rank = 4; give --config.lora.rank=3"),
         ({"alpha": 1.0}, "lora_alpha = 6.0, but lora.alpha = 1.0"),
         ({"rank_stabilised": not settings.rank_stabilised}, "use_rslora = .*but lora.rank_stabilised"),
     ):
         with pytest.raises(UserError, match=message):
-            low_rank.read(folder / "peft", matrices, config, dataclasses.replace(settings, **change), hf_config)
+            peft_folder.read(folder / "peft", matrices, config, dataclasses.replace(settings, **change), hf_config)
     with pytest.raises(UserError, match="lora.targets are not the matrices of this adapter: "):
-        low_rank.read(folder / "peft", lora.chosen(config, ("attention",)), config, settings, hf_config)
+        peft_folder.read(folder / "peft", lora.chosen(config, ("attention",)), config, settings, hf_config)
 
 
 def test_parity_with_an_adapter_that_peft_wrote(tmp_path):
@@ -214,7 +214,7 @@ def test_parity_with_an_adapter_that_peft_wrote(tmp_path):
     with torch.no_grad():
         theirs = model(torch.tensor(TOKENS)).logits.numpy()
     settings = dataclasses.replace(SETTINGS, targets=("q_proj", "down_proj"))
-    given = low_rank.read(tmp_path / "peft", lora.chosen(config, settings.targets), config, settings, hf_config)
+    given = peft_folder.read(tmp_path / "peft", lora.chosen(config, settings.targets), config, settings, hf_config)
     start = hf.load_params(tmp_path / "peft", config, low_rank=False) | {"lora": given}
     np.testing.assert_allclose(outputs(config, lora.variables(settings, start, start)), theirs, atol=1e-4)
 
@@ -245,7 +245,7 @@ def test_targets_of_a_mixture(tmp_path):
         lora.check(config, dataclasses.replace(EXPERTS, dropout=0.1))
     other = dataclasses.replace(EXPERTS, rank_stabilised=True)
     with pytest.raises(UserError, match="adapters of experts otherwise with lora.rank_stabilised; export the merged"):
-        low_rank.save(tmp_path / "peft", {"lora": {}}, matrices, config, hf_config, other, "base")
+        peft_folder.save(tmp_path / "peft", {"lora": {}}, matrices, config, hf_config, other, "base")
 
 
 def test_the_hash_knows_a_model(exported, tmp_path):
@@ -260,7 +260,7 @@ def test_the_hash_knows_a_model(exported, tmp_path):
     hf.save_model(tmp_path / "other", other, config, hf_config)
     with pytest.raises(UserError, match=f"other: not the model of the adapters: its hash is .*, not {kept.hash}"):
         frozen.check(kept, tmp_path / "other")
-    assert adapters.settings_of(folder / "peft")["base_model_name_or_path"] == str(folder / "base")
+    assert peft_merge.settings_of(folder / "peft")["base_model_name_or_path"] == str(folder / "base")
 
 
 def on_a_mesh(sizes, kind=""):

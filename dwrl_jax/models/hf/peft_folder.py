@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from dwrl_jax.core import files, hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.families import family_of
-from dwrl_jax.models.hf import adapters
+from dwrl_jax.models.hf import peft_merge
 from dwrl_jax.models.hf.save import begin_folder, gather
 from dwrl_jax.models.hf.table import EMBEDDING, LM_HEAD, VALUE_HEAD, Weight, weight_table
 from dwrl_jax.models.settings import LoraSettings
@@ -31,11 +31,11 @@ def read(folder: Path, chosen: list[Weight], config: ModelConfig, settings: Lora
 
     UserError if it has another rank, scale or choice of matrices than `settings`.
     """
-    given = adapters.settings_of(folder)
+    given = peft_merge.settings_of(folder)
     if given is None:
         return None
-    parts = {key: x for key, x in adapters.parts_of(folder, given).items() if ".lora_" in key}
-    _check(folder / adapters.SETTINGS, given, settings)
+    parts = {key: x for key, x in peft_merge.parts_of(folder, given).items() if ".lora_" in key}
+    _check(folder / peft_merge.SETTINGS, given, settings)
     tensor_name, tree = family_of(hf_config).tensor_name, {}
     for weight in chosen:
         copies = _copies(weight, config)
@@ -61,7 +61,7 @@ def _check(where: Path, given: dict, settings: LoraSettings) -> None:
             raise UserError(f"{where}: {key} = {theirs!r}, but {ours} = {wanted!r}; give --config.{ours}={theirs}")
     for key in ("rank_pattern", "alpha_pattern"):
         if given.get(key):
-            raise UserError(f"{where}: {key}: training goes on with one rank and scale alone; {adapters.MERGE}")
+            raise UserError(f"{where}: {key}: training goes on with one rank and scale alone; {peft_merge.MERGE}")
 
 
 def _other_matrices(folder: Path, key: str) -> UserError:
@@ -159,14 +159,14 @@ def save(
         "bias": "none",
         "inference_mode": True,
     }
-    hosts.attempt(_write, folder, tensors, {adapters.SETTINGS: said} | (documents or {}), tokenizer)
+    hosts.attempt(_write, folder, tensors, {peft_merge.SETTINGS: said} | (documents or {}), tokenizer)
 
 
 def _write(folder: Path, tensors: dict, documents: dict[str, dict], tokenizer) -> None:
     partial = files.partial_of(folder)
     try:
         begin_folder(folder, partial, documents, tokenizer)
-        save_file(tensors, partial / adapters.WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, partial / peft_merge.WEIGHTS, metadata={"format": "pt"})
         os.replace(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
