@@ -166,19 +166,20 @@ def test_every_family_writes():
     assert FAMILIES.keys() == {*families.names()}
 
 
+@pytest.mark.parametrize("group", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("torch_model", FAMILIES.values(), indirect=True)
-def test_parity_of_written_texts(torch_model):
+def test_parity_of_written_texts(torch_model, group):
     """Greedy text is transformers'; sampler and update, which share prefixes, have the density of whole sequences."""
     folder, hf_config, ids, _, reference = torch_model
     params, lengths = hf.load_params(folder, model_config(hf_config)), jnp.array(STARTS)
     writer = Writer(Decoder(model_config(hf_config)), end=VOCAB, pad=0)  # no token ends a text
-    options, keys = SamplerOptions(2, TOKENS, top_k=1), jax.random.split(jax.random.key(0), (2, 2))
+    options, keys = SamplerOptions(group, TOKENS, top_k=1), jax.random.split(jax.random.key(0), (2, group))
     drawn = jax.jit(lambda *given: write(writer, options, *given)[0])(params, ids[:, : STARTS[0]], lengths, keys)
-    np.testing.assert_array_equal(drawn.thought, np.repeat(greedy(reference, ids)[:, None], 2, 1))
+    np.testing.assert_array_equal(drawn.thought, np.repeat(greedy(reference, ids)[:, None], group, 1))
     others = np.random.default_rng(0).integers(VOCAB, size=(2, 2, TOKENS))
     texts = np.concatenate([drawn.thought, others], 1)
     expected = independent(reference, ids, texts)
-    np.testing.assert_allclose(drawn.logp, expected[:, :2], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(drawn.logp, expected[:, :group], atol=1e-4, rtol=0)
     sizes = np.full(texts.shape[:2], TOKENS)
     forced = jax.jit(lambda *given: teacher_forced(writer, *given, following=(0,)))
     found = forced(params, ids[:, : STARTS[0]], lengths, texts, sizes)
