@@ -5,9 +5,9 @@ python -m dwrl_jax.train --config=configs/qwen3_8b.py --workdir=runs/qwen3_8b --
 This config has not been run on the full model. `:smoke` runs a small model of the same architecture with random
 weights.
 
-Counted from shapes (planning/counts.py), not compiled, for 64 x TPU v5e with 14.9 GiB each, fsdp 16 x tensor 4:
-  weights, moments and sums of gradients 1.9 GiB per chip; in sampling the decoding weights 3.8 GiB, keys and values
-  1.4 GiB. Activations are not in these numbers: python -m dwrl_jax.plan --config=configs/qwen3_8b.py --topology=v5e:8x8
+python -m dwrl_jax.plan --config=configs/qwen3_8b.py --topology=v5e:8x8
+  64 x TPU v5e with 14.9 GiB each, fsdp 16 x tensor 4: an update takes 7.7 GiB per chip. Sampling was not compiled:
+  weights, moments, decoding weights, keys and values take 6.7 GiB, counted from shapes. A step needs at least 10 s.
 """
 
 from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective

@@ -1,8 +1,10 @@
 """The place of every array on the machines: mesh axes, and the mesh axis of each logical axis of a parameter.
 
 The mesh axis "data" copies the model. "fsdp" splits the weights and the optimizer; a weight is gathered where it is
-used. "tensor" splits heads, feed-forward and vocabulary. Rows of a batch are split over data and fsdp. Training and
-decoding have different tables, because decoding with weights split over fsdp would gather them at every token.
+used. It is the axis of experts too, which stay where they are while tokens travel. An axis for experts alone would have
+devices that compute all other layers once more, or hold copies of their weights and moments. "tensor" splits heads,
+feed-forward and vocabulary. Rows of a batch are split over data and fsdp. Training and decoding have different tables,
+because decoding with weights split over fsdp would gather them at every token.
 """
 
 import math

@@ -4,6 +4,9 @@ Letters: M tokens, D width, E experts, F width of an expert, A experts of a toke
 experts, are sorted by expert, and one grouped product serves all experts. No token is dropped, however many choose the
 same expert. On a mesh each device of the axis "fsdp" holds E / fsdp whole experts: it gathers the tokens of the axis,
 computes its experts for them, and the results are summed and shared out again.
+
+A matrix W [E, D, F] with an adapter (`lora`) is a triple (W, left [E, D, rank], right [E, rank, F]). Its product with a
+row is x W + x left right, so neither the sum of the matrices nor the gradient of W is made.
 """
 
 import functools
@@ -37,14 +40,18 @@ class Experts(nn.Module):
         def weight(name, shape, *axes):
             return self.param(name, partitioned(*axes), shape, jnp.dtype(c.param_dtype)).astype(c.dtype)
 
+        def matrix(name, shape, *axes):
+            plain, adapter = weight(name, shape, *axes), self.get_variable("lora", name)
+            return plain if adapter is None else (plain, *(adapter[side].astype(c.dtype) for side in ("left", "right")))
+
         router = weight("router", (D, E), "router_embed", None)
-        gate, up = (weight(name, (E, D, F), "expert", None, "mlp") for name in ("gate", "up"))
-        down = weight("down", (E, F, D), "expert", "mlp", None)
+        gate, up = (matrix(name, (E, D, F), "expert", None, "mlp") for name in ("gate", "up"))
+        down = matrix("down", (E, F, D), "expert", "mlp", None)
         weights, chosen, probabilities = route(x, router, c.experts_per_token, c.norm_experts)
         mesh, run = sharding.set_mesh(), mixed
         if mesh is not None:
-            rows, split = PartitionSpec(sharding.ROWS), PartitionSpec(SPLIT, None, sharding.TENSOR)
-            specs = rows, rows, rows, split, split, PartitionSpec(SPLIT, sharding.TENSOR)
+            rows = PartitionSpec(sharding.ROWS)
+            specs = rows, rows, rows, _places(gate, 1), _places(up, 1), _places(down, 0)
             spread = functools.partial(mixed, spread=True)
             run = jax.shard_map(spread, in_specs=specs, out_specs=rows, check_vma=False)
         out = run(x, weights, chosen, gate, up, down)
@@ -85,21 +92,37 @@ def route(
 
 def mixed(x, weights, chosen, gate, up, down, *, spread: bool = False):
     """The weighted sum of each token's `chosen` experts, on a mesh if `spread`."""
+    held = len(jax.tree.leaves(gate)[0])
     if spread:
         x, weights, chosen = (jax.lax.all_gather(a, SPLIT, tiled=True) for a in (x, weights, chosen))
-        chosen = chosen - jax.lax.axis_index(SPLIT) * len(gate)
+        chosen = chosen - jax.lax.axis_index(SPLIT) * held
     # rows of experts on other devices stand behind all others
-    here = jnp.where((chosen >= 0) & (chosen < len(gate)), chosen, len(gate)).reshape(-1)
+    here = jnp.where((chosen >= 0) & (chosen < held), chosen, held).reshape(-1)
     order = jnp.argsort(here, stable=True)
-    sizes = jnp.bincount(here, length=len(gate) + 1)[:-1].astype(jnp.int32)
+    sizes = jnp.bincount(here, length=held + 1)[:-1].astype(jnp.int32)
     token = order // chosen.shape[1]
     rows = x[token]
-    inner = nn.silu(grouped(rows, gate, sizes)) * grouped(rows, up, sizes)
-    outputs = grouped(inner, down, sizes).astype(jnp.float32) * weights.reshape(-1)[order, None]
+    inner = nn.silu(_product(rows, gate, sizes)) * _product(rows, up, sizes)
+    outputs = _product(inner, down, sizes).astype(jnp.float32) * weights.reshape(-1)[order, None]
     total = jnp.zeros(x.shape, jnp.float32).at[token].add(outputs)
     if spread:
         total = jax.lax.psum_scatter(jax.lax.psum(total, sharding.TENSOR), SPLIT, tiled=True)
     return total.astype(x.dtype)
+
+
+def _places(matrix, split: int):
+    """Where a matrix, with or without an adapter, lies on a mesh. Its inputs (0) or its outputs (1) are split."""
+    experts = PartitionSpec(SPLIT)
+    inputs, outputs = PartitionSpec(SPLIT, sharding.TENSOR), PartitionSpec(SPLIT, None, sharding.TENSOR)
+    whole, left, right = (outputs, experts, outputs) if split else (inputs, inputs, experts)
+    return (whole, left, right) if isinstance(matrix, tuple) else whole
+
+
+def _product(rows, matrix, sizes):
+    if not isinstance(matrix, tuple):
+        return grouped(rows, matrix, sizes)
+    plain, left, right = matrix
+    return grouped(rows, plain, sizes) + grouped(grouped(rows, left, sizes), right, sizes)
 
 
 @jax.custom_vjp

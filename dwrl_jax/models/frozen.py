@@ -15,7 +15,7 @@ import numpy as np
 from dwrl_jax.core import files, sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models import hf, lora, quantised
-from dwrl_jax.models.hf import low_rank
+from dwrl_jax.models.hf import peft_folder
 from dwrl_jax.models.hf.tensor_files import Scaled, Stored
 from dwrl_jax.models.settings import LoraSettings
 from dwrl_jax.models.transformer import ModelConfig, axis_names
@@ -127,7 +127,7 @@ def begin(folder: Path, config: ModelConfig, settings: LoraSettings, mesh: jax.s
     """`load`, with the adapters of a PEFT folder beside its base's weights."""
     params = load(folder, config, settings, mesh, head)
     hf_config = hf.describe(folder, low_rank=False).hf_config
-    given = low_rank.read(folder, lora.chosen(config, settings.targets), config, settings, hf_config)
+    given = peft_folder.read(folder, lora.chosen(config, settings.targets), config, settings, hf_config)
     return params | ({} if given is None else {"lora": jax.device_put(given, adapter_places(config, settings, mesh))})
 
 

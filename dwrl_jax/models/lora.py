@@ -1,7 +1,8 @@
 """Low-rank adapters beside frozen weights (LoRA, arXiv 2106.09685): W + scale * A B.
 
 An adapter is a pair of arrays {"left", "right"} for a matrix of the decoder, in our order of the matrix's axes: left
-[L, inputs..., rank] and right [L, rank, outputs...] in the L layers. All adapters are a Flax collection of their own,
+[L, inputs..., rank] and right [L, rank, outputs...] in the L layers; those of E experts are left [L, E, D, rank] and
+right [L, E, rank, F]. All adapters are a Flax collection of their own,
 beside "params", so that every pass of the decoder takes both alike. A pass over many tokens computes x A B beside x W:
 it makes neither a second copy of W nor W's gradient. The sampler merges once for each batch (`transformer.unstack`).
 The tables, [V, D], are merged at each pass: left [V, rank], right [rank, D].
@@ -26,6 +27,7 @@ from dwrl_jax.models.settings import LoraSettings
 from dwrl_jax.models.transformer import ModelConfig, axis_names
 
 GROUPS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "feed_forward": ("gate_proj", "up_proj", "down_proj")}
+EXPERTS = "experts"
 TABLES = ("embed_tokens", "lm_head")
 
 
@@ -36,22 +38,36 @@ def module_of(weight: Weight) -> str:
 
 def chosen(config: ModelConfig, targets: tuple[str, ...]) -> list[Weight]:
     """The matrices that the targets name, in the order of `weight_table`. UserError for a target without a matrix."""
-    known = (*GROUPS, *sum(GROUPS.values(), ()), *TABLES)
-    matrices = [weight for weight in weight_table(config) if _takes_adapter(weight)]
-    there = {module_of(weight) for weight in matrices}
+    known = (*GROUPS, EXPERTS, *sum(GROUPS.values(), ()), *TABLES)
+    named = [(weight, _targets_of(weight)) for weight in weight_table(config)]
     for target in targets:
         if target not in known:
             raise UserError(f"lora.targets: {target!r} is no target; choose of {', '.join(known)}")
-        if not there.intersection(GROUPS.get(target, (target,))):
-            tied = ", whose head is its embedding: give embed_tokens" if target == "lm_head" and config.tied else ""
-            raise UserError(f"lora.targets: {target!r} matches no matrix of this model that takes an adapter{tied}")
-    wanted = {module for target in targets for module in GROUPS.get(target, (target,))}
-    return [weight for weight in matrices if module_of(weight) in wanted]
+        if not any(target in names for _, names in named):
+            why = ""
+            if target == "lm_head" and config.tied:
+                why = ", whose head is its embedding: give embed_tokens"
+            elif config.experts and target in ("feed_forward", *GROUPS["feed_forward"]):
+                why = ", whose feed-forward is a mixture of experts: give experts"
+            raise UserError(f"lora.targets: {target!r} matches no matrix of this model that takes an adapter{why}")
+    return [weight for weight, names in named if names.intersection(targets)]
 
 
-def _takes_adapter(weight: Weight) -> bool:
-    """Whether it is a matrix, and neither a value head, which is trained, nor that of an expert."""
-    return len(weight.groups) == 2 and weight.path != ("value_head",) and "{expert}" not in weight.key
+def _targets_of(weight: Weight) -> set[str]:
+    """The targets that name a parameter: none for one that is no matrix, or a value head, which is trained whole."""
+    if len(weight.groups) != 2 or weight.path == ("value_head",):
+        return set()
+    if weight.by_expert:
+        return {EXPERTS}
+    module = module_of(weight)
+    return {module, *(group for group, modules in GROUPS.items() if module in modules)}
+
+
+def check(config: ModelConfig, settings: LoraSettings) -> None:
+    """UserError for targets without a matrix, and for a dropout that adapters of experts do not have."""
+    matrices = chosen(config, settings.targets)
+    if settings.dropout and any(weight.by_expert for weight in matrices):
+        raise UserError(f"lora.dropout={settings.dropout}: adapters of experts have none; leave it at 0")
 
 
 def adapter_axes(config: ModelConfig, settings: LoraSettings):
@@ -61,12 +77,12 @@ def adapter_axes(config: ModelConfig, settings: LoraSettings):
         box = boxes
         for name in weight.path:
             box = box[name]
-        layers = int(weight.stacked)
-        inputs = layers + (len(weight.groups[1]) if weight.stacked else 1)
+        copies = weight.stacked + weight.by_expert
+        inputs = copies + (len(weight.groups[1]) if weight.stacked else 1)
         left = (*box.value.shape[:inputs], settings.rank), (*box.names[:inputs], "rank")
         right = (
-            (*box.value.shape[:layers], settings.rank, *box.value.shape[inputs:]),
-            (*box.names[:layers], "rank", *box.names[inputs:]),
+            (*box.value.shape[:copies], settings.rank, *box.value.shape[inputs:]),
+            (*box.names[:copies], "rank", *box.names[inputs:]),
         )
         pair = {"left": left, "right": right}
         _put(
@@ -98,7 +114,8 @@ def fresh(config: ModelConfig, settings: LoraSettings, seed: int):
         table = path[0].key != "layers"
         if (path[-1].key == "right") != table:
             return jnp.zeros(leaf.shape, leaf.dtype)
-        inputs = leaf.shape[1] if table else math.prod(leaf.shape[1:-1])
+        copies = 2 if path[1].key == EXPERTS else 1
+        inputs = leaf.shape[1] if table else math.prod(leaf.shape[copies:-1])
         key = jax.random.fold_in(jax.random.key(seed), number)
         return jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1) / inputs**0.5
 

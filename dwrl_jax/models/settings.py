@@ -36,8 +36,8 @@ class LoraSettings:
     alpha: float = setting(32.0, "scale = alpha / rank", above=0)
     targets: tuple[str, ...] = setting(
         ("attention", "feed_forward"),
-        "matrices with an adapter: attention, feed_forward, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
-        "down_proj, embed_tokens, lm_head",
+        "matrices with an adapter: attention, feed_forward, experts, q_proj, k_proj, v_proj, o_proj, gate_proj, "
+        "up_proj, down_proj, embed_tokens, lm_head",
         fewest=1,
     )
     dropout: float = setting(0.0, "share of an adapter's inputs that an update sets to zero", at_least=0, below=1)

@@ -299,9 +299,12 @@ def merged(weights, changes):
         sum_ = weight.astype(jnp.float32) + jnp.tensordot(change["left"], change["right"], 1)
         return sum_.astype(weight.dtype)
 
-    return weights | {
-        name: weights[name] | {"kernel": put(weights[name]["kernel"], change)} for name, change in changes.items()
-    }
+    def put_all(name, change):
+        if name != "experts":
+            return {"kernel": put(weights[name]["kernel"], change)}
+        return {matrix: jax.vmap(put)(weights[name][matrix], pair) for matrix, pair in change.items()}
+
+    return weights | {name: weights[name] | put_all(name, change) for name, change in changes.items()}
 
 
 def in_few_bits(path) -> bool:

@@ -64,6 +64,15 @@ def expert_weights(c: ModelConfig) -> int:
     return c.layers * c.experts * 3 * c.hidden_size * c.expert_size
 
 
+def passed(c: ModelConfig, adapters) -> float:
+    """Numbers of a tree of adapters that a token passes through: of those of all experts only its experts' part."""
+
+    def part(path):
+        return c.experts_per_token / c.experts if "experts" in (entry.key for entry in path) else 1
+
+    return sum(x.size * part(path) for path, x in jax.tree_util.tree_leaves_with_path(adapters))
+
+
 def parameters(c: ModelConfig) -> int:
     return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(axis_names(dataclasses.replace(c, quantised="")))))
 
@@ -88,10 +97,10 @@ def thought_flops(c: ModelConfig, s: Sizes) -> float:
     return thoughts + forward(c, s.branches * (1 + s.question), s.prefix + s.thought, s.branches)
 
 
-def update_flops(c: ModelConfig, s: Sizes, phases: int, adapters: int | None = None) -> float:
+def update_flops(c: ModelConfig, s: Sizes, phases: int, adapters: float | None = None) -> float:
     """`phases` gradients: a forward pass, two backward passes and, by remat, the forward pass again.
 
-    A pass computes each prefix once, and its branches beside it. Beside so many numbers of `adapters` the weights are
+    A pass computes each prefix once, and its branches beside it. With `adapters`, so many as `passed`, the weights are
     frozen, and one of the two backward passes, that to the weights, is made for the adapters alone.
     """
     branches = forward(c, s.branches * s.branch, s.prefix + s.branch / 2, s.branches * (s.thought + 1))
@@ -148,8 +157,8 @@ def update_reads(
     """Fewest bytes that a device reads and writes in an update.
 
     Every pass over a micro-batch reads the gathered weights, and activations once. The sum of gradients, in float32,
-    is read and written. The optimizer reads and writes the `state` bytes of the training state. `adapters` is as in
-    `update_flops`.
+    is read and written. The optimizer reads and writes the `state` bytes of the training state. `adapters` is their
+    number where weights are frozen.
     """
     activations = _activations(c, share.rows * (s.prefix + s.group * s.branch), share.tensor)
     sums = 8 * (parameters(c) if adapters is None else adapters) / share.devices

@@ -18,6 +18,7 @@ def phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs: dict[
     trained = abstract_state(recipe)
     state = shard_bytes(trained)
     adapters = sum(x.size for x in jax.tree.leaves(trained.params)) if recipe.lora else None
+    passed = counts.passed(shape, trained.params) if recipe.lora else None
     update, sample = programs["update"].traffic, programs["sample"].traffic if "sample" in programs else None
     work = {
         "prefixes": (
@@ -31,7 +32,7 @@ def phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs: dict[
             sample and sample.total(sizes.thought) - sample.total(0),
         ),
         "update": (
-            counts.update_flops(shape, updated, updates, adapters),
+            counts.update_flops(shape, updated, updates, passed),
             counts.update_reads(shape, updated, share, updates, recipe.micro_batches, state, adapters),
             update and update.total(0),
         ),

@@ -115,7 +115,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
     objective, hyper = load_objective(config)
     settings = lora_settings(config)
     if settings:
-        lora.chosen(shape, settings.targets)  # bad targets end the run before its model is read
+        lora.check(shape, settings)  # bad targets end the run before its model is read
         frozen.check_kept(shape)
     phases, value_scores = objective.phases(hyper), objective.value_scores
     return Recipe(

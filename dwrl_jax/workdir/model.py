@@ -9,7 +9,7 @@ from dwrl_jax.core.terminal import say
 from dwrl_jax.dialogue.tokenizers import load_tokenizer, set_pad_token
 from dwrl_jax.models import frozen, hf, lora
 from dwrl_jax.models.families import model_config, read_config
-from dwrl_jax.models.hf import low_rank
+from dwrl_jax.models.hf import peft_folder
 from dwrl_jax.models.places import abstract_params, abstract_trained, widest_mesh
 from dwrl_jax.models.transformer import ModelConfig
 from dwrl_jax.workdir import checkpoint
@@ -48,7 +48,7 @@ def export(
         named = base if start or (workdir / adapters.model).is_dir() else adapters.model  # a folder, or a hub id
         matrices = lora.chosen(config, adapters.settings.targets)
         beside = {"tokenizer": tokenizer, "documents": documents}
-        low_rank.save(output, params, matrices, config, hf_config, adapters.settings, hf.base_name(named), **beside)
+        peft_folder.save(output, params, matrices, config, hf_config, adapters.settings, hf.base_name(named), **beside)
         return
     if adapters:
         params = frozen.merge(adapters, base, params, config, mesh)

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwrl_jax.models import hf, rope
+from dwrl_jax.generation.forced import teacher_forced
+from dwrl_jax.generation.sampler import SamplerOptions, write
+from dwrl_jax.generation.writer import Writer
+from dwrl_jax.models import families, hf, rope
 from dwrl_jax.models.attention import Region
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
@@ -21,7 +24,7 @@ CASES = {  # model and changes of its config.json
     for name in ("llama3.1-8b", "qwen2.5-3b", "qwen3-4b")
     for kind in ("tied", "untied")
 } | {
-    "gemma3-4b": ("gemma3-4b", {"final_logit_softcapping": 3.0, "attention_bias": True}),
+    "gemma3-4b": ("gemma3-4b", {"final_logit_softcapping": 30.0, "attention_bias": True}),
     "mistral-nemo": ("mistral-nemo-2407", {"sliding_window": 24}),
     "olmo2": ("olmo-2-1124-7b", {}),
     "olmo3": ("olmo-3-1025-7b", {}),
@@ -85,7 +88,7 @@ def test_parity_stories_greedy(shared_data):
 
 @pytest.fixture(scope="module", params=CASES)
 def torch_model(request, tmp_path_factory):
-    """A small random transformers model, its folder, and its float32 logits on ids [2, 200]."""
+    """A small random transformers model's folder, its float32 logits on ids [2, 200], and the model."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     name, changes = CASES[request.param]
@@ -101,12 +104,12 @@ def torch_model(request, tmp_path_factory):
         expected = model(ids).logits.numpy()
     folder = tmp_path_factory.mktemp("torch") / "model"
     model.save_pretrained(folder, max_shard_size="100KB")
-    return folder, hf_config, ids.numpy(), expected
+    return folder, hf_config, ids.numpy(), expected, model
 
 
 def test_parity_with_transformers(torch_model):
     """Both ways of writing the config, sharded files, positions three times past the original window."""
-    folder, hf_config, ids, expected = torch_model
+    folder, hf_config, ids, expected, _ = torch_model
     assert (folder / hf.INDEX).exists()
     config = model_config(read_config(folder))
     assert config == model_config(hf_config)
@@ -118,7 +121,7 @@ def test_parity_of_exports(torch_model, tmp_path):
     """transformers loads what `save_model` writes: nothing missing, nothing left over, the same logits."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    folder, hf_config, ids, expected = torch_model
+    folder, hf_config, ids, expected, _ = torch_model
     config = model_config(hf_config)
     params = hf.load_params(folder, config)
     hf.save_model(tmp_path / "out", params, config, hf_config, max_shard_bytes=100_000)
@@ -129,6 +132,58 @@ def test_parity_of_exports(torch_model, tmp_path):
     assert model.dtype == torch.float32
     with torch.no_grad():
         np.testing.assert_allclose(model(torch.tensor(ids)).logits, expected, atol=1e-5, rtol=0)
+
+
+FAMILIES = {PRESETS[name]["model_type"]: case for case, (name, _) in CASES.items()}  # a case of each
+STARTS, TOKENS = (40, 31), 8  # of two prompts, longer than any window here, and of each written text
+
+
+def greedy(model, ids):
+    """transformers' greedy text [2, TOKENS] behind each prompt."""
+    import torch
+
+    model.generation_config.eos_token_id = None
+    prompts = [torch.tensor(row[None, :start]) for row, start in zip(ids, STARTS)]
+    how = {"do_sample": False, "max_new_tokens": TOKENS, "pad_token_id": 0}
+    texts = [model.generate(prompt, attention_mask=torch.ones_like(prompt), **how) for prompt in prompts]
+    return np.stack([text[0, -TOKENS:].numpy() for text in texts])
+
+
+def independent(model, ids, texts):
+    """transformers' log-probabilities [2, G, TOKENS] of texts [2, G, TOKENS], each with its prompt as one sequence."""
+    import torch
+
+    found = np.zeros(texts.shape, np.float32)
+    for row, start in enumerate(STARTS):
+        prompts = np.broadcast_to(ids[row, :start], (texts.shape[1], start))
+        with torch.no_grad():
+            by_place = model(torch.tensor(np.concatenate([prompts, texts[row]], 1))).logits.log_softmax(-1).numpy()
+        found[row] = np.take_along_axis(by_place[:, start - 1 : -1], texts[row][..., None], -1)[..., 0]
+    return found
+
+
+def test_every_family_writes():
+    assert FAMILIES.keys() == {*families.names()}
+
+
+@pytest.mark.parametrize("group", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("torch_model", FAMILIES.values(), indirect=True)
+def test_parity_of_written_texts(torch_model, group):
+    """Greedy text is transformers'; sampler and update, which share prefixes, have the density of whole sequences."""
+    folder, hf_config, ids, _, reference = torch_model
+    params, lengths = hf.load_params(folder, model_config(hf_config)), jnp.array(STARTS)
+    writer = Writer(Decoder(model_config(hf_config)), end=VOCAB, pad=0)  # no token ends a text
+    options, keys = SamplerOptions(group, TOKENS, top_k=1), jax.random.split(jax.random.key(0), (2, group))
+    drawn = jax.jit(lambda *given: write(writer, options, *given)[0])(params, ids[:, : STARTS[0]], lengths, keys)
+    np.testing.assert_array_equal(drawn.thought, np.repeat(greedy(reference, ids)[:, None], group, 1))
+    others = np.random.default_rng(0).integers(VOCAB, size=(2, 2, TOKENS))
+    texts = np.concatenate([drawn.thought, others], 1)
+    expected = independent(reference, ids, texts)
+    np.testing.assert_allclose(drawn.logp, expected[:, :group], atol=1e-4, rtol=0)
+    sizes = np.full(texts.shape[:2], TOKENS)
+    forced = jax.jit(lambda *given: teacher_forced(writer, *given, following=(0,)))
+    found = forced(params, ids[:, : STARTS[0]], lengths, texts, sizes)
+    np.testing.assert_allclose(found.logp, expected, atol=1e-4, rtol=0)
 
 
 # ----------------------------------------------------------------- invariance: regions and whole sequences

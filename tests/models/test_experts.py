@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.models import experts
+from dwrl_jax.models import experts, lora
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
+from dwrl_jax.models.settings import LoraSettings
 from dwrl_jax.models.transformer import Decoder, axis_names
 from dwrl_jax.planning import counts
+from tests.models.test_lora import moved
 from tests.small import VOCAB, assert_trees_close, in_process_of_devices, lively
 
 M, D, E, F, A = 96, 16, 8, 12, 3
@@ -29,18 +32,28 @@ def grouped(x, router, *matrices):
     return experts.mixed(x, *experts.route(x, router, A, True)[:2], *matrices)
 
 
-def dense(x, router, gate, up, down):
+def with_adapters(matrices, rank=4):
+    """Each matrix W as (W, A, B)."""
+    draw = np.random.default_rng(2).normal
+    shapes = [((E, m.shape[1], rank), (E, rank, m.shape[2])) for m in matrices]
+    return [(m, *(jnp.asarray(draw(size=s), jnp.float32) for s in both)) for m, both in zip(matrices, shapes)]
+
+
+def dense(x, router, *matrices):
     """All experts for all tokens; those that were not chosen have weight zero."""
+    gate, up, down = (m[0] + m[1] @ m[2] if isinstance(m, tuple) else m for m in matrices)
     weights, chosen, _ = experts.route(x, router, A, True)
     weights = (jax.nn.one_hot(chosen, E) * weights[..., None]).sum(1)
     inner = jax.nn.silu(jnp.einsum("md,edf->mef", x, gate)) * jnp.einsum("md,edf->mef", x, up)
     return jnp.einsum("mef,efd,me->md", inner, down, weights)
 
 
-@pytest.mark.parametrize("case", ["spread out", "all to the same"])
+@pytest.mark.parametrize("case", ["spread out", "all to the same", "adapters"])
 def test_parity_with_a_dense_reference(case):
     """Values and gradients of everything, also where all tokens choose the same experts: none is dropped."""
     arguments = inputs()
+    if case == "adapters":
+        arguments[2:] = with_adapters(arguments[2:])
     if case == "all to the same":
         arguments[0] = jnp.abs(arguments[0])
         arguments[1] = arguments[1] * 0.01 + jnp.array([9.0] * A + [0.0] * (E - A))
@@ -108,22 +121,26 @@ def test_exact_load_balance_loss():
 
 
 def a_pass(sizes):
-    """Hidden states and gradients of a model of experts on a mesh of these sizes."""
+    """Hidden states and gradients of a model of experts with adapters on a mesh of these sizes."""
     config = dataclasses.replace(model_config(shrink(PRESETS["qwen3-30b-a3b"], VOCAB)), remat="full", balance=0.1)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)), jax.devices()[: np.prod(sizes)])
-    places = sharding.shardings(mesh, axis_names(config))
+    settings = LoraSettings(rank=4, targets=("experts",))
+    adapters = moved(config, settings, lively(config))
+    places = sharding.shardings(mesh, (axis_names(config), lora.trained_axes(config, settings)))
     ids = np.random.default_rng(0).integers(VOCAB, size=(8, 1, 20))
     at = np.broadcast_to(np.arange(20), ids.shape)
     weights = np.random.default_rng(1).normal(size=(*ids.shape, config.hidden_size))
 
     def loss(params):
-        hidden, _ = Decoder(config).apply(params, ids, at)
+        hidden, _ = Decoder(config).apply(lora.variables(settings, *params), ids, at)
         return (hidden * weights).mean(), hidden
 
     with jax.set_mesh(mesh):
-        params = jax.device_put(lively(config), places)
-        held = params["params"]["layers"]["experts"]["gate"].addressable_shards[0].data.shape
-        assert held == (2, 8 // sizes[1], 64, 32 // sizes[2])
+        params = jax.device_put((lively(config), adapters), places)
+        held = [tree["layers"]["experts"]["gate"] for tree in (params[0]["params"], params[1]["lora"])]
+        held = [x.addressable_shards[0].data.shape for x in jax.tree.leaves(held)]
+        E, F = 8 // sizes[1], 32 // sizes[2]
+        assert held == [(2, E, 64, F), (2, E, 64, 4), (2, E, 4, F)]
         return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(params))
 
 
@@ -147,3 +164,7 @@ def test_exact_counts():
     rest = config.layers * (config.experts - config.experts_per_token) * 3 * config.hidden_size * config.expert_size
     assert counts.parameters(config) == active + norms + rest == 30_532_122_624
     assert 3.3e9 < active < 3.4e9
+    axes = nn.meta.unbox(lora.adapter_axes(config, LoraSettings(rank=16, targets=("experts", "q_proj"))))
+    of_expert, of_queries = 3 * (2048 + 768), 2048 + 4096
+    assert sum(x.size for x in jax.tree.leaves(axes)) == 48 * 16 * (128 * of_expert + of_queries)
+    assert counts.passed(config, axes) == 48 * 16 * (8 * of_expert + of_queries)

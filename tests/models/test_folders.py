@@ -12,7 +12,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
-from dwrl_jax.models.hf import adapters
+from dwrl_jax.models.hf import peft_merge
 from tests.small import VOCAB
 
 Q0, Q1 = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
@@ -48,9 +48,9 @@ def adapter(folder, tensors, **settings):
     """An adapter of the model in `folder`."""
     made = folder.with_name("adapter")
     made.mkdir()
-    save_file({f"base_model.model.{key}": x for key, x in tensors.items()}, made / adapters.WEIGHTS)
+    save_file({f"base_model.model.{key}": x for key, x in tensors.items()}, made / peft_merge.WEIGHTS)
     said = {"peft_type": "LORA", "base_model_name_or_path": "../model", "r": 2, "lora_alpha": 8} | settings
-    (made / adapters.SETTINGS).write_text(json.dumps(said))
+    (made / peft_merge.SETTINGS).write_text(json.dumps(said))
     return made
 
 

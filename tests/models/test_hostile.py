@@ -14,7 +14,7 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.families.presets import PRESETS
-from dwrl_jax.models.hf import adapters
+from dwrl_jax.models.hf import peft_merge
 from dwrl_jax.models.hf.tensor_files import find_tensors, read_header
 from tests.runs import REPO, run_command
 
@@ -229,11 +229,11 @@ def test_links_of_the_hub_lead_to_its_blobs(tmp_path):
     ],
 )
 def test_adapters_that_lie(settings, message, tmp_path):
-    save_file({"base_model.model.a.lora_A.weight": FOUND}, tmp_path / adapters.WEIGHTS)
+    save_file({"base_model.model.a.lora_A.weight": FOUND}, tmp_path / peft_merge.WEIGHTS)
     said = {"peft_type": "LORA", "base_model_name_or_path": "m"} | settings
     with pytest.raises(UserError, match=message):
-        adapters.parts_of(tmp_path, said)
-        adapters.base_name(tmp_path, said)
+        peft_merge.parts_of(tmp_path, said)
+        peft_merge.base_name(tmp_path, said)
 
 
 # ------------------------------------------------------------------------------------------------ the command

@@ -19,7 +19,7 @@ from dwrl_jax.judge.thoughts import sample
 from dwrl_jax.models import frozen, hf, lora
 from dwrl_jax.models.families import model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
-from dwrl_jax.models.hf import adapters, low_rank
+from dwrl_jax.models.hf import peft_folder, peft_merge
 from dwrl_jax.models.settings import LoraSettings
 from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack
 from dwrl_jax.objectives import dwrl
@@ -29,7 +29,8 @@ from tests.small import VOCAB, assert_trees_close, given_thoughts, in_process_of
 from tests.training.test_train_step import OPTIONS
 
 SETTINGS = LoraSettings(rank=3, alpha=6.0, base="float32")
-TABLES = dataclasses.replace(SETTINGS, targets=("q_proj", "o_proj", "down_proj", "embed_tokens", "lm_head"))
+TABLES = dataclasses.replace(SETTINGS, targets=("q_proj", "o_proj", "experts", "embed_tokens", "lm_head"))
+EXPERTS = dataclasses.replace(SETTINGS, targets=("attention", "experts"))
 TOKENS = np.random.default_rng(1).integers(4, VOCAB, (2, 9))
 
 
@@ -56,7 +57,7 @@ def outputs(config, variables, tokens=TOKENS):
 
 def test_invariance_beside_merged_and_unstacked():
     """x W + x A B, x (W + A B) in the stack, and layer by layer as the sampler has it; fresh ones change nothing."""
-    config = dataclasses.replace(model_config(shrink(PRESETS["qwen2.5-7b"], VOCAB)), tied=False)
+    config = model_config(shrink(PRESETS["qwen3-30b-a3b"], VOCAB))
     params = lively(config)
     beside = lora.variables(TABLES, params, moved(config, TABLES, params))
     alone = dataclasses.replace(config, scanned=False)
@@ -64,7 +65,10 @@ def test_invariance_beside_merged_and_unstacked():
     assert float(jnp.abs(expected - plain).max()) > 0.1
     assert_trees_close(outputs(config, lora.merged(beside)), expected, 1e-5)
     assert_trees_close(outputs(alone, unstack(beside, alone)), expected, 1e-5)
-    fresh = lora.variables(TABLES, params, lora.begun(params, config, TABLES, 0))
+    begun = lora.begun(params, config, TABLES, 0)
+    for pair in (begun["lora"]["layers"]["experts"]["gate"], begun["lora"]["layers"]["q"]):
+        assert 0.9 < float(jnp.abs(pair["left"]).max()) * config.hidden_size**0.5 <= 1
+    fresh = lora.variables(TABLES, params, begun)
     np.testing.assert_array_equal(outputs(config, fresh), plain)
     half = dataclasses.replace(TABLES, rank_stabilised=True)
     assert half.scale == pytest.approx(6 / 3**0.5) and TABLES.scale == 2
@@ -132,7 +136,10 @@ def test_dropout_has_noise_of_its_own_in_each_step(small):
     assert first == again != next_ != pytest.approx(float(small[7][1]["loss"]), rel=1e-3)
 
 
-@pytest.fixture(scope="module", params=[("qwen2.5-7b", 0), ("qwen3-4b", 2)], ids=["qwen2", "qwen3-reward"])
+PRESETS_AND_OUTPUTS = {"qwen2": ("qwen2.5-7b", 0), "qwen3-reward": ("qwen3-4b", 2), "experts": ("qwen3-30b-a3b", 0)}
+
+
+@pytest.fixture(scope="module", params=PRESETS_AND_OUTPUTS.values(), ids=PRESETS_AND_OUTPUTS)
 def exported(request, tmp_path_factory):
     """Folders of a model and of its adapters, with what they were written from."""
     preset, outputs_ = request.param
@@ -141,11 +148,12 @@ def exported(request, tmp_path_factory):
         hf_config = with_value_head(hf_config, 0, outputs_)
     config = model_config(hf_config)
     tables = () if config.tied or outputs_ else ("embed_tokens", "lm_head")
-    settings = dataclasses.replace(SETTINGS, rank_stabilised=bool(outputs_), targets=(*SETTINGS.targets, *tables))
+    matrices = EXPERTS.targets if config.experts else SETTINGS.targets
+    settings = dataclasses.replace(SETTINGS, rank_stabilised=bool(outputs_), targets=(*matrices, *tables))
     params = lively(config)
     trained = moved(config, settings, params)
     hf.save_model(folder / "base", params, config, hf_config)
-    low_rank.save(
+    peft_folder.save(
         folder / "peft",
         trained,
         lora.chosen(config, settings.targets),
@@ -175,23 +183,23 @@ def test_a_folder_of_peft_is_a_start(exported):
     """Without a rank it is merged; with the same rank its adapters come back as they were, beside its base."""
     folder, config, hf_config, settings, params, trained = exported
     matrices = lora.chosen(config, settings.targets)
-    back = low_rank.read(folder / "peft", matrices, config, settings, hf_config)
+    back = peft_folder.read(folder / "peft", matrices, config, settings, hf_config)
     jax.tree.map(np.testing.assert_array_equal, back, trained["lora"])
     base = hf.load_params(folder / "peft", config, low_rank=False)
     jax.tree.map(np.testing.assert_array_equal, base["params"]["layers"], params["params"]["layers"])
     if "embed" not in trained["lora"]:
         whole = hf.load_params(folder / "peft", config)
         assert_trees_close(whole, lora.merged(lora.variables(settings, params, trained)), 1e-6)
-    assert low_rank.read(folder / "base", matrices, config, settings, hf_config) is None
+    assert peft_folder.read(folder / "base", matrices, config, settings, hf_config) is None
     for change, message in (
         ({"rank": 4}, "r = 3, but lora.rank = 4; give --config.lora.rank=3"),
         ({"alpha": 1.0}, "lora_alpha = 6.0, but lora.alpha = 1.0"),
         ({"rank_stabilised": not settings.rank_stabilised}, "use_rslora = .*but lora.rank_stabilised"),
     ):
         with pytest.raises(UserError, match=message):
-            low_rank.read(folder / "peft", matrices, config, dataclasses.replace(settings, **change), hf_config)
+            peft_folder.read(folder / "peft", matrices, config, dataclasses.replace(settings, **change), hf_config)
     with pytest.raises(UserError, match="lora.targets are not the matrices of this adapter: "):
-        low_rank.read(folder / "peft", lora.chosen(config, ("attention",)), config, settings, hf_config)
+        peft_folder.read(folder / "peft", lora.chosen(config, ("attention",)), config, settings, hf_config)
 
 
 def test_parity_with_an_adapter_that_peft_wrote(tmp_path):
@@ -206,7 +214,7 @@ def test_parity_with_an_adapter_that_peft_wrote(tmp_path):
     with torch.no_grad():
         theirs = model(torch.tensor(TOKENS)).logits.numpy()
     settings = dataclasses.replace(SETTINGS, targets=("q_proj", "down_proj"))
-    given = low_rank.read(tmp_path / "peft", lora.chosen(config, settings.targets), config, settings, hf_config)
+    given = peft_folder.read(tmp_path / "peft", lora.chosen(config, settings.targets), config, settings, hf_config)
     start = hf.load_params(tmp_path / "peft", config, low_rank=False) | {"lora": given}
     np.testing.assert_allclose(outputs(config, lora.variables(settings, start, start)), theirs, atol=1e-4)
 
@@ -215,12 +223,29 @@ def test_targets():
     config = model_config(shrink(PRESETS["llama3.2-3b"], VOCAB))
     names = [lora.module_of(weight) for weight in lora.chosen(config, ("attention", "up_proj"))]
     assert sorted(names) == ["k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    with pytest.raises(UserError, match="'query' is no target; choose of attention, feed_forward, q_proj"):
+    with pytest.raises(UserError, match="'query' is no target; choose of attention, feed_forward, experts, q"):
         lora.chosen(config, ("attention", "query"))
     with pytest.raises(
         UserError, match="'lm_head' matches no matrix of this model that takes an adapter, whose head is its embedding"
     ):
         lora.chosen(config, ("lm_head",))
+    with pytest.raises(UserError, match="'experts' matches no matrix of this model that takes an adapter$"):
+        lora.chosen(config, ("experts",))
+
+
+def test_targets_of_a_mixture(tmp_path):
+    hf_config = shrink(PRESETS["qwen3-30b-a3b"], VOCAB)
+    config = model_config(hf_config)
+    matrices = lora.chosen(config, ("experts",))
+    assert [weight.path for weight in matrices] == [("layers", "experts", name) for name in ("gate", "up", "down")]
+    for target in ("feed_forward", "up_proj"):
+        with pytest.raises(UserError, match=f"'{target}' matches .* is a mixture of experts: give experts$"):
+            lora.chosen(config, (target,))
+    with pytest.raises(UserError, match="lora.dropout=0.1: adapters of experts have none; leave it at 0"):
+        lora.check(config, dataclasses.replace(EXPERTS, dropout=0.1))
+    other = dataclasses.replace(EXPERTS, rank_stabilised=True)
+    with pytest.raises(UserError, match="adapters of experts otherwise with lora.rank_stabilised; export the merged"):
+        peft_folder.save(tmp_path / "peft", {"lora": {}}, matrices, config, hf_config, other, "base")
 
 
 def test_the_hash_knows_a_model(exported, tmp_path):
@@ -235,7 +260,7 @@ def test_the_hash_knows_a_model(exported, tmp_path):
     hf.save_model(tmp_path / "other", other, config, hf_config)
     with pytest.raises(UserError, match=f"other: not the model of the adapters: its hash is .*, not {kept.hash}"):
         frozen.check(kept, tmp_path / "other")
-    assert adapters.settings_of(folder / "peft")["base_model_name_or_path"] == str(folder / "base")
+    assert peft_merge.settings_of(folder / "peft")["base_model_name_or_path"] == str(folder / "base")
 
 
 def on_a_mesh(sizes, kind=""):

@@ -13,7 +13,7 @@ import numpy as np
 
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.families import Family, family_of, labelled, read_config, read_json, text_half
-from dwrl_jax.models.hf import adapters, foreign
+from dwrl_jax.models.hf import foreign, peft_merge
 from dwrl_jax.models.hf.names import plain_names
 from dwrl_jax.models.hf.table import EMBEDDING, LAST_NORM, LM_HEAD, VALUE_HEAD
 from dwrl_jax.models.hf.tensor_files import EIGHT_BITS, FLOATS, Scaled, Stored, Tensors, find_tensors
@@ -62,20 +62,20 @@ def resolve(path_or_hub_id: str) -> Path:
 
 def base_of(folder: Path) -> Path:
     """The folder itself, or the base model's for an adapter: it has config.json and the small files."""
-    settings = adapters.settings_of(folder)
+    settings = peft_merge.settings_of(folder)
     if settings is None:
         return folder
     try:
-        return resolve(adapters.base_name(folder, settings))
+        return resolve(peft_merge.base_name(folder, settings))
     except UserError as error:
-        raise UserError(f"{folder / adapters.SETTINGS}: the base model is not there: {error}") from None
+        raise UserError(f"{folder / peft_merge.SETTINGS}: the base model is not there: {error}") from None
 
 
 def base_name(folder: Path | str) -> str:
     """The name by which PEFT finds a model again: that of an adapter's base, else the absolute path, or the hub id."""
-    settings = adapters.settings_of(folder) if isinstance(folder, Path) else None
+    settings = peft_merge.settings_of(folder) if isinstance(folder, Path) else None
     if settings is not None:
-        return adapters.base_name(folder, settings)
+        return peft_merge.base_name(folder, settings)
     return str(folder.absolute()) if isinstance(folder, Path) else folder
 
 
@@ -94,7 +94,7 @@ def describe(folder: Path, *, weights: bool = True, low_rank: bool = True) -> Mo
     folder = Path(folder)
     for name in ("config.json", "tokenizer.json", "tokenizer.model"):
         foreign.refuse_pointer(folder / name)
-    settings = adapters.settings_of(folder)
+    settings = peft_merge.settings_of(folder)
     if settings is not None:
         return _with_adapter(folder, settings, weights, low_rank)
     whole = _config(folder)
@@ -118,20 +118,20 @@ def describe(folder: Path, *, weights: bool = True, low_rank: bool = True) -> Mo
 
 
 def _with_adapter(folder: Path, settings: dict, weights: bool, low_rank: bool) -> ModelFolder:
-    name = adapters.base_name(folder, settings)
+    name = peft_merge.base_name(folder, settings)
     if not weights and not Path(name).expanduser().is_dir():
         raise UserError(f"{folder}: its base model {name} is not on this machine; give the base model instead")
     path = base_of(folder)
-    if adapters.settings_of(path) is not None:
-        raise UserError(f"{folder}: an adapter of an adapter, {path}; {adapters.MERGE}")
+    if peft_merge.settings_of(path) is not None:
+        raise UserError(f"{folder}: an adapter of an adapter, {path}; {peft_merge.MERGE}")
     try:
         base = describe(path, weights=weights)
     except UserError as error:
-        raise UserError(f"{error} (the base model in {folder / adapters.SETTINGS})") from None
+        raise UserError(f"{error} (the base model in {folder / peft_merge.SETTINGS})") from None
     if not weights:
         return dataclasses.replace(base, path=folder)
     family, hf_config = family_of(base.hf_config), dict(base.hf_config)
-    tensors = adapters.merge(folder, settings, base.tensors, family.tensor_name(LAST_NORM), low_rank)
+    tensors = peft_merge.merge(folder, settings, base.tensors, family.tensor_name(LAST_NORM), low_rank)
     embedding = family.tensor_name(EMBEDDING)
     if tensors.get(embedding) is not base.tensors.get(embedding):  # the adapter's own, which may have more rows
         hf_config["vocab_size"] = tensors[embedding].shape[0]

@@ -1,4 +1,4 @@
-"""Adapter folders of PEFT: low-rank changes of a base model's matrices, which are merged when the model is read."""
+"""PEFT's adapter folders as changes of a base model's matrices, which are merged when the model is read."""
 
 import math
 import re

@@ -2,10 +2,13 @@
 
 PEFT keeps A [r, inputs] and B [outputs, r] of a product, and of an embedding [V, D] A [r, V] and B [D, r]. Ours have
 left = A^T and right = B^T with the axes of our matrices. Those of the lm-head [V, D] are left = B and right = A.
+Each expert has products of its own, named as in transformers 4. With transformers 5, which joins the matrices of
+experts, PEFT joins their adapters when it reads them.
 """
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from safetensors.numpy import save_file
 from dwrl_jax.core import files, hosts
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.families import family_of
-from dwrl_jax.models.hf import adapters
+from dwrl_jax.models.hf import peft_merge
 from dwrl_jax.models.hf.save import begin_folder, gather
 from dwrl_jax.models.hf.table import EMBEDDING, LM_HEAD, VALUE_HEAD, Weight, weight_table
 from dwrl_jax.models.settings import LoraSettings
@@ -28,18 +31,19 @@ def read(folder: Path, chosen: list[Weight], config: ModelConfig, settings: Lora
 
     UserError if it has another rank, scale or choice of matrices than `settings`.
     """
-    given = adapters.settings_of(folder)
+    given = peft_merge.settings_of(folder)
     if given is None:
         return None
-    parts = {key: x for key, x in adapters.parts_of(folder, given).items() if ".lora_" in key}
-    _check(folder / adapters.SETTINGS, given, settings)
+    parts = {key: x for key, x in peft_merge.parts_of(folder, given).items() if ".lora_" in key}
+    _check(folder / peft_merge.SETTINGS, given, settings)
     tensor_name, tree = family_of(hf_config).tensor_name, {}
     for weight in chosen:
-        layers = [_pair(parts, tensor_name(weight.key).format(layer=layer)) for layer in _layers(weight, config)]
-        if None in layers:
+        copies = _copies(weight, config)
+        pairs = [_pair(parts, key) for key in _keys(weight, tensor_name, copies)]
+        if None in pairs:
             raise _other_matrices(folder, weight.key)
-        made = [_ours(weight, *(x.view().astype(np.float32) for x in pair)) for pair in layers]
-        stacked = [np.stack(each) if weight.stacked else each[0] for each in zip(*made)]
+        made = [_ours(weight, *(x.view().astype(np.float32) for x in pair)) for pair in pairs]
+        stacked = [np.stack(each).reshape(*copies, *each[0].shape) for each in zip(*made)]
         tree |= {(*weight.module, side): jnp.asarray(array) for side, array in zip(("left", "right"), stacked)}
     if parts:
         raise _other_matrices(folder, min(parts))
@@ -57,7 +61,7 @@ def _check(where: Path, given: dict, settings: LoraSettings) -> None:
             raise UserError(f"{where}: {key} = {theirs!r}, but {ours} = {wanted!r}; give --config.{ours}={theirs}")
     for key in ("rank_pattern", "alpha_pattern"):
         if given.get(key):
-            raise UserError(f"{where}: {key}: training goes on with one rank and scale alone; {adapters.MERGE}")
+            raise UserError(f"{where}: {key}: training goes on with one rank and scale alone; {peft_merge.MERGE}")
 
 
 def _other_matrices(folder: Path, key: str) -> UserError:
@@ -67,8 +71,15 @@ def _other_matrices(folder: Path, key: str) -> UserError:
     )
 
 
-def _layers(weight: Weight, config: ModelConfig) -> range:
-    return range(config.layers if weight.stacked else 1)
+def _copies(weight: Weight, config: ModelConfig) -> tuple[int, ...]:
+    """The leading axes of our parameter: layers, and experts; none outside the layers."""
+    return (config.layers,) * weight.stacked + (config.experts,) * weight.by_expert
+
+
+def _keys(weight: Weight, tensor_name, copies: tuple[int, ...]) -> Iterator[str]:
+    """The names of a parameter's tensors, those of all experts of a layer after those of the layer before it."""
+    for place in np.ndindex(copies):
+        yield tensor_name(weight.key).format(**dict(zip(("layer", "expert"), place)))
 
 
 def _names(key: str) -> tuple[str, str]:
@@ -123,13 +134,15 @@ def save(
     if config.tied and any(weight.key == EMBEDDING for weight in chosen):
         raise UserError("PEFT leaves the head as it is where embed_tokens has an adapter; export the merged model")
     folder, family = Path(folder).resolve(), family_of(hf_config)
+    if settings.rank_stabilised and any(weight.by_expert for weight in chosen):
+        raise UserError("PEFT scales adapters of experts otherwise with lora.rank_stabilised; export the merged model")
     flat, tensors = flatten_dict(trained["lora"]), {}
     for weight in chosen:
+        copies = _copies(weight, config)
         pair = [gather(flat[*weight.module, side], None) for side in ("left", "right")]
-        for layer in _layers(weight, config):
-            made = _theirs(weight, *(x[layer] if weight.stacked else x for x in pair))
-            names = _names(family.tensor_name(weight.key).format(layer=layer))
-            tensors |= {f"base_model.model.{name}": np.ascontiguousarray(x) for name, x in zip(names, made)}
+        for place, key in zip(np.ndindex(copies), _keys(weight, family.tensor_name, copies)):
+            made = _theirs(weight, *(x[place] for x in pair))
+            tensors |= {f"base_model.model.{name}": np.ascontiguousarray(x) for name, x in zip(_names(key), made)}
     head = next((w for w in weight_table(config, family.tensor_name) if w.path == ("value_head",)), None)
     if head:
         tensors[f"base_model.model.{head.key}"] = gather(trained["params"]["value_head"], None)
@@ -146,14 +159,14 @@ def save(
         "bias": "none",
         "inference_mode": True,
     }
-    hosts.attempt(_write, folder, tensors, {adapters.SETTINGS: said} | (documents or {}), tokenizer)
+    hosts.attempt(_write, folder, tensors, {peft_merge.SETTINGS: said} | (documents or {}), tokenizer)
 
 
 def _write(folder: Path, tensors: dict, documents: dict[str, dict], tokenizer) -> None:
     partial = files.partial_of(folder)
     try:
         begin_folder(folder, partial, documents, tokenizer)
-        save_file(tensors, partial / adapters.WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, partial / peft_merge.WEIGHTS, metadata={"format": "pt"})
         os.replace(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
