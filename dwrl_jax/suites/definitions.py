@@ -84,6 +84,24 @@ CHOICES = {
     "max_thought=12": Arm("dwrl", {"sampler.max_thought": 12}),
 }
 
+# What would tell the causes of DWRL's collapse apart: each arm takes away one of them and leaves the others
+CAUSES = {
+    "paper": Arm("dwrl"),
+    # two steps of Adam: each with moments of its own, a single one, or as long a way as a single one
+    "moments=separate": Arm("dwrl", {"optim.moments": "separate"}),
+    "updates=joint": Arm("dwrl", {"objective.updates": "joint"}),
+    "rate=1.5e-4": Arm("dwrl", {"optim.learning_rate": 1.5e-4}),
+    "rate=1e-4": Arm("dwrl", {"optim.learning_rate": 1e-4}),
+    "score_rate=0.25": Arm("dwrl", {"optim.first_phase_rate": 0.25}),
+    # the level of log p
+    "centring=0.02": Arm("dwrl", {"objective.centring": 0.02}),
+    # probability that leaks from the answers to other words
+    "readout=choices": Arm("dwrl", {"score.readout": "choices"}),
+    # thoughts that lose their variety, and noise of small groups
+    "kl=0.03": Arm("dwrl", {"objective.kl": 0.03}),
+    "group_size=16": Arm("dwrl", {"sampler.group_size": 16}),
+}
+
 SUITES = {
     # learning rates, on worlds that are not those of the table
     "tiny_rates": Suite(("tiny",), _rates(), (101, 102), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
@@ -99,6 +117,8 @@ SUITES = {
     # worlds that tell methods apart, and each method's rate on all of them together, from other seeds
     "worlds_rates": Suite(WORLDS, _rates(IN_WORLDS), (201, 202), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
     "worlds": Suite(WORLDS, {name: Arm(name) for name in IN_WORLDS}, (21, 22, 23, 24, 25), seeded=WORLD),
+    # the causes of DWRL's collapse, on seeds of their own
+    "causes": Suite(("tiny,world=shortcut", "tiny,world=long"), CAUSES, (11, 77), seeded=WORLD, reference="paper"),
     # adapters beside full training, at equal steps; their rates come from other worlds
     "tiny_lora_rates": Suite(("tiny",), _lora_rates(), (101, 102), seeded=WORLD, reference="dwrl+lora@0.003"),
     "tiny_lora": Suite(

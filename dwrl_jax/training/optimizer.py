@@ -42,7 +42,18 @@ def make_optimizer(options: OptimSettings, phases: int) -> optax.GradientTransfo
         ),
         optax.stateless(lambda updates, _: scaled_head(updates, options.value_head_rate)),
     )
-    return by_phase(optimizer, phases) if separate else optax.with_extra_args_support(optimizer)
+    chosen = by_phase(optimizer, phases) if separate else optax.with_extra_args_support(optimizer)
+    return chosen if options.first_phase_rate == 1 or phases == 1 else slow_first(chosen, options.first_phase_rate)
+
+
+def slow_first(optimizer: optax.GradientTransformationExtraArgs, rate: float) -> optax.GradientTransformationExtraArgs:
+    """The optimizer whose updates in the first phase are multiplied by `rate`."""
+
+    def update(grads, state, params, *, phase: int):
+        updates, state = optimizer.update(grads, state, params, phase=phase)
+        return jax.tree.map(lambda x: x * (1.0 if phase else rate), updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def by_phase(optimizer: optax.GradientTransformation, phases: int) -> optax.GradientTransformationExtraArgs:
