@@ -43,6 +43,9 @@ class Updates(Policy):
         "alternating", 'Eq. 14 and Eq. 15 in two updates ("alternating", the paper\'s) or in a single one ("joint")'
     )
     baseline: Literal["none", "mean", "leave_one_out"] = setting("mean", BASELINE)
+    score_rate: float = setting(
+        1.0, "multiplies the learning rate of Eq. 14 where Eq. 14 and Eq. 15 are two updates", at_least=0
+    )
     centring: float = setting(0.0, "coefficient of the term that holds log p near `centre`; 0: off", at_least=0)
     centre: float = setting(-3.0, "level near which `centring` holds the mean of log p+ and log p-, in nats", at_most=0)
 

@@ -92,7 +92,7 @@ CAUSES = {
     "updates=joint": Arm("dwrl", {"objective.updates": "joint"}),
     "rate=1.5e-4": Arm("dwrl", {"optim.learning_rate": 1.5e-4}),
     "rate=1e-4": Arm("dwrl", {"optim.learning_rate": 1e-4}),
-    "score_rate=0.25": Arm("dwrl", {"optim.first_phase_rate": 0.25}),
+    "score_rate=0.25": Arm("dwrl", {"objective.score_rate": 0.25}),
     # the level of log p
     "centring=0.02": Arm("dwrl", {"objective.centring": 0.02}),
     # probability that leaks from the answers to other words

@@ -34,9 +34,6 @@ class OptimSettings:
         "shared",
         'Adam\'s moments of the phases of a step (dwrl: Eq. 14, Eq. 15); "separate" moments take memory for each phase',
     )
-    first_phase_rate: float = setting(
-        1.0, "multiplies the learning rate of the first of several phases of a step (dwrl: Eq. 14)", at_least=0
-    )
     most_skipped: int = setting(
         10,
         "a run stops when so many steps in a row had an update that was skipped, because a figure was not finite",

@@ -79,8 +79,8 @@ def test_the_first_of_several_phases_may_be_slower(moments):
     params, grads = {"kernel": jnp.ones(1)}, {"kernel": jnp.full(1, 0.1)}
 
     def sizes(rate, phases):
-        options = dataclasses.replace(OPTIONS, moments=moments, first_phase_rate=rate)
-        optimizer, found = make_optimizer(options, phases=phases), []
+        options = dataclasses.replace(OPTIONS, moments=moments)
+        optimizer, found = make_optimizer(options, phases, rate), []
         state = optimizer.init(params)
         for update in range(6):
             updates, state = optimizer.update(grads, state, params, phase=update % phases)
