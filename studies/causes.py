@@ -31,11 +31,10 @@ CURVES = {
     "log_preference_score_rejected": "log p-, nats",
     "effective_thoughts": "effective thoughts, share of n",
     "entropy": "entropy, nats per token",
+    "thought_length": "tokens per thought",
     "cut_off": "thoughts cut off",
     "answer_mass": "probability of the answers",
 }
-FAR, NEAR = 0.15, 0.05  # a run this far below the ceiling has collapsed, if another one ends this near to it
-GROUP = 8  # thoughts per response, where the arm has no other number
 
 
 def kept_run(workdir: Path, row: dict) -> dict:
@@ -78,14 +77,16 @@ def name_of(config: str, seed: int) -> str:
     return f"{config.partition('world=')[2] or 'plain'} {seed}"
 
 
-def collapsed(run: dict, arms: dict[str, dict]) -> bool:
-    """Whether a run ends far below the ceiling where another one ends near to it."""
-    solved = any(other["ceiling"] - other["accuracy"] <= NEAR for other in arms.values())
-    return solved and run["ceiling"] - run["accuracy"] > FAR
+def collapsed(run: dict) -> bool:
+    """Whether a run ends less accurate than it began."""
+    return run["accuracy"] < run["base_accuracy"]
 
 
 def table(runs: list[dict]) -> str:
-    """A line for each arm, a column for each world and seed: accuracy % / NLL, and the warnings of the run."""
+    """A line for each arm, a column for each world and seed: accuracy % / NLL, bold where a run has collapsed.
+
+    Behind them are the warnings of the run and their first step.
+    """
     worlds = by_world(runs)
     names = [name for name in SUITES["causes"].arms if any(name in arms for arms in worlds.values())]
     lines = []
@@ -93,7 +94,7 @@ def table(runs: list[dict]) -> str:
         cells = [f"`{name}`"]
         for arms in worlds.values():
             run = arms.get(name)
-            cells.append(_cell(run, collapsed(run, arms)) if run else "")
+            cells.append(_cell(run) if run else "")
         lines.append(cells)
     ceilings = [next(iter(arms.values()))["ceiling"] for arms in worlds.values()]
     before = [next(iter(arms.values()))["base_accuracy"] for arms in worlds.values()]
@@ -102,16 +103,17 @@ def table(runs: list[dict]) -> str:
     return "\n".join(pages.table(["arm", *(name_of(*world) for world in worlds)], lines))
 
 
-def _cell(run: dict, is_collapsed: bool) -> str:
+def _cell(run: dict) -> str:
     figures = f"{100 * run['accuracy']:.1f} / {run['nll']:.2f}"
-    told = ", ".join(f"{name} {step}" for step, name in run["warnings"])
-    return (f"**{figures}**" if is_collapsed else figures) + (f" ({told})" if told else "")
+    first = {name: step for step, name in reversed(run["warnings"])}
+    told = ", ".join(f"{name} {step}" for name, step in sorted(first.items(), key=lambda item: item[1]))
+    return (f"**{figures}**" if collapsed(run) else figures) + (f" ({told})" if told else "")
 
 
 def figure(runs: list[dict]) -> Figure:
     """A row for each world and seed, a column for each metric, a line for each arm."""
     worlds, names = by_world(runs), list(SUITES["causes"].arms)
-    picture = Figure(figsize=(2.7 * len(CURVES), 2.4 * len(worlds) + 0.5), layout="constrained")
+    picture = Figure(figsize=(2.2 * len(CURVES), 2.2 * len(worlds) + 0.5), layout="constrained")
     grid = picture.subplots(len(worlds), len(CURVES), squeeze=False, sharex=True, sharey="col")
     for axes, (world, arms) in zip(grid, worlds.items()):
         for axis, (name, title) in zip(axes, CURVES.items()):
