@@ -10,7 +10,9 @@ if the paper does not make them or if they could not be read there:
 3. the dual clip of negative advantages (from arXiv 1912.09729) and the KL term to the starting model (ours);
 4. margins of the data (ours): the instance-wise weight becomes that of a likelihood with margins (parts/bradley_terry);
 5. a common optimizer state for Eq. 14 and Eq. 15 (ours): Adam's moments average both gradients, and the number of
-   updates rises by two in each step. `optim.moments=separate` gives each equation a state of its own.
+   updates rises by two in each step. `optim.moments=separate` gives each equation a state of its own;
+6. `score_rate`, another learning rate for Eq. 14 than for Eq. 15, and `centring`, a term in Eq. 14 that holds the
+   level of log p (ours). Both are off by default: their values 1 and 0 are the paper's.
 
 Everything is float32 and in log space.
 """

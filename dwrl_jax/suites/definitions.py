@@ -47,6 +47,7 @@ METHODS = (
 )
 WORLD = ("seed", "world.seed", "base.seed", "base.world.seed")  # data, world and base model: all anew
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+SHORT_WARMUP = {"optim.warmup": 10}  # that of the tables in README.md and docs/findings.md
 
 
 WORLDS = ("tiny", *(f"tiny,world={name}" for name in ("long", "shortcut", "noisy", "few")))
@@ -108,30 +109,41 @@ CAUSES = {
 
 SUITES = {
     # learning rates, on worlds that are not those of the table
-    "tiny_rates": Suite(("tiny",), _rates(), (101, 102), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
+    "tiny_rates": Suite(
+        ("tiny",), _rates(), (101, 102), settings=SHORT_WARMUP, seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"
+    ),
     "tiny": Suite(
         ("tiny",),
         {name: Arm(name) for name in METHODS} | {"dwrl_margins": Arm("dwrl", {"objective.bradley_terry": "scaled"})},
         seeds=(11, 12, 13, 14, 15),
+        settings=SHORT_WARMUP,
         seeded=WORLD,
         budgets=("generated_tokens", "seconds"),
     ),
     # one choice of DWRL at a time, on worlds that are not those of the table
-    "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), seeded=WORLD),
+    "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), settings=SHORT_WARMUP, seeded=WORLD),
     # worlds that tell methods apart, and each method's rate on all of them together, from other seeds
     "worlds_rates": Suite(WORLDS, _rates(IN_WORLDS), (201, 202), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
-    "worlds": Suite(WORLDS, {name: Arm(name) for name in IN_WORLDS}, (21, 22, 23, 24, 25), seeded=WORLD),
+    "worlds": Suite(
+        WORLDS,
+        {name: Arm(name) for name in IN_WORLDS}
+        | {"dwrl_short_warmup": Arm("dwrl", SHORT_WARMUP), "dwrl_paper": Arm("dwrl", {"objective.baseline": "none"})},
+        (21, 22, 23, 24, 25),
+        seeded=WORLD,
+    ),
     # why DWRL collapses; no seed is one of `worlds`
     "causes": Suite(
         ("tiny,world=shortcut", "tiny,world=long"),
         CAUSES,
         (11, 77),
-        settings={"optim.learning_rate": 6e-4, "eval.pairs": 500, "eval.votes": (1, 8)},
+        settings=SHORT_WARMUP | {"optim.learning_rate": 6e-4, "eval.pairs": 500, "eval.votes": (1, 8)},
         seeded=WORLD,
         reference="as it is",
     ),
     # adapters beside full training, at equal steps; their rates come from other worlds
-    "tiny_lora_rates": Suite(("tiny",), _lora_rates(), (101, 102), seeded=WORLD, reference="dwrl+lora@0.003"),
+    "tiny_lora_rates": Suite(
+        ("tiny",), _lora_rates(), (101, 102), settings=SHORT_WARMUP, seeded=WORLD, reference="dwrl+lora@0.003"
+    ),
     "tiny_lora": Suite(
         ("tiny",),
         {
@@ -140,6 +152,7 @@ SUITES = {
             for suffix in ("", "+lora")
         },
         seeds=(11, 12, 13),
+        settings=SHORT_WARMUP,
         seeded=WORLD,
     ),
     "hh": Suite(
