@@ -33,6 +33,7 @@ def get_config(objective="dwrl", smoke=False, world="plain"):
     config.data.eval = "world"
     config.optim.steps = 250
     config.optim.learning_rate = LEARNING_RATES.get(objective, 3e-4)
+    config.optim.warmup = 50  # DWRL is lost in its first steps or not at all: docs/findings.md
     config.eval.pairs = 1000
     config.eval.votes = (1, 8, 32)
     config.eval.batch_size = 50
@@ -43,6 +44,7 @@ def get_config(objective="dwrl", smoke=False, world="plain"):
         config.dialogue.scores = config.dialogue.answers[::-1]
     if smoke:
         config.optim.steps = 4
+        config.optim.warmup = 10
         config.base.optim.steps = 20
         config.eval.pairs = 100
         config.eval.votes = (1, 8)

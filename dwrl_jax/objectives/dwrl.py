@@ -10,7 +10,9 @@ if the paper does not make them or if they could not be read there:
 3. the dual clip of negative advantages (from arXiv 1912.09729) and the KL term to the starting model (ours);
 4. margins of the data (ours): the instance-wise weight becomes that of a likelihood with margins (parts/bradley_terry);
 5. a common optimizer state for Eq. 14 and Eq. 15 (ours): Adam's moments average both gradients, and the number of
-   updates rises by two in each step. `optim.moments=separate` gives each equation a state of its own.
+   updates rises by two in each step. `optim.moments=separate` gives each equation a state of its own;
+6. `score_rate`, another learning rate for Eq. 14 than for Eq. 15, and `centring`, a term in Eq. 14 that holds the
+   level of log p (ours). Both are off by default: their values 1 and 0 are the paper's.
 
 Everything is float32 and in log space.
 """
@@ -43,6 +45,11 @@ class Updates(Policy):
         "alternating", 'Eq. 14 and Eq. 15 in two updates ("alternating", the paper\'s) or in a single one ("joint")'
     )
     baseline: Literal["none", "mean", "leave_one_out"] = setting("mean", BASELINE)
+    score_rate: float = setting(
+        1.0, "multiplies the learning rate of Eq. 14 where Eq. 14 and Eq. 15 are two updates", at_least=0
+    )
+    centring: float = setting(0.0, "coefficient of the term that holds log p near `centre`; 0: off", at_least=0)
+    centre: float = setting(-3.0, "level near which `centring` holds the mean of log p+ and log p-, in nats", at_most=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +105,16 @@ def score_loss(logps: Logps, thoughts: ThoughtBatch, instance_weight=misalignmen
     return loss, preference_metrics(logps) | sampler_gap(logps, thoughts)
 
 
+def level_loss(log_score: Float[Array, "B S"], hyper: Updates) -> Float[Array, " B"]:
+    """centring * (log p+ + log p- - 2 centre)^2 (ours, after arXiv 2312.09244, Eq. 3), in nats.
+
+    The likelihood does not determine a common level of log p+ and log p-. If both approach 0, every w_i approaches 1/n
+    and 1 - p approaches 0, so neither step has a gradient. The term has a bias: it draws a pair of two good responses
+    and a pair of two bad ones to the same level, although a response of the one may stand beside one of the other.
+    """
+    return hyper.centring * (log_score.sum(1) - 2.0 * hyper.centre) ** 2
+
+
 def thought_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Updates, instance_weight=misalignment_weight):
     """Eq. 15: the PPO-clipped surrogate of +- w_mis (w_i - b) log pi(o_i), against the policy that sampled."""
     return policy_loss(logps, thoughts, dual_weight(logps.answer, hyper.baseline, instance_weight), hyper)
@@ -127,14 +144,20 @@ def phases(hyper: Hyper):
     return {name: functools.partial(with_margin, loss, hyper) for name, loss in losses.items()}
 
 
+def centred(loss, hyper: Updates, logps: Logps, thoughts: ThoughtBatch, **asked):
+    """`loss` and the term of the level. Only answers have its gradient: thoughts are not chosen for the level."""
+    losses, metrics = loss(logps, thoughts, **asked)
+    return losses + level_loss(log_preference_score(logps.answer), hyper), metrics
+
+
 def updates(hyper: Updates, instance_weight=misalignment_weight):
     """The losses of both updates, or the joint loss. `instance_weight` maps log p [B S] to the weights of pairs [B]."""
-    if hyper.updates == "joint":
-        return {"joint": functools.partial(joint_loss, hyper=hyper, instance_weight=instance_weight)}
-    return {
-        "score": functools.partial(score_loss, instance_weight=instance_weight),
-        "thought": functools.partial(thought_loss, hyper=hyper, instance_weight=instance_weight),
-    }
+    score = functools.partial(score_loss, instance_weight=instance_weight)
+    thought = functools.partial(thought_loss, hyper=hyper, instance_weight=instance_weight)
+    joint = functools.partial(joint_loss, hyper=hyper, instance_weight=instance_weight)
+    losses = {"joint": joint} if hyper.updates == "joint" else {"score": score, "thought": thought}
+    first = next(iter(losses))
+    return losses | {first: functools.partial(centred, losses[first], hyper)} if hyper.centring else losses
 
 
 def preference_metrics(logps: Logps):

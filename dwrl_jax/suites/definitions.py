@@ -47,6 +47,7 @@ METHODS = (
 )
 WORLD = ("seed", "world.seed", "base.seed", "base.world.seed")  # data, world and base model: all anew
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+SHORT_WARMUP = {"optim.warmup": 10}  # that of the tables in README.md and docs/findings.md
 
 
 WORLDS = ("tiny", *(f"tiny,world={name}" for name in ("long", "shortcut", "noisy", "few")))
@@ -84,23 +85,65 @@ CHOICES = {
     "max_thought=12": Arm("dwrl", {"sampler.max_thought": 12}),
 }
 
+# DWRL at twice the rate of configs/tiny.py, where it collapses: each arm takes away one possible cause
+SEPARATE = {"optim.moments": "separate"}
+CAUSES = {
+    "as it is": Arm("dwrl"),
+    "half the rate": Arm("dwrl", {"optim.learning_rate": 3e-4}),
+    # two steps of Adam: each with moments of its own, or a single one
+    "separate moments": Arm("dwrl", SEPARATE),
+    "joint update": Arm("dwrl", {"objective.updates": "joint"}),
+    # which of the two steps it is; the moments are separate, so that neither gradient is in the other's step
+    "thoughts slower": Arm("dwrl", SEPARATE | {"optim.learning_rate": 1.5e-4, "objective.score_rate": 4.0}),
+    "thoughts untrained": Arm("dwrl", SEPARATE | {"optim.learning_rate": 6e-10, "objective.score_rate": 1e6}),
+    "scores slower": Arm("dwrl", SEPARATE | {"objective.score_rate": 0.25}),
+    "scores slower, shared moments": Arm("dwrl", {"objective.score_rate": 0.25}),
+    # the level of log p
+    "centring": Arm("dwrl", {"objective.centring": 0.02}),
+    # probability that leaks from the answers to other words
+    "readout=choices": Arm("dwrl", {"score.readout": "choices"}),
+    # thoughts that leave those of the start, and the first steps
+    "kl=0.03": Arm("dwrl", {"objective.kl": 0.03}),
+    "warmup=50": Arm("dwrl", {"optim.warmup": 50}),
+}
+
 SUITES = {
     # learning rates, on worlds that are not those of the table
-    "tiny_rates": Suite(("tiny",), _rates(), (101, 102), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
+    "tiny_rates": Suite(
+        ("tiny",), _rates(), (101, 102), settings=SHORT_WARMUP, seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"
+    ),
     "tiny": Suite(
         ("tiny",),
         {name: Arm(name) for name in METHODS} | {"dwrl_margins": Arm("dwrl", {"objective.bradley_terry": "scaled"})},
         seeds=(11, 12, 13, 14, 15),
+        settings=SHORT_WARMUP,
         seeded=WORLD,
         budgets=("generated_tokens", "seconds"),
     ),
     # one choice of DWRL at a time, on worlds that are not those of the table
-    "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), seeded=WORLD),
+    "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), settings=SHORT_WARMUP, seeded=WORLD),
     # worlds that tell methods apart, and each method's rate on all of them together, from other seeds
     "worlds_rates": Suite(WORLDS, _rates(IN_WORLDS), (201, 202), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
-    "worlds": Suite(WORLDS, {name: Arm(name) for name in IN_WORLDS}, (21, 22, 23, 24, 25), seeded=WORLD),
+    "worlds": Suite(
+        WORLDS,
+        {name: Arm(name) for name in IN_WORLDS}
+        | {"dwrl_short_warmup": Arm("dwrl", SHORT_WARMUP), "dwrl_paper": Arm("dwrl", {"objective.baseline": "none"})},
+        (21, 22, 23, 24, 25),
+        seeded=WORLD,
+    ),
+    # why DWRL collapses; no seed is one of `worlds`
+    "causes": Suite(
+        ("tiny,world=shortcut", "tiny,world=long"),
+        CAUSES,
+        (11, 77),
+        settings=SHORT_WARMUP | {"optim.learning_rate": 6e-4, "eval.pairs": 500, "eval.votes": (1, 8)},
+        seeded=WORLD,
+        reference="as it is",
+    ),
     # adapters beside full training, at equal steps; their rates come from other worlds
-    "tiny_lora_rates": Suite(("tiny",), _lora_rates(), (101, 102), seeded=WORLD, reference="dwrl+lora@0.003"),
+    "tiny_lora_rates": Suite(
+        ("tiny",), _lora_rates(), (101, 102), settings=SHORT_WARMUP, seeded=WORLD, reference="dwrl+lora@0.003"
+    ),
     "tiny_lora": Suite(
         ("tiny",),
         {
@@ -109,6 +152,7 @@ SUITES = {
             for suffix in ("", "+lora")
         },
         seeds=(11, 12, 13),
+        settings=SHORT_WARMUP,
         seeded=WORLD,
     ),
     "hh": Suite(

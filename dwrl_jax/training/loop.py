@@ -84,7 +84,7 @@ def _steps(run: Run, programs: Programs, manager, state: TrainState, start) -> T
             faults.point("updated")
             step = int(state.step)
             curve = held_out.curve(run, programs, state, start)
-            metrics |= watching(step, metrics)
+            metrics |= watching(step, metrics | curve)
             records.write_metrics(run.workdir, board, step, metrics | curve)
             faults.point("metrics")
             in_row = in_row + 1 if metrics[records.SKIPPED] else 0

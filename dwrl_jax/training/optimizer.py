@@ -21,10 +21,13 @@ def learning_rate(options: OptimSettings) -> optax.Schedule:
     return optax.join_schedules([warm, after], [options.warmup])
 
 
-def make_optimizer(options: OptimSettings, phases: int) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    options: OptimSettings, phases: int, first_rate: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
     """Clipping, AdamW and the schedule. All `phases` updates of a training step have the same learning rate.
 
-    `update` takes the number of the phase as `phase`. Shared moments do not need it.
+    `first_rate` multiplies that of the first of several updates. `update` takes the number of the phase as `phase`.
+    Shared moments and a single rate do not need it.
     """
     rate = learning_rate(options)
     separate = options.moments == "separate"
@@ -42,7 +45,18 @@ def make_optimizer(options: OptimSettings, phases: int) -> optax.GradientTransfo
         ),
         optax.stateless(lambda updates, _: scaled_head(updates, options.value_head_rate)),
     )
-    return by_phase(optimizer, phases) if separate else optax.with_extra_args_support(optimizer)
+    chosen = by_phase(optimizer, phases) if separate else optax.with_extra_args_support(optimizer)
+    return chosen if first_rate == 1 or phases == 1 else slow_first(chosen, first_rate)
+
+
+def slow_first(optimizer: optax.GradientTransformationExtraArgs, rate: float) -> optax.GradientTransformationExtraArgs:
+    """The optimizer whose updates in the first phase are multiplied by `rate`."""
+
+    def update(grads, state, params, *, phase: int):
+        updates, state = optimizer.update(grads, state, params, phase=phase)
+        return jax.tree.map(lambda x: x * (1.0 if phase else rate), updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def by_phase(optimizer: optax.GradientTransformation, phases: int) -> optax.GradientTransformationExtraArgs:

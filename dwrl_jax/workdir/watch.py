@@ -1,10 +1,11 @@
 """Faults of training that show in the metrics of a run while it goes, each with what to try.
 
-A fault holds at a step by means over the last WINDOW steps, some of them against those of the LOOK steps before. It is
-told where it begins: not again before it has been away for QUIET steps. All this follows from the last KEPT steps, so
-a run that goes on tells what an undisturbed one tells. The bounds are (ours): the sound runs of the built-in worlds
-stay inside them, and docs/findings.md has runs that do not. Many sound judges end with thoughts of little variety, so
-uniform weights and low entropy are faults only beside a low accuracy.
+A fault holds at a step by means over the last WINDOW steps, some of them against those of the LOOK steps before, or
+against the held-out accuracy of this step. It is told where it begins: not again before it has been away for QUIET
+steps. All this follows from the last KEPT steps, so a run that goes on tells what an undisturbed one tells. The bounds
+are (ours): the sound runs of the built-in worlds stay inside them, and docs/findings.md has runs that do not. Many
+sound judges end with thoughts of little variety, so uniform weights and low entropy are faults only beside a low
+accuracy.
 """
 
 from typing import NamedTuple
@@ -21,7 +22,8 @@ LOW = 0.62  # accuracy: above chance by less than the noise of a window of small
 NAMES = ("pair_accuracy", "effective_thoughts", "entropy", "cut_off", "answer_mass", "ties")
 LEVELS = ("log_preference_score_chosen", "log_preference_score_rejected")
 
-KEYS = [f"train/{name}" for name in (*NAMES, *LEVELS)]
+HELD_OUT = "eval/accuracy"
+KEYS = [*(f"train/{name}" for name in (*NAMES, *LEVELS)), HELD_OUT]
 
 
 Holds = dict[str, tuple[Bool[np.ndarray, " N"], str, str]]
@@ -78,6 +80,10 @@ def _means(series: Series) -> tuple[np.ndarray, dict[str, Float[np.ndarray, " N"
             squares = np.where(known, windows - means[name][:, None], 0.0) ** 2
             errors = np.sqrt(squares.sum(-1)) / count
     means = {name: np.where(np.arange(len(steps)) < WINDOW - 1, np.nan, mean) for name, mean in means.items()}
+    at, values = series.get(HELD_OUT, (np.zeros(0, int), np.zeros(0)))
+    means["held_out"] = np.full(len(steps), np.nan)
+    known = np.isin(at, steps)
+    means["held_out"][np.searchsorted(steps, at[known])] = values[known]
     return steps, means, errors
 
 
@@ -115,6 +121,12 @@ def _faults(
             best - accuracy > np.fmax(0.12, noise),
             "pair accuracy falls (now {pair_accuracy:.2f})",
             "lower optim.learning_rate, or export an earlier state with --checkpoint=best",
+        ),
+        "held_out": (
+            accuracy - means["held_out"] > 0.18,
+            "held-out pairs are judged much worse than training pairs ({held_out:.2f}, not {pair_accuracy:.2f}): read "
+            "the thoughts, which may no longer say what matters",
+            "lower optim.learning_rate, raise objective.kl, or train on more pairs",
         ),
         "scores_sink": (
             scored & (np.fmax(chosen, rejected) < -4) & (_before(chosen, np.fmax) - chosen > 1),

@@ -162,6 +162,29 @@ def test_score_loss_has_the_gradient_of_the_pair_nll():
     assert (expected[:, 0] < 0).all() and (expected[:, 1] > 0).all()  # the chosen score is to rise
 
 
+@pytest.mark.parametrize(("updates", "centred"), [("alternating", "score"), ("joint", "joint")])
+def test_the_level_is_held_by_the_update_of_the_answers(updates, centred):
+    """p+ = .4 and p- = .1, so log p+ + log p- = log .04; both answers of a side have the same part in its level."""
+    found, thoughts = random_logps()
+    answer = jnp.log(jnp.full((3, 2, 4), 0.1).at[:, 0].set(0.4))
+    added = {}
+    for centring in (0.0, 0.5):
+        phases = dwrl.phases(dwrl.Hyper(updates=updates, centring=centring, centre=-2.0))
+
+        def total(answer, thought, loss):
+            return loss(found.replace(answer=answer, thought=thought), thoughts)[0].sum()
+
+        for name, loss in phases.items():
+            value = loss(found.replace(answer=answer), thoughts)[0]
+            added.setdefault(name, []).append((value, *jax.grad(total, (0, 1))(answer, found.thought, loss)))
+    for name, (without, term) in added.items():
+        value, of_answer, of_thought = (np.asarray(b - a) for a, b in zip(without, term))
+        distance = np.log(0.04) + 4.0 if name == centred else 0.0
+        np.testing.assert_allclose(value, 0.5 * distance**2, rtol=1e-5)
+        np.testing.assert_allclose(of_answer, distance / 4, rtol=1e-4, atol=1e-7)
+        assert not of_thought.any()
+
+
 def test_weights_in_numbers():
     answer = jnp.log(jnp.asarray([[[0.2, 0.6], [0.1, 0.1]]]))
     np.testing.assert_allclose(jnp.exp(dwrl.log_preference_score(answer)), [[0.4, 0.1]], rtol=1e-6)

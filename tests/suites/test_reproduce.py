@@ -61,7 +61,9 @@ def test_a_suite_of_several_worlds_has_a_table_for_each(tmp_path, monkeypatch, c
 
 def test_the_worlds_are_compared_on_other_seeds_than_the_rates_come_from():
     assert not set(SUITES["worlds"].seeds) & set(SUITES["worlds_rates"].seeds)
-    assert {arm.objective for arm in SUITES["worlds_rates"].arms.values()} == set(SUITES["worlds"].arms)
+    searched, compared = ({arm.objective for arm in SUITES[name].arms.values()} for name in ("worlds_rates", "worlds"))
+    assert searched == compared and "dwrl_paper" in SUITES["worlds"].arms
+    assert not set(SUITES["worlds"].seeds) & set(SUITES["causes"].seeds), "chosen on other worlds"
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,24 @@ def test_separate_moments_are_those_of_two_optimizers(monkeypatch):
         np.testing.assert_allclose(state.params["kernel"], expected["kernel"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("moments", ["shared", "separate"])
+def test_the_first_of_several_phases_may_be_slower(moments):
+    """It moves a quarter as far; the second phase, the moments and a phase alone are as ever."""
+    params, grads = {"kernel": jnp.ones(1)}, {"kernel": jnp.full(1, 0.1)}
+
+    def sizes(rate, phases):
+        options = dataclasses.replace(OPTIONS, moments=moments)
+        optimizer, found = make_optimizer(options, phases, rate), []
+        state = optimizer.init(params)
+        for update in range(6):
+            updates, state = optimizer.update(grads, state, params, phase=update % phases)
+            found.append(float(updates["kernel"][0]))
+        return np.array(found)
+
+    np.testing.assert_allclose(sizes(0.25, 2), sizes(1.0, 2) * [0.25, 1, 0.25, 1, 0.25, 1], rtol=1e-6)
+    np.testing.assert_array_equal(sizes(0.25, 1), sizes(1.0, 1))
+
+
 def test_weight_decay_spares_norms_and_biases():
     _, params = make_judge()
     flat = {"/".join(k.key for k in path): on for path, on in jax.tree_util.tree_leaves_with_path(decayed(params))}

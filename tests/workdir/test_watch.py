@@ -57,6 +57,20 @@ def test_records_of_a_fault_set_it_off_once(name):
     assert told[0].step >= watch.WINDOW and told[0].what and told[0].advice
 
 
+def with_held_out(rows, accuracy):
+    for row in rows:
+        if row["step"] % 50 == 0:
+            row["eval/accuracy"] = accuracy
+    return rows
+
+
+def test_a_judge_that_is_right_about_training_pairs_alone_is_told_once():
+    """The figures of a run whose thoughts were lost while the style of training pairs told their labels."""
+    told = watch.begun(series_of(with_held_out(records(), 0.57)), 8)
+    assert [(fault.step, fault.name) for fault in told] == [(50, "held_out")]
+    assert "0.57" in told[0].what and not watch.begun(series_of(with_held_out(records(), 0.75)), 8)
+
+
 def test_sound_records_set_off_nothing():
     """Noise of small batches alone must not: 40 runs."""
     for seed in range(40):
@@ -86,6 +100,7 @@ def test_the_last_steps_tell_the_same_as_all_steps():
         row["train/cut_off"] = 0.2 * ((row["step"] > 100) + (row["step"] > 235))  # again before it was away for long
         if row["step"] % 7 == 0:
             del row["train/answer_mass"]  # as in a step whose update was skipped
+    rows = with_held_out(rows, 0.5)
     whole, now = watch.begun(series_of(rows), 8), []
     for end in range(1, len(rows) + 1):
         part = series_of(map(watch.watched, rows[max(0, end - watch.KEPT) : end]))
