@@ -262,13 +262,23 @@ def decode_layouts():
     os.environ["XLA_FLAGS"] += " --xla_disable_hlo_passes=while-loop-invariant-code-motion"
     wide = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
     recipe = make_recipe(mesh=(1, 2, 4), **wide)
-    found = compile_program(recipe, "sample", 64, pairs=2).traffic
+    plain = compile_program(recipe, "sample", 64, pairs=2)
+    found = plain.traffic
     rules, sharding.DECODE = sharding.DECODE, sharding.TRAIN
     as_trained = compile_program(recipe, "sample", 64, pairs=2).traffic
     sharding.DECODE = rules
+    options = dataclasses.replace(recipe.thoughts.sampler, spread=True)
+    spread = dataclasses.replace(recipe, thoughts=dataclasses.replace(recipe.thoughts, sampler=options))
+    beside = compile_program(spread, "sample", 64, pairs=2)
     sent, before = (sum(traffic.turn.values()) for traffic in (found, as_trained))
     print(f"{sent:.0f} bytes per token, {before:.0f} in the layout for training: {before / sent:.1f} times fewer")
     assert 0 < 10 * sent <= before
+    tokens = sum(beside.traffic.turn.values())
+    print(f"{tokens:.0f} bytes per token with a spread feed-forward, in {beside.used} bytes instead of {plain.used}")
+    assert sent < tokens < before / 4, "tokens are sent, and no weights"
+    shape = recipe.judge.model.config
+    half = counts.feed_forward_weights(shape) * 4 / 4 / 2  # float32, tensor 4, fsdp 2
+    assert plain.used - beside.used > 0.9 * half
     update = compile_program(recipe, "update", 64, pairs=4)
     assert update.alias == shard_bytes(abstract_state(recipe))
 
