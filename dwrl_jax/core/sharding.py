@@ -26,6 +26,8 @@ _SPLIT |= {"head_dim": None, "layers": None, "value": None, "rank": None}
 _SPLIT |= {"expert": "fsdp", None: None}  # a device computes its experts for all, so nothing is gathered in decoding
 TRAIN = _SPLIT | {"embed": "fsdp", "router_embed": "fsdp"}
 DECODE = _SPLIT | {"embed": None, "router_embed": None}
+SPREAD = (TENSOR, "fsdp")  # mesh axes of the feed-forward where decoding spreads it
+DECODE_SPREAD = DECODE | {"mlp": SPREAD}
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:

@@ -22,7 +22,8 @@ class SamplerOptions:
     """Options of the sampler; lengths are in tokens.
 
     With `top_k = 0` and `top_p = 1` the sampled density is not truncated and equals the one that the trainer
-    differentiates. `batch_size` pairs are sampled at a time; 0 means all pairs of a batch.
+    differentiates. `batch_size` pairs are sampled at a time; 0 means all pairs of a batch. `spread` splits the
+    feed-forward over the mesh axis fsdp too (`ModelConfig.spread`).
     """
 
     group_size: int
@@ -30,6 +31,7 @@ class SamplerOptions:
     top_k: int = 0
     top_p: float = 1.0
     batch_size: int = 0
+    spread: bool = False
 
 
 class SamplingState(NamedTuple):
@@ -88,9 +90,10 @@ def write(
     rows, G, T = *keys.shape, options.max_thought
     last = last_token(prefix, prefix_len)
     region = _prefix_region(writer, params, prefix, prefix_len)
-    unstacked = dataclasses.replace(writer.model.config, scanned=False)
+    unstacked = dataclasses.replace(writer.model.config, scanned=False, spread=options.spread)
     params = unstack(params, unstacked)
-    params |= sharding.lay_out({"params": params["params"]}, axis_names(unstacked), sharding.DECODE)
+    rules = sharding.DECODE_SPREAD if options.spread else sharding.DECODE
+    params |= sharding.lay_out({"params": params["params"]}, axis_names(unstacked), rules)
     writer = dataclasses.replace(writer, model=Decoder(unstacked))
     state, written = _write(writer, options, params, Group(region, prefix_len, keys), last)
 

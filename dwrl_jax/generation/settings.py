@@ -20,3 +20,9 @@ class SamplerSettings:
         at_least=0,
         resumable=True,
     )
+    spread: bool = setting(
+        False,
+        "in decoding a device has 1 / (tensor x fsdp) of each feed-forward instead of 1 / tensor, and computes it for "
+        "the tokens of its whole fsdp axis: less memory is read per token, and tokens are sent",
+        resumable=True,
+    )

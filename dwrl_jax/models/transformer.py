@@ -88,6 +88,7 @@ class ModelConfig:
     remat: str = "none"
     attention: str = "auto"  # the backend of `attend`
     value_head: int = 0  # number of outputs of a value head, which replaces the lm-head; 0 for a language model
+    spread: bool = False  # the feed-forward lies over "fsdp" too; a device computes its part for all rows of that axis
     scanned: bool = True  # True: weights are stacked and layers share a program; False: see `unstack`
 
 
@@ -170,10 +171,16 @@ class Layer(nn.Module):
             if self.prefix_size:  # padding of prefixes
                 counted = (jnp.arange(shape[1]) < prefix_length[:, None]) | (jnp.arange(shape[1]) >= self.prefix_size)
             return Experts(c, name="experts")(h, counted.reshape(-1))
+        h = self.spread(h, "data", None)
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         up = self.dense("up", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         down = self.dense("down", c.hidden_size, ("mlp", "embed"), bias=c.mlp_bias)
-        return down(ACTIVATIONS[c.activation](gate) * up)
+        inner = self.spread(ACTIVATIONS[c.activation](gate) * up, "data", sharding.SPREAD)
+        return self.spread(down(inner), sharding.ROWS, None)
+
+    def spread(self, x, *axes):
+        """A spread feed-forward's array with its dimensions split over these mesh axes; any other is left alone."""
+        return sharding.constrain(x, *axes) if self.config.spread else x
 
     def attend(self, q, k, v, regions, prefix_length, segments, window):
         """Mixed values [P * M, N, H], and the keys and values of the branches' tokens."""

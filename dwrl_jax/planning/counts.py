@@ -5,6 +5,7 @@ FLOPs are those that the mathematics needs: a multiply-add is two, and the maske
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -39,7 +40,8 @@ class Sizes:
 class Share:
     """A device's part of a step: `rows` rows, and 1 / `tensor` of the heads and of the feed-forward.
 
-    Its rows are sampled in `parts`, one part after the other. It holds 1 / `experts` of the experts.
+    Its rows are sampled in `parts`, one part after the other. It holds 1 / `experts` of the experts, and in decoding
+    1 / (`tensor` `spread`) of the feed-forward.
     """
 
     rows: int
@@ -47,6 +49,7 @@ class Share:
     devices: int
     parts: int = 1
     experts: int = 1
+    spread: int = 1
 
 
 def layer_weights(c: ModelConfig) -> int:
@@ -73,8 +76,19 @@ def passed(c: ModelConfig, adapters) -> float:
     return sum(x.size * part(path) for path, x in jax.tree_util.tree_leaves_with_path(adapters))
 
 
+def feed_forward_weights(c: ModelConfig) -> int:
+    """Weights of the feed-forwards of all layers; 0 for experts."""
+    return 0 if c.experts else c.layers * 3 * c.hidden_size * c.mlp_size
+
+
 def parameters(c: ModelConfig) -> int:
-    return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(axis_names(dataclasses.replace(c, quantised="")))))
+    return sum(x.size for _, x in _weights(dataclasses.replace(c, quantised="", remat="none")))
+
+
+@functools.cache
+def _weights(c: ModelConfig) -> list[tuple]:
+    """Paths and shapes of all parameters."""
+    return jax.tree_util.tree_leaves_with_path(nn.meta.unbox(axis_names(c)))
 
 
 def forward(c: ModelConfig, tokens: float, keys: float, heads: float) -> float:
@@ -124,16 +138,22 @@ def region_bytes(c: ModelConfig, s: Sizes, share: Share) -> float:
 def decode_weights(c: ModelConfig, share: Share) -> float:
     """Bytes of a device's copy of the weights in the layout for decoding, in which experts stay split.
 
-    Matrices in few bits stay so.
+    Matrices in few bits stay so, and a spread feed-forward is split once more.
     """
-    size, leaves = jnp.dtype(c.dtype).itemsize, jax.tree_util.tree_leaves_with_path(nn.meta.unbox(axis_names(c)))
+    size, leaves = jnp.dtype(c.dtype).itemsize, _weights(dataclasses.replace(c, remat="none"))
     whole = sum(x.size * (x.dtype.itemsize if in_few_bits(path) else size) for path, x in leaves)
-    return (whole - size * expert_weights(c) * (1 - 1 / share.experts)) / share.tensor
+    elsewhere = expert_weights(c) * (1 - 1 / share.experts) + feed_forward_weights(c) * (1 - 1 / share.spread)
+    return (whole - size * elsewhere) / share.tensor
+
+
+def gathered_weights(c: ModelConfig, share: Share) -> float:
+    """Bytes of all weights that a device holds, one layer after the other, in a pass over prefixes or an update."""
+    return decode_weights(c, dataclasses.replace(share, spread=1))
 
 
 def prefix_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
     """Fewest bytes that a device reads and writes before the first thought: weights, and activations once."""
-    return share.parts * decode_weights(c, share) + _activations(c, share.rows * s.prefix, share.tensor)
+    return share.parts * gathered_weights(c, share) + _activations(c, share.rows * s.prefix, share.tensor)
 
 
 def thought_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
@@ -162,7 +182,7 @@ def update_reads(
     """
     activations = _activations(c, share.rows * (s.prefix + s.group * s.branch), share.tensor)
     sums = 8 * (parameters(c) if adapters is None else adapters) / share.devices
-    per_micro_batch = (PASSES[c.remat] - (adapters is not None)) * decode_weights(c, share) + sums
+    per_micro_batch = (PASSES[c.remat] - (adapters is not None)) * gathered_weights(c, share) + sums
     return phases * (PASSES[c.remat] * activations + micro_batches * per_micro_batch + 2 * state)
 
 

@@ -17,6 +17,8 @@ _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BRANCHES = re.compile(
     r" conditional\(.*(?:branch_computations=\{(.*?)\}|true_computation=(\S+), false_computation=(\S+))"
 )
+_CHANNEL = re.compile(r"channel_id=\d+")
+_BEGUN = 'custom_call_target="AsyncCollectiveStart"'
 _CALLED = re.compile(r"(?: fusion| call| async-start)\(.*(?:calls|to_apply)=%?([\w.\-]+)")
 
 
@@ -50,9 +52,10 @@ def traffic(text: str, devices: int) -> Traffic:
 
     A loop with a counter counts as often as it turns. All branches of a conditional count, but not the loops in them
     whose end depends on data: they are another way to the same tokens. An operation that is spread over several
-    fusions, to run beside them, counts once.
+    fusions, to run beside them, counts once, also where some of them stand in a loop that it runs beside.
     """
     computations, entry = _computations(text)
+    computations = _begun_once(computations)
     once, turns, loops = defaultdict(float), defaultdict(float), 0
     todo = [(entry, 1.0, once, False)]
     while todo:
@@ -85,6 +88,28 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
+def _begun_once(computations: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The computations, in which a collective that is begun in a fusion of its own stands in no other fusion.
+
+    The compiler for TPUs repeats such a collective in each fusion that moves it on.
+    """
+    begun = {
+        match[0]
+        for lines in computations.values()
+        if any(_BEGUN in line for line in lines)
+        for match in map(_CHANNEL.search, lines)
+        if match
+    }
+
+    def moves_on(line):
+        return _COLLECTIVE.search(line) and (match := _CHANNEL.search(line)) and match[0] in begun
+
+    return {
+        name: lines if any(_BEGUN in line for line in lines) else [line for line in lines if not moves_on(line)]
+        for name, lines in computations.items()
+    }
+
+
 def _lines(computations: dict[str, list[str]], name: str) -> Iterator[str]:
     """A computation's lines, and those of the fusions and calls in it."""
     for line in computations[name]:
@@ -97,7 +122,7 @@ def _lines(computations: dict[str, list[str]], name: str) -> Iterator[str]:
 def _uses(line: str, computations) -> Iterator[_Use]:
     loop = _LOOP.search(line)
     if loop:
-        times = _turns(line, computations[loop[1]])
+        times = _turns(line, computations[loop[1]], computations[loop[2]])
         yield from (_Use(loop[1], times), _Use(loop[2], times))
     branches = _BRANCHES.search(line)
     if branches:
@@ -105,17 +130,47 @@ def _uses(line: str, computations) -> Iterator[_Use]:
         yield from (_Use(name.strip(" %,"), 1.0, branch=True) for name in names)
 
 
-def _turns(line: str, condition: list[str]) -> float:
-    """Turns of a loop that counts from 0 to a constant; inf for any other loop."""
+def _turns(line: str, condition: list[str], body: list[str]) -> float:
+    """Turns of a loop that counts from 0 to a constant, by 1 or by another constant; inf for any other loop."""
     known = _KNOWN.search(line)
     if known:
         return float(known[1])
     root = next(x for x in condition if x.startswith("  ROOT"))
     if " compare(" not in root or "direction=LT" not in root:
         return math.inf
-    limit = root.split(" compare(")[1].split(")")[0].split(",")[-1].split("%")[-1].strip()
-    constant = next((x for x in condition if re.search(rf"%?{re.escape(limit)} = .* constant\(", x)), None)
-    return float(re.search(r" constant\((\d+)\)", constant)[1]) if constant else math.inf
+    counter, limit = _operands(root)
+    end = _constant(condition, limit)
+    return math.inf if end is None else math.ceil(end / _step(_defined(condition, counter), body))
+
+
+def _step(counter: str, body: list[str]) -> int:
+    """By how much a turn raises the counter, which the condition reads as an element of the loop's tuple.
+
+    It is 1 where the body does not say so plainly: a loop that the compiler unrolled adds a constant.
+    """
+    place = re.search(r" get-tuple-element\(.*index=(\d+)", counter)
+    root = next((x for x in body if x.startswith("  ROOT") and " tuple(" in x), None)
+    if not place or not root:
+        return 1
+    added = _defined(body, _operands(root)[int(place[1])])
+    steps = [_constant(body, name) for name in _operands(added)] if " add(" in added else []
+    return next((step for step in steps if step), 1)
+
+
+def _operands(line: str) -> list[str]:
+    """Names of an instruction's operands."""
+    inside = re.sub(r"/\*.*?\*/", "", re.search(r" [a-z\-]+\((.*?)\)(?:,|$)", line)[1])
+    return [operand.split("%")[-1].split(" ")[-1] for operand in inside.split(", ") if operand]
+
+
+def _defined(lines: list[str], name: str) -> str:
+    """The instruction of that name; empty if there is none."""
+    return next((x for x in lines if re.match(rf" +(?:ROOT )?%?{re.escape(name)} = ", x)), "")
+
+
+def _constant(lines: list[str], name: str) -> int | None:
+    value = re.search(r" constant\((\d+)\)", _defined(lines, name))
+    return int(value[1]) if value else None
 
 
 def _sent(line: str, devices: int) -> tuple[str, float, str] | None:
@@ -134,7 +189,7 @@ def _sent(line: str, devices: int) -> tuple[str, float, str] | None:
         "all-to-all": size * (group - 1) / group,
         "collective-permute": size,
     }[kind]
-    channel = re.search(r"channel_id=(\d+)", line)
+    channel = _CHANNEL.search(line)
     return kind, share, channel[0] if channel else ""
 
 

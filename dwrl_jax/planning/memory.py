@@ -67,6 +67,7 @@ def share(config: ConfigDict, recipe: Recipe, name: str = "sample") -> counts.Sh
         devices=recipe.mesh.size,
         parts=pairs // at_once(config, pairs),
         experts=recipe.mesh.shape[SPLIT],
+        spread=recipe.mesh.shape["fsdp"] if recipe.thoughts.sampler.spread else 1,
     )
 
 

@@ -141,6 +141,7 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
                 config.sampler.top_k,
                 config.sampler.top_p,
                 config.sampler.batch_size,
+                _spread(config, shape),
             ),
             objective.verdicts,
             objective.empty_thought,
@@ -153,6 +154,16 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
         margins=objective.uses_margins(hyper),
         lora=settings,
     )
+
+
+def _spread(config: ConfigDict, shape: ModelConfig) -> bool:
+    """Whether decoding spreads the feed-forward. UserError where the model has none that could be spread."""
+    if config.sampler.spread and (shape.experts or shape.quantised):
+        kind = (
+            "experts lie over the mesh axis fsdp already" if shape.experts else "weights in few bits stay as they lie"
+        )
+        raise UserError(f"sampler.spread=True: {kind}; leave it out")
+    return config.sampler.spread
 
 
 def architecture(config: ConfigDict, folder: Path, hf_config: dict, tokenizer) -> dict:
@@ -217,7 +228,8 @@ def judge_card(config: ConfigDict, tokenizer) -> JudgeCard:
 def make_mesh(config: ConfigDict, shape: ModelConfig, devices=None) -> jax.sharding.Mesh:
     """The mesh of a run; UserError where the model or a batch cannot be spread over it."""
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.shardings(mesh, axis_names(shape))
+    for rules in (sharding.TRAIN, *[sharding.DECODE_SPREAD] * _spread(config, shape)):
+        sharding.shardings(mesh, axis_names(shape), rules)
     rows = {"data.batch_size / optim.micro_batches": config.data.batch_size // config.optim.micro_batches}
     if config.eval.pairs:
         rows["eval.batch_size"] = config.eval.batch_size

@@ -21,18 +21,23 @@ from tests.small import assert_trees_close, in_process_of_devices, make_batch, m
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
 
 
-def a_step(sizes):
-    """Thoughts, their scores, loss and gradient of eight pairs on a mesh; everything on the host."""
+def a_step(sizes, spread=False):
+    """Thoughts, their scores, loss and gradient of eight pairs on a mesh; everything on the host.
+
+    Nothing after the scores is computed where decoding is `spread`: it changes no gradient.
+    """
     judge, params = make_judge(vocab_size=32)
     batch = jax.tree.map(np.asarray, make_batch(pairs=8, vocab_size=32))
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)), jax.devices()[: np.prod(sizes)])
     whole, places = sharding.whole(mesh), sharding.shardings(mesh, axis_names(judge.model.config))
     loss = dwrl.phases(dwrl.Hyper(updates="joint"))["joint"]
-    options = SamplerOptions(group_size=6, max_thought=40)
+    options = SamplerOptions(group_size=6, max_thought=40, spread=spread)
     with jax.set_mesh(mesh):
         params = jax.device_put(params, places)
         draw = jax.jit(functools.partial(sample, judge, options), out_shardings=whole)
         thoughts, log_scores, _ = draw(params, batch, jax.random.key(0))
+        if spread:
+            return jax.device_get((thoughts, log_scores))
         update = jax.jit(functools.partial(gradient, judge, loss, micro_batches=2), out_shardings=(places, whole))
         grads, metrics = update(params, batch, thoughts)
         spread = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), grads, places)
@@ -43,11 +48,12 @@ def a_step(sizes):
 def every_mesh_agrees():
     (thoughts, log_scores, loss, grads), *others = map(a_step, MESHES)
     assert len(set(thoughts.thought_len.ravel())) > 4, "thoughts of one length would prove little"
-    for found in others:
+    for found in (*others, a_step((2, 2, 2), spread=True)):
         np.testing.assert_array_equal(found[0].thought, thoughts.thought)
         np.testing.assert_array_equal(found[0].thought_len, thoughts.thought_len)
         np.testing.assert_allclose(found[0].old_logp, thoughts.old_logp, atol=1e-5)
         np.testing.assert_allclose(found[1], log_scores, atol=1e-5)
+    for found in others:
         np.testing.assert_allclose(found[2], loss, atol=1e-5)
         assert_trees_close(found[3], grads, 1e-5)
 

@@ -151,6 +151,70 @@ def test_an_operation_spread_over_fusions_counts_once_and_groups_are_read_in_all
     assert hlo.traffic(text, 16).once == {"all-gather": size * (3 / 4 + 1 / 2 + 3 / 4)}
 
 
+def unrolled_loop(limit, step, counter="%add.1", body=()):
+    """A TPU's loop that counts from 0 to `limit` by `step` and passes 256 bytes on in each turn."""
+    return [
+        "%condition.1 (c: (u32[], bf16[2,64])) -> pred[] {",
+        f"  %constant.1 = u32[] constant({limit})",
+        "  %c = (u32[]{:T(128)}, bf16[2,64]{1,0}) parameter(0)",
+        "  %get-tuple-element.1 = u32[]{:T(128)} get-tuple-element(%c), index=0",
+        "  ROOT %compare.1 = pred[] compare(%get-tuple-element.1, %constant.1), direction=LT",
+        "}",
+        "%body.1 (b: (u32[], bf16[2,64])) -> (u32[], bf16[2,64]) {",
+        f"  %constant.2 = u32[] constant({step})",
+        "  %b = (u32[]{:T(128)}, bf16[2,64]{1,0}) parameter(0)",
+        "  %get-tuple-element.2 = u32[]{:T(128)} get-tuple-element(%b), index=0",
+        "  %get-tuple-element.3 = bf16[2,64]{1,0} get-tuple-element(%b), index=1",
+        "  %add.1 = u32[]{:T(128)} add(%get-tuple-element.2, %constant.2)",
+        "  %p.1 = bf16[2,64]{1,0} collective-permute(%get-tuple-element.3), channel_id=1, source_target_pairs={{0,1}}",
+        *body,
+        f"  ROOT %tuple.1 = (u32[]{{:T(128)}}, /*index=1*/bf16[2,64]{{1,0}}) tuple({counter}, /*index=1*/%p.1)",
+        "}",
+    ]
+
+
+ENTER = [
+    "ENTRY %main (p: (u32[], bf16[2,64])) -> (u32[], bf16[2,64]) {",
+    "  %w = (u32[], bf16[2,64]{1,0}) while(%p), condition=%condition.1, body=%body.1",
+    "}",
+]
+
+
+@pytest.mark.parametrize("limit, step, turns", [(8, 1, 8), (8, 2, 4), (9, 2, 5)])
+def test_a_loop_that_the_compiler_unrolled_turns_less_often(limit, step, turns):
+    text = "\n".join(unrolled_loop(limit, step) + ENTER)
+    assert hlo.traffic(text, 16).once == {"collective-permute": turns * 2 * 64 * 2}
+
+
+def test_a_loop_whose_step_is_not_said_counts_by_one():
+    text = "\n".join(unrolled_loop(8, 2, counter="%fusion.9") + ENTER)
+    assert hlo.traffic(text, 16).once == {"collective-permute": 8 * 2 * 64 * 2}
+
+
+def test_a_collective_that_runs_beside_a_loop_counts_where_it_begins():
+    gather = "  %a{} = bf16[8,64]{{1,0}} all-gather(%p), channel_id=7, replica_groups=[4,4]<=[16], dimensions={{0}}"
+
+    def fusion(name, number, *more):
+        return [f"%{name} (p: bf16[2,64]) -> bf16[8,64] {{", gather.format(number), *more, "}"]
+
+    start = '  ROOT %c = (bf16[8,64]{1,0}) custom-call(%a1), custom_call_target="AsyncCollectiveStart"'
+    called = "  %f.{0} = bf16[8,64]{{1,0}} fusion(%p), kind=kCustom, calls=%part.{0}"
+    text = "\n".join(
+        [
+            *fusion("part.1", 1, start),
+            *fusion("part.2", 2),
+            *fusion("part.3", 3),
+            *unrolled_loop(8, 1, body=[called.format(2)]),
+            ENTER[0],
+            called.format(1),
+            *ENTER[1:-1],
+            called.format(3),
+            "}",
+        ]
+    )
+    assert hlo.traffic(text, 16).once == {"collective-permute": 8 * 256, "all-gather": 8 * 64 * 2 * 3 / 4}
+
+
 def test_the_largest_size_lies_on_the_line_through_two():
     assert memory.largest_size([(8, 900), (4, 500)], room=1700, unit=4) == 16
     assert memory.largest_size([(8, 900), (4, 500)], room=1699, unit=4) == 12
@@ -198,13 +262,23 @@ def decode_layouts():
     os.environ["XLA_FLAGS"] += " --xla_disable_hlo_passes=while-loop-invariant-code-motion"
     wide = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
     recipe = make_recipe(mesh=(1, 2, 4), **wide)
-    found = compile_program(recipe, "sample", 64, pairs=2).traffic
+    plain = compile_program(recipe, "sample", 64, pairs=2)
+    found = plain.traffic
     rules, sharding.DECODE = sharding.DECODE, sharding.TRAIN
     as_trained = compile_program(recipe, "sample", 64, pairs=2).traffic
     sharding.DECODE = rules
+    options = dataclasses.replace(recipe.thoughts.sampler, spread=True)
+    spread = dataclasses.replace(recipe, thoughts=dataclasses.replace(recipe.thoughts, sampler=options))
+    beside = compile_program(spread, "sample", 64, pairs=2)
     sent, before = (sum(traffic.turn.values()) for traffic in (found, as_trained))
     print(f"{sent:.0f} bytes per token, {before:.0f} in the layout for training: {before / sent:.1f} times fewer")
     assert 0 < 10 * sent <= before
+    tokens = sum(beside.traffic.turn.values())
+    print(f"{tokens:.0f} bytes per token with a spread feed-forward, in {beside.used} bytes instead of {plain.used}")
+    assert sent < tokens < before / 4, "tokens are sent, and no weights"
+    shape = recipe.judge.model.config
+    half = counts.feed_forward_weights(shape) * 4 / 4 / 2  # float32, tensor 4, fsdp 2
+    assert plain.used - beside.used > 0.9 * half
     update = compile_program(recipe, "update", 64, pairs=4)
     assert update.alias == shard_bytes(abstract_state(recipe))
 
