@@ -47,7 +47,7 @@ METHODS = (
 )
 WORLD = ("seed", "world.seed", "base.seed", "base.world.seed")  # data, world and base model: all anew
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
-SHORT_WARMUP = {"optim.warmup": 10}  # that of the tables in README.md and docs/findings.md
+FASTER = {"optim.learning_rate": 3e-4}  # DWRL's in the tables of README.md and docs/findings.md, from before "causes"
 
 
 WORLDS = ("tiny", *(f"tiny,world={name}" for name in ("long", "shortcut", "noisy", "few")))
@@ -60,6 +60,7 @@ def _rates(methods: tuple[str, ...] = METHODS) -> dict[str, Arm]:
 
 LORA = {"lora.rank": 16, "lora.alpha": 32.0, "lora.base": "float32"}
 LORA_METHODS = ("dwrl", "bt", "grpo_point")
+FULL = {"dwrl": FASTER}  # of full training, where it is not that of the config
 LORA_RATES = {"dwrl": 3e-3, "bt": 3e-3, "grpo_point": 3e-3}
 
 
@@ -73,23 +74,24 @@ def _lora_rates() -> dict[str, Arm]:
 
 
 CHOICES = {
-    "dwrl": Arm("dwrl"),
-    "updates=joint": Arm("dwrl", {"objective.updates": "joint"}),
-    "baseline=none": Arm("dwrl", {"objective.baseline": "none"}),
-    "baseline=leave_one_out": Arm("dwrl", {"objective.baseline": "leave_one_out"}),
-    "kl=0.01": Arm("dwrl", {"objective.kl": 0.01}),
-    "group_size=2": Arm("dwrl", {"sampler.group_size": 2}),
-    "group_size=16": Arm("dwrl", {"sampler.group_size": 16}),
-    "readout=choices": Arm("dwrl", {"score.readout": "choices"}),
-    "max_thought=6": Arm("dwrl", {"sampler.max_thought": 6}),
-    "max_thought=12": Arm("dwrl", {"sampler.max_thought": 12}),
+    "dwrl": Arm("dwrl", FASTER),
+    "updates=joint": Arm("dwrl", FASTER | {"objective.updates": "joint"}),
+    "baseline=none": Arm("dwrl", FASTER | {"objective.baseline": "none"}),
+    "baseline=leave_one_out": Arm("dwrl", FASTER | {"objective.baseline": "leave_one_out"}),
+    "kl=0.01": Arm("dwrl", FASTER | {"objective.kl": 0.01}),
+    "group_size=2": Arm("dwrl", FASTER | {"sampler.group_size": 2}),
+    "group_size=16": Arm("dwrl", FASTER | {"sampler.group_size": 16}),
+    "readout=choices": Arm("dwrl", FASTER | {"score.readout": "choices"}),
+    "max_thought=6": Arm("dwrl", FASTER | {"sampler.max_thought": 6}),
+    "max_thought=12": Arm("dwrl", FASTER | {"sampler.max_thought": 12}),
 }
 
-# DWRL at twice the rate of configs/tiny.py, where it collapses: each arm takes away one possible cause
+# DWRL at 6e-4, where it collapses: each arm takes away one possible cause
 SEPARATE = {"optim.moments": "separate"}
 CAUSES = {
     "as it is": Arm("dwrl"),
     "half the rate": Arm("dwrl", {"optim.learning_rate": 3e-4}),
+    "a quarter of the rate": Arm("dwrl", {"optim.learning_rate": 1.5e-4}),
     # two steps of Adam: each with moments of its own, or a single one
     "separate moments": Arm("dwrl", SEPARATE),
     "joint update": Arm("dwrl", {"objective.updates": "joint"}),
@@ -109,25 +111,23 @@ CAUSES = {
 
 SUITES = {
     # learning rates, on worlds that are not those of the table
-    "tiny_rates": Suite(
-        ("tiny",), _rates(), (101, 102), settings=SHORT_WARMUP, seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"
-    ),
+    "tiny_rates": Suite(("tiny",), _rates(), (101, 102), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
     "tiny": Suite(
         ("tiny",),
-        {name: Arm(name) for name in METHODS} | {"dwrl_margins": Arm("dwrl", {"objective.bradley_terry": "scaled"})},
+        {name: Arm(name) for name in METHODS}
+        | {"dwrl": Arm("dwrl", FASTER), "dwrl_margins": Arm("dwrl", FASTER | {"objective.bradley_terry": "scaled"})},
         seeds=(11, 12, 13, 14, 15),
-        settings=SHORT_WARMUP,
         seeded=WORLD,
         budgets=("generated_tokens", "seconds"),
     ),
     # one choice of DWRL at a time, on worlds that are not those of the table
-    "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), settings=SHORT_WARMUP, seeded=WORLD),
+    "tiny_choices": Suite(("tiny",), CHOICES, (101, 102), seeded=WORLD),
     # worlds that tell methods apart, and each method's rate on all of them together, from other seeds
     "worlds_rates": Suite(WORLDS, _rates(IN_WORLDS), (201, 202), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
     "worlds": Suite(
         WORLDS,
         {name: Arm(name) for name in IN_WORLDS}
-        | {"dwrl_short_warmup": Arm("dwrl", SHORT_WARMUP), "dwrl_paper": Arm("dwrl", {"objective.baseline": "none"})},
+        | {"dwrl_faster": Arm("dwrl", FASTER), "dwrl_paper": Arm("dwrl", {"objective.baseline": "none"})},
         (21, 22, 23, 24, 25),
         seeded=WORLD,
     ),
@@ -135,24 +135,21 @@ SUITES = {
     "causes": Suite(
         ("tiny,world=shortcut", "tiny,world=long"),
         CAUSES,
-        (11, 77),
-        settings=SHORT_WARMUP | {"optim.learning_rate": 6e-4, "eval.pairs": 500, "eval.votes": (1, 8)},
+        (11, 12, 77),
+        settings={"optim.learning_rate": 6e-4, "eval.pairs": 500, "eval.votes": (1, 8)},
         seeded=WORLD,
         reference="as it is",
     ),
     # adapters beside full training, at equal steps; their rates come from other worlds
-    "tiny_lora_rates": Suite(
-        ("tiny",), _lora_rates(), (101, 102), settings=SHORT_WARMUP, seeded=WORLD, reference="dwrl+lora@0.003"
-    ),
+    "tiny_lora_rates": Suite(("tiny",), _lora_rates(), (101, 102), seeded=WORLD, reference="dwrl+lora@0.003"),
     "tiny_lora": Suite(
         ("tiny",),
         {
-            name + suffix: Arm(name, {"optim.learning_rate": LORA_RATES[name]} | LORA if suffix else {})
+            name + suffix: Arm(name, {"optim.learning_rate": LORA_RATES[name]} | LORA if suffix else FULL.get(name, {}))
             for name in LORA_METHODS
             for suffix in ("", "+lora")
         },
         seeds=(11, 12, 13),
-        settings=SHORT_WARMUP,
         seeded=WORLD,
     ),
     "hh": Suite(

@@ -18,7 +18,8 @@ def a_run(arm, accuracy, seed=1):
 
 
 @pytest.mark.parametrize("accuracy, expected", [(0.69, True), (0.71, False)])
-def test_a_run_has_collapsed_where_it_ends_below_its_start(accuracy, expected):
+def test_a_run_has_collapsed_where_it_ends_far_below_the_ceiling(accuracy, expected):
+    """The ceiling is .85."""
     assert causes.collapsed(a_run(FIRST, accuracy)) == expected
 
 
