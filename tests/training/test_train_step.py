@@ -12,12 +12,14 @@ import pytest
 from dwrl_jax.core.types import TrainState
 from dwrl_jax.generation.token_logps import token_logps
 from dwrl_jax.objectives import dwrl
+from dwrl_jax.settings.commandline import parse
 from dwrl_jax.training import loop
 from dwrl_jax.training import step as step_module
 from dwrl_jax.training.optimizer import decayed, learning_rate, make_optimizer
 from dwrl_jax.training.settings import OptimSettings
 from dwrl_jax.training.step import gradient, make_train_step
 from tests.judge.test_judge import draw
+from tests.runs import TINY, recipe_of
 from tests.small import assert_trees_close, given_thoughts, make_batch, make_judge
 
 OPTIONS = OptimSettings(steps=24, learning_rate=1e-3, warmup=4)
@@ -89,6 +91,16 @@ def test_the_first_of_several_phases_may_be_slower(moments):
 
     np.testing.assert_allclose(sizes(0.25, 2), sizes(1.0, 2) * [0.25, 1, 0.25, 1, 0.25, 1], rtol=1e-6)
     np.testing.assert_array_equal(sizes(0.25, 1), sizes(1.0, 1))
+
+
+@pytest.mark.parametrize(("flag", "share"), [("objective.score_rate=0.25", 0.25), ("objective.updates=joint", 1.0)])
+def test_the_rate_of_the_scores_is_that_of_the_config(flag, share):
+    """The first update is a plain number: Adam's has the size of the rate."""
+    config, _ = parse([*TINY, "--workdir=x", "--config.optim.warmup=0", f"--config.{flag}"])
+    optimizer = recipe_of(config).optimizer
+    params = {"kernel": jnp.ones(1)}
+    updates, _ = optimizer.update({"kernel": jnp.full(1, 0.1)}, optimizer.init(params), params, phase=0)
+    np.testing.assert_allclose(-updates["kernel"], share * 1.5e-4, rtol=1e-4)
 
 
 def test_weight_decay_spares_norms_and_biases():
