@@ -54,6 +54,13 @@ def rendered(tokenizer, template):
     return as_text(Dialogue(tokenizer, Texts("a", "b", ("A", "B")), template), [TURNS], True)
 
 
+def busy():
+    end = time.thread_time() + 0.6
+    while time.thread_time() < end:
+        pass
+    return "done"
+
+
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_that_does_not_end_is_stopped(name, tokenizer):
     with pytest.raises(UserError, match="chat template is not usable: it took more than 0 s or 2 GiB"):
@@ -101,15 +108,32 @@ def test_the_limit_is_the_threads_own_time(tokenizer):
 def test_long_work_may_take_its_time(tokenizer, monkeypatch):
     monkeypatch.setattr(limits, "SECONDS_EACH", 1.0)
 
-    def busy():
-        end = time.thread_time() + 0.6
-        while time.thread_time() < end:
-            pass
-        return "done"
-
     assert limits.limited(busy, conversations=5) == "done"
     with pytest.raises(UserError):
         limits.limited(busy, conversations=0)
+
+
+def test_a_template_is_stopped_once():
+    """Nothing is raised while it ends, where an exception would come out in the place of the message."""
+
+    def ending():
+        with pytest.raises(limits.TooMuch):
+            busy()
+        return busy()
+
+    assert limits.limited(ending) == "done"
+
+
+def test_nothing_watches_where_nothing_renders(tokenizer):
+    def watched():
+        return any(thread.name == "limits of chat templates" for thread in threading.enumerate())
+
+    limits.limited(lambda: time.sleep(0.05))
+    assert watched()
+    end = time.monotonic() + 5
+    while watched() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not watched()
 
 
 @pytest.mark.parametrize("template", OUTSIDE)
