@@ -12,7 +12,7 @@ from dwrl_jax.training.config import base_config, variants, with_objective
 # The most accurate learning rate of 3e-5, 1e-4, 3e-4 and 1e-3 on another world, for objectives where it is not 3e-4:
 # python -m dwrl_jax.reproduce --suite=tiny_rates --seeds=101 --workdir=runs/rates
 LEARNING_RATES = {
-    "dwrl": 1.5e-4,  # as accurate as 3e-4, and four times below a rate at which it collapses: docs/findings.md
+    "dwrl": 1.5e-4,  # four times below a rate at which it collapses; it does not hold on every world: docs/findings.md
     "bt": 1e-4,
     "bt_token": 1e-3,
     "dwrl_no_misalignment": 1e-4,
