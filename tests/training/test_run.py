@@ -151,7 +151,7 @@ def test_finished_run_is_shown_again(base, four_steps):
 
 
 def test_another_config_does_not_go_on(base, four_steps):
-    with pytest.raises(UserError, match="optim.learning_rate=0.0003, not 0.001"):
+    with pytest.raises(UserError, match=r"optim\.learning_rate=0\.00015, not 0\.001"):
         fit(four_steps[0], f"--config.model.path={base}", "--config.optim.learning_rate=0.001")
 
 
