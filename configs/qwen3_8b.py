@@ -6,8 +6,8 @@ This config has not been run on the full model. `:smoke` runs a small model of t
 weights.
 
 python -m dwrl_jax.plan --config=configs/qwen3_8b.py --topology=v5e:8x8
-  64 x TPU v5e with 14.9 GiB each, fsdp 16 x tensor 4: an update takes 7.7 GiB per chip. Sampling was not compiled:
-  weights, moments, decoding weights, keys and values take 6.7 GiB, counted from shapes. A step needs at least 10 s.
+  64 x TPU v5e with 14.9 GiB each, fsdp 16 x tensor 4: sampling takes 10.4 GiB per chip, and an update 7.7 GiB. A
+  step needs at least 10 s.
 """
 
 from dwrl_jax.training.config import accelerator_run, quick_trial, variants, with_objective
