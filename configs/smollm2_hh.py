@@ -24,7 +24,7 @@ def get_config(objective="dwrl", smoke=False):
     config.data.buckets = (128, 192, 256)
     config.data.batch_size = 8
     config.sampler.group_size = 4
-    config.sampler.max_thought = 48
+    config.sampler.max_thought = 24
     config.optim.steps = 60
     config.optim.learning_rate = 2e-5
     config.eval.votes = (1, 4)

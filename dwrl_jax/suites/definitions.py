@@ -131,6 +131,15 @@ SUITES = {
         (21, 22, 23, 24, 25),
         seeded=WORLD,
     ),
+    # what holds DWRL on all worlds, from the seeds of the rates
+    "worlds_choices": Suite(
+        WORLDS,
+        {"dwrl": Arm("dwrl", {"objective.centring": 0.0})}
+        | {f"centring={size:g}": Arm("dwrl", {"objective.centring": size}) for size in (0.02, 0.005, 0.08)},
+        (201, 202),
+        settings={"eval.pairs": 500, "eval.votes": (1, 8)},
+        seeded=WORLD,
+    ),
     # why DWRL collapses; no seed is one of `worlds`
     "causes": Suite(
         ("tiny,world=shortcut", "tiny,world=long"),
