@@ -61,7 +61,7 @@ def _rates(methods: tuple[str, ...] = METHODS) -> dict[str, Arm]:
 LORA = {"lora.rank": 16, "lora.alpha": 32.0, "lora.base": "float32"}
 LORA_METHODS = ("dwrl", "bt", "grpo_point")
 FULL = {"dwrl": FASTER}  # of full training, where it is not that of the config
-LORA_RATES = {"dwrl": 3e-3, "bt": 3e-3, "grpo_point": 3e-3}
+LORA_RATES = {"dwrl": 3e-4, "bt": 1e-3, "grpo_point": 3e-4}
 
 
 def _lora_rates() -> dict[str, Arm]:
