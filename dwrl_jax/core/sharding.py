@@ -160,6 +160,21 @@ def by_rows(function, rows: Sequence[bool]):
     return checked
 
 
+def split_product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x weight, where rows of `x` lie over "data", and both are split over the mesh axes SPREAD between them.
+
+    The result's rows lie over data and fsdp. The compiler would sum all rows on all devices and leave most of them.
+    """
+    if set_mesh() is None:
+        return x @ weight
+
+    def part(x, weight):
+        return jax.lax.psum(jax.lax.psum_scatter(x @ weight, "fsdp", tiled=True), TENSOR)
+
+    between = PartitionSpec("data", SPREAD), PartitionSpec(SPREAD, None)
+    return jax.shard_map(part, in_specs=between, out_specs=PartitionSpec(ROWS, None), check_vma=False)(x, weight)
+
+
 def set_mesh():
     """The current mesh, or None if there is none or it has a single device."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -171,16 +171,15 @@ class Layer(nn.Module):
             if self.prefix_size:  # padding of prefixes
                 counted = (jnp.arange(shape[1]) < prefix_length[:, None]) | (jnp.arange(shape[1]) >= self.prefix_size)
             return Experts(c, name="experts")(h, counted.reshape(-1))
-        h = self.spread(h, "data", None)
+        h = sharding.constrain(h, "data", None) if c.spread else h
         gate = self.dense("gate", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         up = self.dense("up", c.mlp_size, ("embed", "mlp"), bias=c.mlp_bias)(h)
         down = self.dense("down", c.hidden_size, ("mlp", "embed"), bias=c.mlp_bias)
-        inner = self.spread(ACTIVATIONS[c.activation](gate) * up, "data", sharding.SPREAD)
-        return self.spread(down(inner), sharding.ROWS, None)
-
-    def spread(self, x, *axes):
-        """A spread feed-forward's array with its dimensions split over these mesh axes; any other is left alone."""
-        return sharding.constrain(x, *axes) if self.config.spread else x
+        inner = ACTIVATIONS[c.activation](gate) * up
+        if not c.spread or self.is_initializing():
+            return down(inner)
+        weights = self.get_variable("params", "down")
+        return sharding.split_product(inner, weights["kernel"]) + weights.get("bias", 0)
 
     def attend(self, q, k, v, regions, prefix_length, segments, window):
         """Mixed values [P * M, N, H], and the keys and values of the branches' tokens."""
@@ -296,7 +295,10 @@ def low_rank(x, change, inputs: int, dtype):
         kept = 1 - change["dropout"]
         x = jnp.where(jax.random.bernoulli(change["key"], kept, x.shape), x / kept, 0)
     left, right = change["left"].astype(dtype), change["right"].astype(dtype)
-    return jnp.tensordot(jnp.tensordot(x.astype(dtype), left, inputs), right, 1)
+    inner = jnp.tensordot(x.astype(dtype), left, inputs)
+    # remat="dots" keeps products without batch axes. This one is as large as the layer's own, and cheap to make again:
+    # with a batch axis of one it is not kept.
+    return jax.lax.dot_general(inner[None], right[None], (((inner.ndim,), (1,)), ((0,), (0,))))[0]
 
 
 def merged(weights, changes):

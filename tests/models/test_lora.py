@@ -74,6 +74,31 @@ def test_invariance_beside_merged_and_unstacked():
     assert half.scale == pytest.approx(6 / 3**0.5) and TABLES.scale == 2
 
 
+def test_the_backward_pass_keeps_little_more_for_an_adapter_than_for_a_matrix():
+    """Per token: what goes through the adapters' rank, but not their outputs, which are as large as the layer's own."""
+    config = model_config(shrink(PRESETS["qwen2.5-3b"], VOCAB), remat="dots")
+    params = lively(config)
+    trained = lora.begun(params, config, SETTINGS, 0)
+
+    def kept(learnt, of, tokens):
+        """Bytes that the backward pass of two texts of so many tokens is given."""
+        positions = jnp.zeros((2, 1, tokens), jnp.int32)
+
+        def hidden(learnt):
+            return Decoder(config).apply(of(learnt), positions, positions)[0].sum()
+
+        residuals = jax.eval_shape(lambda learnt: jax.vjp(hidden, learnt)[1], learnt)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(residuals))
+
+    def per_token(*work):
+        return (kept(*work, 96) - kept(*work, 64)) / (2 * 32)
+
+    whole = per_token(params, lambda params: params)
+    beside = per_token(trained, lambda trained: lora.variables(SETTINGS, params, trained))
+    ranks = 4 * SETTINGS.rank * 7 * config.layers
+    assert ranks / 2 < beside - whole < 2 * ranks
+
+
 @pytest.fixture(scope="module")
 def small():
     """A judge, its parameters, pairs with thoughts, adapters that have moved, a loss, and its gradient."""
