@@ -88,7 +88,7 @@ def memory(config: ConfigDict, recipe: Recipe, programs: dict[str, Program]) -> 
     terms = {}
     for name in (name for name in programs if name != "other"):
         counted = {}
-        if _decodes(recipe, name):
+        if decodes(recipe, name):
             part = share(config, recipe, name)
             counted["decode_weights"] = round(counts.decode_weights(recipe.judge.model.config, part))
             regions = counts.region_bytes(recipe.judge.model.config, sizes(config, recipe, name), part)
@@ -118,7 +118,7 @@ def largest(
             continue
         program, pairs = programs[name], _pairs(config, name)
         fixed = program.arguments + program.code
-        if _decodes(recipe, name):
+        if decodes(recipe, name):
             fixed += round(counts.decode_weights(recipe.judge.model.config, share(config, recipe, name)))
             pairs = at_once(config, pairs)
         fitting[key] = largest_size([(0, fixed), (pairs, program.used)], room[name], unit(recipe))
@@ -143,7 +143,7 @@ def _pairs(config: ConfigDict, name: str) -> int:
     return config.eval.batch_size if name == "evaluation" else config.data.batch_size
 
 
-def _decodes(recipe: Recipe, name: str) -> bool:
+def decodes(recipe: Recipe, name: str) -> bool:
     """Whether a program writes thoughts. The evaluation of a judge without thoughts is teacher forcing."""
     return name == "sample" or (name == "evaluation" and recipe.thoughts.source != "none")
 

@@ -38,11 +38,11 @@ def phases(chip: chips.Chip, config: ConfigDict, recipe: Recipe, programs: dict[
         ),
     }
     names = list(work) if recipe.thoughts.samples else ["update"]
-    return {name: _bound(chip, work[name][0] / share.devices, *work[name][1:]) for name in names}
+    return {name: roofline(chip, work[name][0] / share.devices, *work[name][1:]) for name in names}
 
 
-def _bound(chip: chips.Chip, flops: float, memory: float, sent: float | None) -> dict:
-    """A roofline: compute, memory and links each need a time, and the longest of the three is the bound."""
+def roofline(chip: chips.Chip, flops: float, memory: float, sent: float | None) -> dict:
+    """Compute, memory and links each need a time, and the longest of the three is the bound."""
     amounts = {"flops": flops, "memory_bytes": memory, "sent_bytes": sent}
     if chip.flops is None:
         return amounts | {"seconds": None, "bound": None}

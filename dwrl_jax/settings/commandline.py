@@ -33,7 +33,8 @@ OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 class Flag:
     """A flag --NAME=VALUE. Messages and --help show `example`. `read` turns the text into the value.
 
-    With `many` the flag is --NAME VALUE VALUE ..., and its value is a list.
+    With `many` the flag is --NAME VALUE VALUE ..., and its value is a list. A `switch` is --NAME alone: its value is
+    whether it is there.
     """
 
     example: str
@@ -43,6 +44,7 @@ class Flag:
     choices: tuple[str, ...] = ()
     read: Callable[[str], object] = str
     many: bool = False
+    switch: bool = False
 
 
 def folder(text: str) -> Path:
@@ -147,7 +149,8 @@ def help_text(about: str, wanted: Mapping[str, Flag], keys: str = "") -> str:
     for name, flag in wanted.items():
         end = "required" if flag.required else f"default: {flag.default}" if flag.default is not None else "optional"
         choices = f"one of {', '.join(flag.choices)}; " if flag.choices else ""
-        lines.append(f"  --{name}={flag.example}\n      {choices}{flag.meaning}; {end}")
+        given = f"--{name}" if flag.switch else f"--{name}={flag.example}"
+        lines.append(f"  {given}\n      {choices}{flag.meaning}; {end}")
     return "\n".join([*lines, *(["", "Keys and their defaults, for --config.KEY=VALUE:", keys] if keys else [])])
 
 
@@ -160,6 +163,9 @@ def _read(arguments, wanted: Mapping[str, Flag], text: Callable[[], str]) -> tup
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = _refuse
     for name, flag in wanted.items():
+        if flag.switch:
+            parser.add_argument(f"--{name}", action="store_true")
+            continue
         number = "+" if flag.many else None
         choices = flag.choices or None
         parser.add_argument(f"--{name}", type=flag.read, default=flag.default, choices=choices, nargs=number)

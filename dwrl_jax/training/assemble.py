@@ -162,7 +162,7 @@ def _spread(config: ConfigDict, shape: ModelConfig) -> bool:
         kind = (
             "experts lie over the mesh axis fsdp already" if shape.experts else "weights in few bits stay as they lie"
         )
-        raise UserError(f"sampler.spread=True: {kind}; leave it out")
+        raise UserError(f"sampler.spread=True: {kind}; give --config.sampler.spread=False")
     return config.sampler.spread
 
 

@@ -105,23 +105,26 @@ def read_variant(variant: str, further: Sequence[str] = ()) -> dict[str, str | b
     return chosen
 
 
-def accelerator_run(hub_id: str, *, tensor: int, micro_batches: int, sampled: int = 0) -> ConfigDict:
+def accelerator_run(
+    hub_id: str, *, tensor: int, micro_batches: int, remat: str = "full", sampled: int = 0, spread: bool = False
+) -> ConfigDict:
     """Full fine-tuning of a published model on HH-RLHF with the paper's numbers of pairs (20,000 and 1,000).
 
     Learning rate, group size and lengths are (ours): the paper's are not known. `tensor` is the number of parts of the
-    heads, `sampled` the number of pairs sampled at a time. They and `micro_batches` follow the plan in the config's
-    docstring; fewer devices need other numbers.
+    heads, `sampled` the number of pairs sampled at a time. They, `micro_batches`, `remat` and `spread` follow the plan
+    in the config's docstring; fewer devices need others.
     """
     config = base_config()
     config.model.path = hub_id
     config.model.dtype = "bfloat16"
-    config.model.remat = "full"
+    config.model.remat = remat
     config.data.train = config.data.eval = "Anthropic/hh-rlhf"
     config.data.pairs = 20_000
     config.data.batch_size = 64
     config.optim.steps = 312  # one pass over them
     config.optim.micro_batches = micro_batches
     config.sampler.batch_size = sampled
+    config.sampler.spread = spread
     config.mesh.tensor = tensor
     config.eval.every = 52
     return config
@@ -134,7 +137,7 @@ def quick_trial(config: ConfigDict, preset: str) -> ConfigDict:
     """
     config.model.path, config.model.preset = "", preset
     config.model.dtype, config.model.remat = "float32", "none"
-    config.mesh.tensor, config.sampler.batch_size = 1, 0
+    config.mesh.tensor, config.sampler.batch_size, config.sampler.spread = 1, 0, False
     config.data.train = config.data.eval = "world"
     config.data.buckets = (64, 128, 256)
     config.data.batch_size = 4
