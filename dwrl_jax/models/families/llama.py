@@ -1,7 +1,7 @@
 """Llama 3 and all models with the same architecture.
 
 The presets are the base models. Their -Instruct variants have weights of the same shapes, but end a turn with other
-tokens: [128001, 128008, 128009].
+tokens: [128001, 128008, 128009]. Llama 3.3 was published as such a variant alone.
 """
 
 from dwrl_jax.models.families import Family, parts
@@ -58,6 +58,14 @@ FAMILY = Family(
             intermediate_size=14336,
             num_hidden_layers=32,
             num_attention_heads=32,
+            rope_factor=8.0,
+            tie_word_embeddings=False,
+        ),
+        "llama3.3-70b": _llama3(
+            hidden_size=8192,
+            intermediate_size=28672,
+            num_hidden_layers=80,
+            num_attention_heads=64,
             rope_factor=8.0,
             tie_word_embeddings=False,
         ),
