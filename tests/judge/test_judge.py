@@ -177,7 +177,7 @@ def test_samples_do_not_depend_on_the_rest_of_the_batch():
     assert (whole.thought[:, :, 0] != whole.thought[:, :, 1]).any()  # samples of a group differ
 
 
-@pytest.mark.parametrize("verdicts", [False, True])
+@pytest.mark.parametrize("verdicts", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_thoughts_sampled_in_parts_are_the_same(verdicts):
     judge, params = make_judge()
     batch = make_batch(pairs=6)

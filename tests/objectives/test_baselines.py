@@ -297,7 +297,7 @@ def test_every_baseline_has_a_smoke_run(base, name, tmp_path):
     assert all({"reward", "score"} & row.keys() == {score} for row in lines(tmp_path / "thoughts.jsonl"))
 
 
-@pytest.mark.parametrize("name", ["bt", "bt_prefilled", "grpo_point"])
+@pytest.mark.parametrize("name", ["bt", pytest.param("bt_prefilled", marks=pytest.mark.slow), "grpo_point"])
 def test_a_stopped_baseline_goes_on_bit_for_bit(base, name, tmp_path, monkeypatch):
     options = [f"--config.model.path={base}"]
     options += ["--config.objective.kl=0.1"] if name == "grpo_point" else []

@@ -72,7 +72,13 @@ def test_labels_that_do_not_sum_to_one_are_refused(run, tmp_path):
         results_of("grpo_pair", run, tmp_path, "--config.score.readout=vocab")
 
 
-@pytest.mark.parametrize("name", ["qwen3b:gram", "llama8b:grpo_pair", "stories_hh:rm_r1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3b:gram",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama8b:grpo_pair", "stories_hh:rm_r1")),
+    ],
+)
 def test_other_configs_take_pairwise_objectives(name, tmp_path, capsys):
     file, objective = name.split(":")
     config = REPO / "configs" / f"{file}.py"
