@@ -66,6 +66,15 @@ def test_the_worlds_are_compared_on_other_seeds_than_the_rates_come_from():
     assert not set(SUITES["worlds"].seeds) & set(SUITES["causes"].seeds), "chosen on other worlds"
 
 
+def test_adapters_stand_beside_all_weights_with_rates_that_were_tried_on_other_seeds():
+    tried, compared = SUITES["tiny_lora_rates"], SUITES["tiny_lora"]
+    assert not set(tried.seeds) & set(compared.seeds)
+    adapted = {name: arm for name, arm in compared.arms.items() if "lora.rank" in arm.settings}
+    assert {name.removesuffix("+lora") for name in adapted} == compared.arms.keys() - adapted.keys()
+    for name, arm in adapted.items():
+        assert arm in [each for other, each in tried.arms.items() if other.startswith(f"{name}@")]
+
+
 @pytest.mark.parametrize(
     "flag, message",
     [
