@@ -7,8 +7,8 @@ model. `:smoke` runs a small model of the same architecture with random weights.
 
 python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8
   64 x TPU v5e with 14.9 GiB each, fsdp 16 x tensor 4: sampling takes 5.7 GiB per chip, and an update 12.1 GiB. A
-  step needs at least 5.7 s. Mesh, micro-batches, remat and the spread feed-forward are what --tune chose. At
-  least 272 pairs could be sampled at a time.
+  step needs at least 5.7 s. Mesh, micro-batches, remat and the spread feed-forward are what --tune chose. At least
+  272 pairs could be sampled at a time.
   With --topology=v5p:2x2x1 --config.optim.micro_batches=16 --config.model.remat=full --config.sampler.spread=False:
   4 x TPU v5p with 88.5 GiB each, tensor 4: sampling takes 52.8 GiB per chip, and an update 75.0 GiB.
 
