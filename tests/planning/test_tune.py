@@ -84,6 +84,18 @@ def test_no_choice_breaks_the_batch_or_the_model():
         assert not choice.spread or choice.fsdp > 1
 
 
+def test_one_device_sends_nothing_and_more_of_them_do():
+    def sent(data, fsdp, tensor, spread=False):
+        choice = Choice(data, fsdp, tensor, 2, "full", 0, spread)
+        parts = counted.sampling(SLOW, job(), choice), counted.update(SLOW, job(), choice)
+        return [sum(phase["sent_bytes"] for phase in part.phases.values()) for part in parts]
+
+    assert sent(1, 1, 1) == [0, 0]
+    assert sent(4, 1, 1)[0] == 0 < sent(4, 1, 1)[1], "copies of the weights sum gradients alone"
+    assert min(sent(1, 4, 1)) > 0 and min(sent(1, 1, 4)) > 0
+    assert sent(1, 4, 1)[0] != sent(1, 4, 1, spread=True)[0]
+
+
 def test_sampling_in_parts_reads_weights_again_and_holds_less():
     whole, halves = (counted.sampling(SLOW, job(), Choice(1, 1, 1, 1, "full", size, False)) for size in (0, 4))
     (once, twice) = (part.phases["thoughts"]["memory_bytes"] for part in (whole, halves))
