@@ -178,7 +178,7 @@ class Layer(nn.Module):
         inner = ACTIVATIONS[c.activation](gate) * up
         if not c.spread or self.is_initializing():
             return down(inner)
-        weights = self.get_variable("params", "down")
+        weights = self.get_variable("params", "down")  # the sampler, which alone spreads, has added adapters to them
         return sharding.split_product(inner, weights["kernel"]) + weights.get("bias", 0)
 
     def attend(self, q, k, v, regions, prefix_length, segments, window):
