@@ -1,7 +1,9 @@
 """The programs of a run, compiled from shapes for devices that need not be there."""
 
+import concurrent.futures
 import dataclasses
 import math
+import os
 import re
 import time
 
@@ -95,6 +97,23 @@ def _thoughts(recipe: Recipe, programs: Programs, params, start, batch: Preferen
         return with_reference(thoughts, programs.reference_logps(start, batch, thoughts, None))
 
     return jax.eval_shape(make, params, start, batch, written)
+
+
+def compile_all(recipe: Recipe, length: int, wanted: dict[str, tuple[str, int]], say) -> dict[str, Program]:
+    """The `wanted` programs: a kind, as compile_program takes it, and a number of pairs by name.
+
+    Each compiler uses one processor, so as many compile at a time as there are processors.
+    """
+
+    def compile_named(name, pairs):
+        program = compile_program(recipe, name, length, pairs)
+        fate = "" if program.traffic else ": the compiler found no room"
+        say(f"compiled {name} of {pairs} pairs in {program.seconds:.0f} s{fate}")
+        return program
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {name: pool.submit(compile_named, *what) for name, what in wanted.items()}
+        return {name: job.result() for name, job in jobs.items()}
 
 
 def wanted_bytes(error: Exception) -> int:

@@ -3,19 +3,16 @@
 No weights are read and nothing is downloaded.
 """
 
-import concurrent.futures
 import dataclasses
-import os
 
 import jax
 from ml_collections import ConfigDict
 
 from dwrl_jax.planning import chips, memory, work
-from dwrl_jax.planning.compiled import Program, compile_program
+from dwrl_jax.planning.compiled import Program, compile_all
 from dwrl_jax.planning.model import model_of
 from dwrl_jax.training import assemble as build
 from dwrl_jax.training.config import check
-from dwrl_jax.training.programs import Recipe
 
 
 def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
@@ -29,7 +26,7 @@ def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
     chip, devices = chips.topology(topology)
     shape, tokens, assumed = model_of(config, topology)
     recipe = build.recipe(config, shape, *tokens, devices)
-    programs = _compile_all(recipe, config, say)
+    programs = compile_all(recipe, config.data.buckets[-1], memory.wanted(config, recipe), say)
     needed = memory.memory(config, recipe, programs)
     total = {name: sum(terms.values()) for name, terms in needed.items()}
     phases = work.phases(chip, config, recipe, programs)
@@ -57,21 +54,6 @@ def make_plan(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
         "evaluation": evaluation,
         "assumed": assumed,
     }
-
-
-def _compile_all(recipe: Recipe, config: ConfigDict, say) -> dict[str, Program]:
-    """All programs. Each compiler uses one processor, so as many compile at a time as there are processors."""
-    length = config.data.buckets[-1]
-
-    def compile_named(name, pairs):
-        program = compile_program(recipe, name, length, pairs)
-        fate = "" if program.traffic else ": the compiler found no room"
-        say(f"compiled {name} of {pairs} pairs in {program.seconds:.0f} s{fate}")
-        return program
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {name: pool.submit(compile_named, *what) for name, what in memory.wanted(config, recipe).items()}
-        return {name: job.result() for name, job in jobs.items()}
 
 
 def _described(program: Program) -> dict:

@@ -6,9 +6,7 @@ decide.
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 from jax.sharding import AbstractMesh
@@ -208,18 +206,15 @@ def compile_choice(config, shape, tokens, devices, chip, each: Counted, programs
     config, shape = with_choice(config, choice), dataclasses.replace(shape, remat=choice.remat)
     recipe = build.recipe(config, shape, *tokens, devices)
     wanted = {name: what for name, what in memory.wanted(config, recipe).items() if name != "other"}
-
-    def compile_named(name, kind, pairs):
-        split = (choice.micro_batches, choice.remat) if kind == "update" else (choice.sampled, choice.spread)
-        key = name, choice.mesh, split
-        if key not in programs:
-            programs[key] = compiled.compile_program(recipe, kind, config.data.buckets[-1], pairs)
-            say(f"compiled {name} of {pairs} pairs in {programs[key].seconds:.0f} s")
-        return programs[key]
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {name: pool.submit(compile_named, name, *what) for name, what in wanted.items()}
-        mine = {name: job.result() for name, job in jobs.items()}
+    splits = {"update": (choice.micro_batches, choice.remat)}
+    keys = {
+        name: (name, choice.mesh, splits.get(kind, (choice.sampled, choice.spread)))
+        for name, (kind, _) in wanted.items()
+    }
+    missing = {name: what for name, what in wanted.items() if keys[name] not in programs}
+    made = compiled.compile_all(recipe, config.data.buckets[-1], missing, say)
+    programs.update({keys[name]: program for name, program in made.items()})
+    mine = {name: programs[key] for name, key in keys.items()}
     total = max(sum(terms.values()) for terms in memory.memory(config, recipe, mine).values())
     phases = work.phases(chip, config, recipe, mine)
     return described(each) | {
