@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -196,6 +197,10 @@ def test_parity_with_peft(exported):
     ours = outputs(config, lora.merged(lora.variables(settings, params, trained)))
     kind = AutoModelForSequenceClassification if config.value_head else AutoModelForCausalLM
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    if config.experts:
+        convert = pytest.importorskip("transformers.core_model_loading").WeightRenaming.convert
+        if "loading_info" not in inspect.signature(convert).parameters:
+            pytest.skip(f"PEFT {peft.__version__} reads adapters of experts with a newer transformers alone")
     model = peft.PeftModel.from_pretrained(kind.from_pretrained(folder / "base"), folder / "peft").eval()
     with torch.no_grad():
         theirs = model(torch.tensor(TOKENS)).logits.numpy()
