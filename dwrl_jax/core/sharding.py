@@ -4,7 +4,8 @@ The mesh axis "data" copies the model. "fsdp" splits the weights and the optimiz
 used. It is the axis of experts too, which stay where they are while tokens travel. An axis for experts alone would have
 devices that compute all other layers once more, or hold copies of their weights and moments. "tensor" splits heads,
 feed-forward and vocabulary. Rows of a batch are split over data and fsdp. Training and decoding have different tables,
-because decoding with weights split over fsdp would gather them at every token.
+because decoding with weights split over fsdp would gather them at every token. Key/value heads that are fewer than the
+devices of "tensor" have whole weights on each of them, and their keys and values are repeated, one head on each device.
 """
 
 import math
@@ -26,6 +27,7 @@ _SPLIT |= {"head_dim": None, "layers": None, "value": None, "rank": None}
 _SPLIT |= {"expert": "fsdp", None: None}  # a device computes its experts for all, so nothing is gathered in decoding
 TRAIN = _SPLIT | {"embed": "fsdp", "router_embed": "fsdp"}
 DECODE = _SPLIT | {"embed": None, "router_embed": None}
+REPEATED = ("kv_heads",)  # logical axes that stay whole on a mesh axis that is a multiple of them
 SPREAD = (TENSOR, "fsdp")  # mesh axes of the feed-forward where decoding spreads it
 DECODE_SPREAD = DECODE | {"mlp": SPREAD}
 
@@ -57,7 +59,7 @@ def shardings(mesh: Mesh, boxed, rules: Mapping[str, str | None] = TRAIN):
     def place(leaf):
         if not _is_box(leaf):
             return NamedSharding(mesh, PartitionSpec())
-        axes = [rules[name] for name in leaf.names]
+        axes = _axes(leaf, rules, mesh.shape)
         for name, axis, size in zip(leaf.names, axes, leaf.value.shape):
             check_divides(mesh, axis, size, f"the model's {name} axis")
         return NamedSharding(mesh, PartitionSpec(*axes))
@@ -84,7 +86,24 @@ def like_parameters(mesh: Mesh, tree, boxed):
 
 def lay_out(tree, boxed, rules: Mapping[str, str | None]):
     """Arrays of a tree, split over the mesh by `rules`, inside a traced function. `boxed` has their axis names."""
-    return jax.tree.map(lambda box, x: constrain(x, *(rules[name] for name in box.names)), boxed, tree, is_leaf=_is_box)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return jax.tree.map(lambda box, x: constrain(x, *_axes(box, rules, sizes)), boxed, tree, is_leaf=_is_box)
+
+
+def _axes(box, rules: Mapping[str, str | None], sizes: Mapping[str, int]) -> list:
+    """The mesh axis of each axis of a parameter."""
+    axes = [rules[name] for name in box.names]
+    whole = [name in REPEATED and copies_of(size, sizes) > 1 for name, size in zip(box.names, box.value.shape)]
+    return [None if alone else axis for axis, alone in zip(axes, whole)]
+
+
+def copies_of(kv_heads: int, sizes: Mapping[str, int] | None = None) -> int:
+    """How many devices of "tensor" have the same key/value head: 1 unless their number is a multiple of the heads.
+
+    `sizes` are those of the axes of a mesh, by default of the current one.
+    """
+    tensor = axis_size(TENSOR) if sizes is None else sizes.get(TENSOR, 1)
+    return tensor // kv_heads if tensor % kv_heads == 0 else 1
 
 
 def whole(mesh: Mesh) -> NamedSharding:

@@ -12,7 +12,16 @@ from dwrl_jax.core import sharding
 from dwrl_jax.generation.draw import draw, truncate
 from dwrl_jax.generation.writer import Writer, content_length, last_token
 from dwrl_jax.models.attention import Region
-from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack, within_loop
+from dwrl_jax.models.attention.few_bits import encode
+from dwrl_jax.models.transformer import (
+    Decoder,
+    axis_names,
+    logits,
+    matrices_in_few_bits,
+    output_table,
+    unstack,
+    within_loop,
+)
 
 GROWTHS, SMALLEST = 4, 32  # largest number and least size of chunks; each chunk is one more loop to compile
 
@@ -23,7 +32,9 @@ class SamplerOptions:
 
     With `top_k = 0` and `top_p = 1` the sampled density is not truncated and equals the one that the trainer
     differentiates. `batch_size` pairs are sampled at a time; 0 means all pairs of a batch. `spread` splits the
-    feed-forward over the mesh axis fsdp too (`ModelConfig.spread`).
+    feed-forward over the mesh axis fsdp too (`ModelConfig.spread`). `cache` is the type of keys and values ("int8",
+    "float8") and `weights` that of the layers' matrices ("int8"); "" is the type of the computation. With either the
+    sampled density is another one than the trainer's, and `Sample.logp` is its logarithm.
     """
 
     group_size: int
@@ -32,6 +43,8 @@ class SamplerOptions:
     top_p: float = 1.0
     batch_size: int = 0
     spread: bool = False
+    cache: str = ""
+    weights: str = ""
 
 
 class SamplingState(NamedTuple):
@@ -89,9 +102,11 @@ def write(
     """
     rows, G, T = *keys.shape, options.max_thought
     last = last_token(prefix, prefix_len)
-    region = _prefix_region(writer, params, prefix, prefix_len)
+    region = _prefix_region(writer, options, params, prefix, prefix_len)
     unstacked = dataclasses.replace(writer.model.config, scanned=False, spread=options.spread)
     params = unstack(params, unstacked)
+    if options.weights:
+        params, unstacked = matrices_in_few_bits(params, unstacked, options.weights)
     rules = sharding.DECODE_SPREAD if options.spread else sharding.DECODE
     params |= sharding.lay_out({"params": params["params"]}, axis_names(unstacked), rules)
     writer = dataclasses.replace(writer, model=Decoder(unstacked))
@@ -126,19 +141,26 @@ def follow(cache: Cache, following: tuple[int, ...]) -> Float[Array, "P G D"]:
 def without_thought(cache: Cache) -> Cache:
     """The same rows, each with a single thought that is empty. Nothing of the prefixes is computed again."""
     rows = len(cache.prefix_len)
-    written = Region(*(tuple(x[:, :1] for x in part) for part in cache.written[:2]), jnp.zeros((rows, 1), jnp.int32))
+    first = jax.tree.map(lambda x: x[:, :1], cache.written[:2])
+    written = Region(*first, jnp.zeros((rows, 1), jnp.int32))
     return cache._replace(written=written, opened=cache.opened[:, :1])
 
 
-def _prefix_region(writer, params, prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Region:
+def _prefix_region(writer, options, params, prefix: Int[Array, "P L"], prefix_len: Int[Array, " P"]) -> Region:
     """For each layer, the keys and values of all prefix tokens of each row except the last."""
     positions = jnp.broadcast_to(jnp.arange(prefix.shape[1]), prefix.shape)
     _, k_v = writer.model.apply(params, prefix[:, None], positions[:, None])
-    return Region(*(tuple(map(_spread, x)) for x in k_v), prefix_len[:, None] - 1)
+    return Region(*jax.tree.map(_spread, _kept(options, *k_v)), prefix_len[:, None] - 1)
+
+
+def _kept(options: SamplerOptions, k, v) -> tuple[tuple, tuple]:
+    """The keys [P G K H T] and values [P G K T H] of each layer, as the loop keeps them."""
+    if not options.cache:
+        return tuple(k), tuple(v)
+    return tuple(encode(x, options.cache, 3) for x in k), tuple(encode(x, options.cache, 4) for x in v)
 
 
 def _spread(x: Float[Array, "P G K _ _"]) -> Float[Array, "P G K _ _"]:
-    """Keys or values, split over the mesh."""
     return sharding.constrain(x, sharding.ROWS, None, sharding.TENSOR, None, None)
 
 
@@ -172,12 +194,11 @@ def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, 
         k=(),
         v=(),
     )
-    start, written = 0, None
+    start, written, layers = 0, None, len(group.prefix.k)
     for size in chunks(T):
-        state = state._replace(
-            k=tuple(_spread(jnp.zeros((rows, G, kv_heads, head_dim, size), k.dtype)) for k in group.prefix.k),
-            v=tuple(_spread(jnp.zeros((rows, G, kv_heads, size, head_dim), v.dtype)) for v in group.prefix.v),
-        )
+        keys = jnp.zeros((rows, G, kv_heads, head_dim, size), writer.model.config.dtype)
+        k, v = jax.tree.map(_spread, _kept(options, [keys] * layers, [keys.swapaxes(3, 4)] * layers))
+        state = state._replace(k=k, v=v)
         state = jax.lax.while_loop(
             lambda s, end=start + size: (s.position < end) & many(s.done),
             functools.partial(_step, writer, options, params, group, start, (written,) if written else ()),
@@ -203,14 +224,15 @@ def _step(writer, options, params, group: Group, start: int, written: tuple[Regi
     token, logp = draw(group.keys, t, scaled, truncate(scaled, options.top_k, options.top_p))
     token, logp = jnp.where(state.done, writer.pad, token), jnp.where(state.done, 0.0, logp)
     put = jax.lax.dynamic_update_slice_in_dim
+    k, v = _kept(options, k, v)
     return SamplingState(
         position=t + 1,
         token=token,
         done=state.done | writer.stopped_by(token),
         thought=put(state.thought, token[..., None], t, 2),
         logp=put(state.logp, logp[..., None], t, 2),
-        k=tuple(put(old, new, t - start, 4) for old, new in zip(state.k, k)),
-        v=tuple(put(old, new, t - start, 3) for old, new in zip(state.v, v)),
+        k=jax.tree.map(lambda old, new: put(old, new, t - start, 4), state.k, k),
+        v=jax.tree.map(lambda old, new: put(old, new, t - start, 3), state.v, v),
     )
 
 
@@ -235,8 +257,7 @@ def _finish(writer, options, params, group: Group, state: SamplingState) -> Samp
     def of_row(x):
         return pick(x, order // G)
 
-    prefix = Region(*(tuple(map(of_row, x)) for x in group.prefix[:2]), of_row(group.prefix.length))
-    alone = Group(prefix, of_row(group.prefix_len), take(group.keys))
+    alone = Group(jax.tree.map(of_row, group.prefix), of_row(group.prefix_len), take(group.keys))
     left = SamplingState(state.position, *jax.tree.map(take, state[1:]))
     left = jax.lax.while_loop(
         lambda s: (s.position < options.max_thought) & ~s.done.all(),
@@ -254,7 +275,5 @@ def _finish(writer, options, params, group: Group, state: SamplingState) -> Samp
 def _joined(written: Region | None, chunk: Region) -> Region:
     if written is None:
         return chunk
-    return Region(
-        tuple(jnp.concatenate(pair, 4) for pair in zip(written.k, chunk.k)),
-        tuple(jnp.concatenate(pair, 3) for pair in zip(written.v, chunk.v)),
-    )
+    ends = ((written.k, chunk.k, 4), (written.v, chunk.v, 3))
+    return Region(*(jax.tree.map(lambda *x, axis=axis: jnp.concatenate(x, axis), a, b) for a, b, axis in ends))

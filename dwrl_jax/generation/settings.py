@@ -1,6 +1,7 @@
 """The section `sampler` of a config."""
 
 import dataclasses
+from typing import Literal
 
 from dwrl_jax.core.settings import setting
 
@@ -25,4 +26,10 @@ class SamplerSettings:
         "in decoding a device has 1 / (tensor x fsdp) of each feed-forward instead of 1 / tensor, and computes it for "
         "the tokens of its whole fsdp axis: less memory is read per token, and tokens are sent",
         resumable=True,
+    )
+    cache: Literal["", "int8", "float8"] = setting(
+        "", "type of keys and values in decoding, with a scale for each; empty for the type of the computation"
+    )
+    weights: Literal["", "int8"] = setting(
+        "", "type of the layers' matrices in decoding, with a scale for each output; empty for that of the computation"
     )

@@ -15,9 +15,10 @@ class ModelSettings:
     param_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "type of the weights and of the optimizer's second moment"
     )
-    remat: Literal["none", "dots", "full"] = setting(
+    remat: Literal["none", "dots", "narrow", "full"] = setting(
         "dots",
-        'kept for the backward pass: everything ("none"), products and attention ("dots"), only layers ("full")',
+        'kept for the backward pass: everything ("none"), products and attention ("dots"), the same but for the wide '
+        'products of the feed-forward ("narrow"), only layers ("full")',
         resumable=True,
     )
     attention: Literal["auto", "xla", "blocks", "splash", "cudnn"] = setting(

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from dwrl_jax.core import sharding
@@ -33,17 +34,20 @@ def _of_fused_attention(primitive, *_, **__) -> bool:
     return primitive.name.startswith("dot_product_attention_fwd")
 
 
-REMAT_POLICIES = {
+NARROW = ("q", "k", "v", "o", "down")  # products of a layer that are no wider than the model
+
+
+def _keeps(policy):
+    """A remat policy that keeps the results of attention too."""
+    ours = jax.checkpoint_policies.save_only_these_names(KEPT)
+    return functools.reduce(jax.checkpoint_policies.save_from_both_policies, [policy, ours, _of_fused_attention])
+
+
+REMAT_POLICIES = {  # from the fastest to the smallest
     "none": None,
+    "dots": _keeps(jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims),
+    "narrow": _keeps(jax.checkpoint_policies.save_only_these_names(*NARROW)),
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": functools.reduce(
-        jax.checkpoint_policies.save_from_both_policies,
-        [
-            jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-            jax.checkpoint_policies.save_only_these_names(KEPT),
-            _of_fused_attention,
-        ],
-    ),
 }
 
 
@@ -133,7 +137,12 @@ class Layer(nn.Module):
                 name=name,
             )
         change = self.get_variable("lora", name)
-        return product if change is None else lambda x: product(x) + low_rank(x, change, inputs, self.config.dtype)
+
+        def whole(x):
+            made = product(x) if change is None else product(x) + low_rank(x, change, inputs, self.config.dtype)
+            return checkpoint_name(made, name)
+
+        return whole
 
     @nn.compact
     def __call__(
@@ -156,6 +165,10 @@ class Layer(nn.Module):
         waves = waves if kind is None else jax.tree.map(operator.itemgetter(kind), waves)
         q, k = rope.rotate(q, waves), rope.rotate(k, waves)
         q = q if c.query_scale == 1.0 else q * jnp.asarray(c.query_scale, q.dtype)
+        copies = sharding.copies_of(c.kv_heads)
+        if copies > 1:  # query heads n to n + N / (K copies) - 1 share a copy, so all of a copy's stand on its device
+            k, v = (jnp.repeat(x, copies, 2) for x in (k, v))
+            k, v = (sharding.constrain(x, sharding.ROWS, None, sharding.TENSOR, None) for x in (k, v))
         regions = tuple(Region(*kv, length) for kv, length in zip(keys_values, lengths))
         window = None if window is None else Window(window, positions)
         mixed, new = self.attend(q, k, v, regions, prefix_length, segments, window)
@@ -179,7 +192,11 @@ class Layer(nn.Module):
         if not c.spread or self.is_initializing():
             return down(inner)
         weights = self.get_variable("params", "down")  # the sampler, which alone spreads, has added adapters to them
-        return sharding.split_product(inner, weights["kernel"]) + weights.get("bias", 0)
+        kernel = weights["kernel"]
+        if c.quantised:
+            shape, names = (c.mlp_size, c.hidden_size), ("mlp", "embed")
+            kernel = quantised.restored(c.quantised, shape, names, c.dtype, kernel)
+        return sharding.split_product(inner, kernel) + weights.get("bias", 0)
 
     def attend(self, q, k, v, regions, prefix_length, segments, window):
         """Mixed values [P * M, N, H], and the keys and values of the branches' tokens."""
@@ -345,6 +362,26 @@ def unstack(params, config: ModelConfig):
         beside = {name: change for name, (_, change) in layers.items()}
         alone["lora"] = jax.tree.map(lambda x: sharding.constrain(x, *(None,) * x.ndim), beside)
     return alone
+
+
+def matrices_in_few_bits(params, config: ModelConfig, kind: str):
+    """`unstack`ed parameters with the matrices of all layers in few bits, and the config that reads them."""
+    layers = {name for name in params["params"] if name.startswith("layer_")}
+    boxes = axis_names(config)["params"]
+
+    def part(name, parameters, boxes):
+        if name != "kernel":
+            return parameters
+        return quantised.quantised(parameters, kind, boxes.names)
+
+    def layer(parameters, boxes):
+        return {
+            module: {name: part(name, x, boxes[module][name]) for name, x in parameters[module].items()}
+            for module in parameters
+        }
+
+    tree = {name: layer(x, boxes[name]) if name in layers else x for name, x in params["params"].items()}
+    return {"params": tree}, dataclasses.replace(config, quantised=kind)
 
 
 def within_loop(params, turn: Int[Array, ""]):

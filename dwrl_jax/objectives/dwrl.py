@@ -12,7 +12,9 @@ if the paper does not make them or if they could not be read there:
 5. a common optimizer state for Eq. 14 and Eq. 15 (ours): Adam's moments average both gradients, and the number of
    updates rises by two in each step. `optim.moments=separate` gives each equation a state of its own;
 6. `score_rate`, another learning rate for Eq. 14 than for Eq. 15, and `centring`, a term in Eq. 14 that holds the
-   level of log p (ours). Both are off by default: their values 1 and 0 are the paper's.
+   level of log p (ours). Both are off by default: their values 1 and 0 are the paper's;
+7. `importance`, weights in Eq. 14 for thoughts that another density sampled (ours), off by default. Eq. 15 needs none:
+   its ratio is to the density that sampled.
 
 Everything is float32 and in log space.
 """
@@ -31,7 +33,7 @@ from dwrl_jax.core.types import Logps, ThoughtBatch
 from dwrl_jax.objectives import Objective
 from dwrl_jax.objectives.parts import panels
 from dwrl_jax.objectives.parts.bradley_terry import BradleyTerry, pair_weight, uses_margins
-from dwrl_jax.objectives.parts.policy import Policy, policy_loss, sampler_gap
+from dwrl_jax.objectives.parts.policy import Policy, log_importance, policy_loss, sampler_gap
 
 BASELINE = 'b in w_i - b: "none" (the paper\'s), "mean" or "leave_one_out"'
 SIGN = (1.0, -1.0)  # signs of the chosen and the rejected side
@@ -50,6 +52,12 @@ class Updates(Policy):
     )
     centring: float = setting(0.0, "coefficient of the term that holds log p near `centre`; 0: off", at_least=0)
     centre: float = setting(-3.0, "level near which `centring` holds the mean of log p+ and log p-, in nats", at_most=0)
+    importance: float = setting(
+        0.0,
+        "0: off. Otherwise Eq. 14 weights each thought by pi / pi_sampler, at most this number: for thoughts sampled "
+        "in few bits (sampler.cache, sampler.weights)",
+        at_least=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +107,13 @@ def dual_weight(
     return signs * w_mis[:, None, None] * centred_weight(thought_weight(answer), baseline)
 
 
-def score_loss(logps: Logps, thoughts: ThoughtBatch, instance_weight=misalignment_weight):
-    """Eq. 14: - w_mis (sum_i w_i+ log pi(a | o_i+) - sum_i w_i- log pi(a | o_i-)), with fixed thoughts."""
-    loss = -(dual_weight(logps.answer, instance_weight=instance_weight) * logps.answer).sum((1, 2))
+def score_loss(logps: Logps, thoughts: ThoughtBatch, instance_weight=misalignment_weight, importance: float = 0.0):
+    """Eq. 14: - w_mis (sum_i w_i+ log pi(a | o_i+) - sum_i w_i- log pi(a | o_i-)), with fixed thoughts.
+
+    With `importance`, p is the mean of rho_i pi(a | o_i), and w_i its part: rho_i is that of `log_importance`.
+    """
+    answer = logps.answer + (log_importance(logps, thoughts, importance) if importance else 0.0)
+    loss = -(dual_weight(answer, instance_weight=instance_weight) * logps.answer).sum((1, 2))
     return loss, preference_metrics(logps) | sampler_gap(logps, thoughts)
 
 
@@ -120,9 +132,11 @@ def thought_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Updates, instance_
     return policy_loss(logps, thoughts, dual_weight(logps.answer, hyper.baseline, instance_weight), hyper)
 
 
-def joint_loss(logps: Logps, thoughts: ThoughtBatch, hyper: Updates, instance_weight=misalignment_weight):
+def joint_loss(
+    logps: Logps, thoughts: ThoughtBatch, hyper: Updates, instance_weight=misalignment_weight, importance: float = 0.0
+):
     """Eq. 14 + Eq. 15 from a single forward pass (ours). It costs half as much as the alternating updates."""
-    score, metrics = score_loss(logps, thoughts, instance_weight)
+    score, metrics = score_loss(logps, thoughts, instance_weight, importance)
     thought, more = thought_loss(logps, thoughts, hyper, instance_weight)
     return score + thought, metrics | more
 
@@ -152,9 +166,10 @@ def centred(loss, hyper: Updates, logps: Logps, thoughts: ThoughtBatch, **asked)
 
 def updates(hyper: Updates, instance_weight=misalignment_weight):
     """The losses of both updates, or the joint loss. `instance_weight` maps log p [B S] to the weights of pairs [B]."""
-    score = functools.partial(score_loss, instance_weight=instance_weight)
+    sampled = {"instance_weight": instance_weight, "importance": hyper.importance}
+    score = functools.partial(score_loss, **sampled)
     thought = functools.partial(thought_loss, hyper=hyper, instance_weight=instance_weight)
-    joint = functools.partial(joint_loss, hyper=hyper, instance_weight=instance_weight)
+    joint = functools.partial(joint_loss, hyper=hyper, **sampled)
     losses = {"joint": joint} if hyper.updates == "joint" else {"score": score, "thought": thought}
     first = next(iter(losses))
     return losses | {first: functools.partial(centred, losses[first], hyper)} if hyper.centring else losses

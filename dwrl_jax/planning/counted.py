@@ -60,6 +60,8 @@ class Job:
     empty_thought: bool = False
     samples: bool = True
     keeps_start: bool = False
+    cache: str = ""  # types of keys and values, and of matrices, in decoding
+    weights: str = ""
     moments: int = 8  # bytes of the optimizer's state per parameter
     evaluated: int = 0
     votes: int = 0
@@ -90,12 +92,14 @@ def share_of(job: Job, choice: Choice, pairs: int) -> counts.Share:
         parts=pairs // min(choice.sampled or pairs, pairs),
         experts=choice.fsdp,
         spread=choice.fsdp if choice.spread else 1,
+        cache=job.cache,
+        weights=job.weights,
     )
 
 
 def state_bytes(job: Job, choice: Choice) -> float:
     """Bytes of a device's float32 parameters and moments."""
-    return counts.parameters(job.model) * (4 + job.moments) / (choice.fsdp * choice.tensor)
+    return counts.on_device(job.model, counts.parameters(job.model), choice.tensor) * (4 + job.moments) / choice.fsdp
 
 
 def sampling(chip: chips.Chip, job: Job, choice: Choice) -> Part:
@@ -175,11 +179,12 @@ def _update_used(c: ModelConfig, s: counts.Sizes, share: counts.Share, job: Job,
     """State, sums of gradients, tables, what a micro-batch keeps for its backward pass, and a layer's own numbers."""
     size, t = jnp.dtype(c.dtype).itemsize, choice.tensor
     kept_state = state_bytes(job, choice) * (1 + job.keeps_start * 4 / (4 + job.moments))
-    sums = 2 * 4 * counts.parameters(c) / (choice.fsdp * t)
+    sums = 2 * 4 * counts.on_device(c, counts.parameters(c), t) / choice.fsdp
     tables = (size + 4) * 2 * c.vocab_size * c.hidden_size / t
     tokens = share.rows / choice.micro_batches * (s.prefix + s.group * s.branch)
-    heads = (2 * c.heads + 2 * c.kv_heads) * c.head_dim
-    products = c.hidden_size + (heads + 2 * counts.mlp_width(c)) / t
-    kept = {"full": 0.0, "dots": products, "none": 3 * products + 2 * c.hidden_size}[choice.remat]
+    heads = (2 * c.heads + 2 * c.kv_heads * counts.copies_of_heads(c, t)) * c.head_dim
+    narrow = c.hidden_size + heads / t
+    products = narrow + 2 * counts.mlp_width(c) / t
+    kept = {"full": 0.0, "narrow": narrow, "dots": products, "none": 3 * products + 2 * c.hidden_size}[choice.remat]
     layer = tokens * (3 * counts.mlp_width(c) / t + 8 * c.hidden_size) * 4
     return kept_state + BESIDE * (sums + tables + layer + tokens * c.layers * (c.hidden_size + kept) * size)

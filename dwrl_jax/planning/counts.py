@@ -11,10 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dwrl_jax.core import sharding
 from dwrl_jax.models.transformer import ModelConfig, axis_names, in_few_bits
-
-# passes of an update, in forward passes: forward, two backward, and forward again where activations are not kept
-PASSES = {"none": 3, "dots": 3, "full": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Share:
     """A device's part of a step: `rows` rows, and 1 / `tensor` of the heads and of the feed-forward.
 
     Its rows are sampled in `parts`, one part after the other. It holds 1 / `experts` of the experts, and in decoding
-    1 / (`tensor` `spread`) of the feed-forward.
+    1 / (`tensor` `spread`) of the feed-forward. `cache` and `weights` are the types of the sampler's options.
     """
 
     rows: int
@@ -50,6 +48,8 @@ class Share:
     parts: int = 1
     experts: int = 1
     spread: int = 1
+    cache: str = ""
+    weights: str = ""
 
 
 def layer_weights(c: ModelConfig) -> int:
@@ -65,6 +65,22 @@ def mlp_width(c: ModelConfig) -> int:
 def expert_weights(c: ModelConfig) -> int:
     """Weights of all experts of all layers."""
     return c.layers * c.experts * 3 * c.hidden_size * c.expert_size
+
+
+def copies_of_heads(c: ModelConfig, tensor: int) -> int:
+    """How many of `tensor` devices have the same key/value head."""
+    return sharding.copies_of(c.kv_heads, {sharding.TENSOR: tensor})
+
+
+def on_device(c: ModelConfig, weights: float, tensor: int, size: float = 1.0) -> float:
+    """A device's part of `weights`, which are numbers, or bytes where a key/value weight has `size` of them.
+
+    The weights of key/value heads are whole on it where the heads have copies.
+    """
+    if copies_of_heads(c, tensor) == 1:
+        return weights / tensor
+    whole = size * c.layers * 2 * c.hidden_size * c.kv_heads * c.head_dim
+    return (weights - whole) / tensor + whole
 
 
 def passed(c: ModelConfig, adapters) -> float:
@@ -100,6 +116,12 @@ def forward(c: ModelConfig, tokens: float, keys: float, heads: float) -> float:
     return layers + 2 * heads * c.hidden_size * c.vocab_size
 
 
+def passes(c: ModelConfig) -> float:
+    """An update in forward passes: forward, two backward, and again the part whose results are not kept."""
+    wide = (3 if c.experts else 2) * c.hidden_size * mlp_width(c) / layer_weights(c)  # gate and up, or whole experts
+    return 3 + {"none": 0.0, "dots": 0.0, "narrow": wide, "full": 1.0}[c.remat]
+
+
 def prefix_flops(c: ModelConfig, s: Sizes) -> float:
     """Keys and values of the prefixes, before the first thought."""
     return forward(c, s.rows * s.prefix, s.prefix / 2, 0)
@@ -120,19 +142,20 @@ def update_flops(c: ModelConfig, s: Sizes, phases: int, adapters: float | None =
     branches = forward(c, s.branches * s.branch, s.prefix + s.branch / 2, s.branches * (s.thought + 1))
     whole = prefix_flops(c, s) + branches
     if adapters is None:
-        return phases * PASSES[c.remat] * whole
+        return phases * passes(c) * whole
     beside = 2 * adapters * (s.rows * s.prefix + s.branches * s.branch)
-    return phases * ((PASSES[c.remat] - 1) * whole + PASSES[c.remat] * beside)
+    return phases * ((passes(c) - 1) * whole + passes(c) * beside)
 
 
-def token_bytes(c: ModelConfig) -> int:
-    """Bytes of a token's keys and values in all layers."""
-    return 2 * c.layers * c.kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
+def token_bytes(c: ModelConfig, share: Share) -> float:
+    """Bytes of a token's keys and values in all layers on a device. In few bits each head has a float32 scale."""
+    size = c.head_dim + 4 if share.cache else c.head_dim * jnp.dtype(c.dtype).itemsize
+    return 2 * c.layers * c.kv_heads * copies_of_heads(c, share.tensor) / share.tensor * size
 
 
 def region_bytes(c: ModelConfig, s: Sizes, share: Share) -> float:
     """Bytes of a device's keys and values at the end of sampling: prefixes, and branches at full length."""
-    return share.rows / share.parts * (s.prefix + s.group * s.thought) * token_bytes(c) / share.tensor
+    return share.rows / share.parts * (s.prefix + s.group * s.thought) * token_bytes(c, share)
 
 
 def decode_weights(c: ModelConfig, share: Share) -> float:
@@ -140,15 +163,18 @@ def decode_weights(c: ModelConfig, share: Share) -> float:
 
     Matrices in few bits stay so, and a spread feed-forward is split once more.
     """
-    size, leaves = jnp.dtype(c.dtype).itemsize, _weights(dataclasses.replace(c, remat="none"))
+    quantised = c.quantised or share.weights
+    size, leaves = jnp.dtype(c.dtype).itemsize, _weights(dataclasses.replace(c, remat="none", quantised=quantised))
     whole = sum(x.size * (x.dtype.itemsize if in_few_bits(path) else size) for path, x in leaves)
-    elsewhere = expert_weights(c) * (1 - 1 / share.experts) + feed_forward_weights(c) * (1 - 1 / share.spread)
-    return (whole - size * elsewhere) / share.tensor
+    elsewhere = size * expert_weights(c) * (1 - 1 / share.experts)
+    matrix = 1 if share.weights else size
+    elsewhere += matrix * feed_forward_weights(c) * (1 - 1 / share.spread)
+    return on_device(c, whole - elsewhere, share.tensor, matrix)
 
 
 def gathered_weights(c: ModelConfig, share: Share) -> float:
     """Bytes of all weights that a device holds, one layer after the other, in a pass over prefixes or an update."""
-    return decode_weights(c, dataclasses.replace(share, spread=1))
+    return decode_weights(c, dataclasses.replace(share, spread=1, weights=""))
 
 
 def prefix_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
@@ -161,7 +187,7 @@ def thought_reads(c: ModelConfig, s: Sizes, share: Share) -> float:
 
     Every token reads all weights, and the keys and values so far: of the thoughts' own on average half.
     """
-    regions = share.rows * (s.prefix + s.group * s.thought / 2) * token_bytes(c) / share.tensor
+    regions = share.rows * (s.prefix + s.group * s.thought / 2) * token_bytes(c, share)
     return s.thought * (share.parts * decode_weights(c, share) + regions)
 
 
@@ -181,12 +207,13 @@ def update_reads(
     number where weights are frozen.
     """
     activations = _activations(c, share.rows * (s.prefix + s.group * s.branch), share.tensor)
-    sums = 8 * (parameters(c) if adapters is None else adapters) / share.devices
-    per_micro_batch = (PASSES[c.remat] - (adapters is not None)) * gathered_weights(c, share) + sums
-    return phases * (PASSES[c.remat] * activations + micro_batches * per_micro_batch + 2 * state)
+    trained = on_device(c, parameters(c), share.tensor) * share.tensor if adapters is None else adapters
+    sums = 8 * trained / share.devices
+    per_micro_batch = (passes(c) - (adapters is not None)) * gathered_weights(c, share) + sums
+    return phases * (passes(c) * activations + micro_batches * per_micro_batch + 2 * state)
 
 
 def _activations(c: ModelConfig, tokens: float, tensor: int) -> float:
     """Bytes of activations of all layers, written and read once: the input twice, the heads, the feed-forward."""
-    split = (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * mlp_width(c)
+    split = (2 * c.heads + 2 * c.kv_heads * copies_of_heads(c, tensor)) * c.head_dim + 3 * mlp_width(c)
     return 2 * c.layers * tokens * (2 * c.hidden_size + split / tensor) * jnp.dtype(c.dtype).itemsize

@@ -68,6 +68,8 @@ def share(config: ConfigDict, recipe: Recipe, name: str = "sample") -> counts.Sh
         parts=pairs // at_once(config, pairs),
         experts=recipe.mesh.shape[SPLIT],
         spread=recipe.mesh.shape["fsdp"] if recipe.thoughts.sampler.spread else 1,
+        cache=recipe.thoughts.sampler.cache,
+        weights=recipe.thoughts.sampler.weights,
     )
 
 

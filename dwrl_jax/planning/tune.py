@@ -105,6 +105,8 @@ def job_of(config: ConfigDict, shape: ModelConfig, tokens: tuple) -> Job:
         empty_thought=recipe.thoughts.empty_thought,
         samples=recipe.thoughts.samples,
         keeps_start=recipe.keeps_start,
+        cache=recipe.thoughts.sampler.cache,
+        weights=recipe.thoughts.sampler.weights,
         moments=(first_moment + 4) * copies,
         evaluated=config.eval.batch_size if config.eval.pairs else 0,
         votes=votes,

@@ -142,6 +142,8 @@ def recipe(config: ConfigDict, shape: ModelConfig, question, answers, pad: int, 
                 config.sampler.top_p,
                 config.sampler.batch_size,
                 _spread(config, shape),
+                config.sampler.cache,
+                _weights(config, shape),
             ),
             objective.verdicts,
             objective.empty_thought,
@@ -164,6 +166,14 @@ def _spread(config: ConfigDict, shape: ModelConfig) -> bool:
         )
         raise UserError(f"sampler.spread=True: {kind}; give --config.sampler.spread=False")
     return config.sampler.spread
+
+
+def _weights(config: ConfigDict, shape: ModelConfig) -> str:
+    """The type of the matrices in decoding. UserError where the model's cannot be kept so."""
+    if config.sampler.weights and (shape.experts or shape.quantised):
+        kind = "experts are not kept in few bits" if shape.experts else f"they are {shape.quantised} already"
+        raise UserError(f"sampler.weights={config.sampler.weights!r}: {kind}; leave it empty")
+    return config.sampler.weights
 
 
 def architecture(config: ConfigDict, folder: Path, hf_config: dict, tokenizer) -> dict:

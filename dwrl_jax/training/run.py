@@ -67,6 +67,12 @@ def _fit(config: ConfigDict, workdir: Path) -> dict | None:
     records.write_json(workdir / "config.json", as_json(config))
     if run.thoughts.source == "policy" and (config.sampler.top_k or config.sampler.top_p < 1):
         say("warning: with sampler.top_k or top_p the density that is sampled is not the one that is trained")
+    few_bits = config.sampler.cache or config.sampler.weights
+    if run.thoughts.source == "policy" and few_bits and not config.objective.get("importance"):
+        say(
+            "warning: with sampler.cache or sampler.weights the density that is sampled is not the one that is "
+            "trained: see train/logp_gap_mean and, for objectives that have it, objective.importance"
+        )
     if run.thoughts.source == "policy" and config.lora.dropout:
         say("warning: with lora.dropout the density that is sampled is not the one that is trained")
     for name, note in notes.items():

@@ -18,7 +18,7 @@ from dwrl_jax.objectives import dwrl
 from dwrl_jax.training.step import gradient
 from tests.small import assert_trees_close, in_process_of_devices, make_batch, make_judge
 
-MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
+MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]  # the last has twice as many devices as key heads
 
 
 def a_step(sizes, spread=False):

@@ -96,6 +96,8 @@ def torch_model(request, tmp_path_factory):
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(**hf_config)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    if request.param == "olmo3" and not hasattr(model.model.rotary_emb, "sliding_attention_inv_freq"):
+        pytest.skip(f"transformers {transformers.__version__} rescales the positions of OLMo 3's sliding layers too")
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             scale = 1.0 if "embed" in key else 0.3 if parameter.ndim == 1 else 0.15
@@ -283,7 +285,8 @@ def test_invariance_one_token_at_a_time(small, texts):
     np.testing.assert_allclose(decode(params, *texts), expected, atol=1e-5, rtol=0)
 
 
-def test_invariance_gradient(small, texts):
+@pytest.mark.parametrize("remat", ["full", "narrow", "dots"])
+def test_invariance_gradient(small, texts, remat):
     """The gradient through the shared prefix, with recomputed layers, is that of independent sequences."""
     config, params = small
     weights = np.random.default_rng(1).normal(size=(3, BRANCHES, WRITTEN, config.hidden_size))
@@ -292,5 +295,5 @@ def test_invariance_gradient(small, texts):
         return jax.jit(jax.grad(lambda params: (run(model, params, texts) * weights).mean()))(params)
 
     expected = gradient(whole, Decoder(config))
-    ours = gradient(beside, Decoder(dataclasses.replace(config, remat="full")))
+    ours = gradient(beside, Decoder(dataclasses.replace(config, remat=remat)))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6, rtol=1e-4), ours, expected)

@@ -20,7 +20,7 @@ from dwrl_jax.judge.judge import Judge, logps
 from dwrl_jax.judge.thoughts import ThoughtPlan
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, published, shrink
-from dwrl_jax.models.transformer import Decoder, axis_names
+from dwrl_jax.models.transformer import REMAT_POLICIES, Decoder, axis_names
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.plan import FLAGS
 from dwrl_jax.plan import main as plan_main
@@ -98,8 +98,28 @@ def test_flops_of_a_pass_are_those_of_its_products():
     prefixes = counts.forward(shape, 6 * 12, 12, 0)
     branches = counts.forward(shape, 12 * sizes.branch, 12 + sizes.branch, 12 * (11 + 1))
     assert product_flops(traced.jaxpr) == prefixes + branches
-    halved = counts.update_flops(shape, sizes, phases=1) / counts.PASSES["none"]
+    halved = counts.update_flops(shape, sizes, phases=1) / 3
     assert 0.9 < halved / (prefixes + branches) < 1, "the masked half is not counted"
+
+
+def test_remat_makes_again_what_it_says():
+    """By products of one layer's gradient: "dots" makes attention again, "narrow" gate and up too, "full" all."""
+    shape = dataclasses.replace(make_recipe().judge.model.config, layers=1)
+    tokens = jnp.ones((2, 1, 12), jnp.int32)
+    params = nn.meta.unbox(axis_names(shape))
+
+    def flops(remat):
+        model = Decoder(dataclasses.replace(shape, remat=remat))
+        return product_flops(jax.make_jaxpr(jax.grad(lambda p: model.apply(p, tokens, tokens)[0].sum()))(params).jaxpr)
+
+    once = {remat: flops(remat) for remat in REMAT_POLICIES}
+    token = 2 * 24  # FLOPs of a weight over all tokens
+    wide, whole = 2 * shape.hidden_size * shape.mlp_size, counts.layer_weights(shape)
+    assert once["narrow"] - once["dots"] == token * wide
+    assert once["full"] - once["narrow"] == token * (whole - wide - shape.mlp_size * shape.hidden_size)
+    assert 0 < once["dots"] - once["none"] <= 24 * 4 * shape.heads * shape.head_dim * 12, "attention"
+    shares = [counts.passes(dataclasses.replace(shape, remat=remat)) - 3 for remat in ("dots", "narrow", "full")]
+    assert shares == pytest.approx([0, wide / whole, 1]), "all of a layer, though its last product is not made again"
 
 
 def known_traffic():
@@ -489,7 +509,7 @@ def test_a_run_with_adapters_keeps_frozen_weights_once_and_moments_of_adapters()
     assert trained == 4 * shape.layers * (4 * 64 + 2 * 64 + 2 * 32 + 3 * (64 + 128))
     sizes = counts.Sizes(rows=6, prefix=12, group=2, thought=11, question=3)
     full, adapted = (counts.update_flops(shape, sizes, 1, adapters) for adapters in (None, 0))
-    assert adapted / full == pytest.approx((counts.PASSES[shape.remat] - 1) / counts.PASSES[shape.remat])
+    assert adapted / full == pytest.approx((counts.passes(shape) - 1) / counts.passes(shape))
 
 
 def test_a_plan_counts_weights_in_few_bits():

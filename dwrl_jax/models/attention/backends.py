@@ -3,7 +3,7 @@
 import jax
 from jaxtyping import Array, Float, Int
 
-from dwrl_jax.models.attention import kernels
+from dwrl_jax.models.attention import few_bits, kernels
 from dwrl_jax.models.attention.regions import Region, Window, attend_at_once, attend_in_blocks
 
 BLOCK_BYTES = 8 * 2**20  # bytes of scores that a CPU computes at a time
@@ -34,6 +34,8 @@ def attend(
     if backend == "auto":
         backends = {"cpu": "xla" if mesh else "blocks", "tpu": "splash", "gpu": "cudnn"}
         backend = backends.get(jax.default_backend(), "xla")
+    if backend in ("splash", "cudnn") and T > FEW:
+        regions = tuple(Region(*(few_bits.decode(x, q.dtype) for x in r[:2]), r.length) for r in regions)
     if backend == "splash" and T > FEW:
         return kernels.splash(q, k, v, regions, segments, window, mesh=mesh)
     if backend == "cudnn" and T > FEW:

@@ -101,13 +101,12 @@ def splash(
     segment ids of the kernel. The tokens of each of our `segments` must be contiguous, as `pack` puts them.
 
     XLA cannot split a kernel, so this function splits it. On a `mesh` with the axes data, fsdp and tensor, rows are
-    split over the first two and heads over the last. Key/value heads are repeated if there are fewer heads than
-    devices for them.
+    split over the first two and heads over the last.
 
     The function calls `attend_at_once` in these cases: segments together with regions that differ by branch, because
     a query then sees three runs of keys and its id holds a single run; a region with neither 1 nor G branches; ids
     that do not fit into 32 bits (8 branches of more than 16,384 tokens, including the branch's regions); a sliding
-    window, for the same reason as segments; a mesh that does not divide the rows or the query heads.
+    window, for the same reason as segments; a mesh that does not divide the rows or the heads.
     """
     P, G, T, N, _ = q.shape
     shared = [r for r in regions if r.k.shape[1] == 1]
@@ -121,13 +120,8 @@ def splash(
     if mesh is None:
         return call(q, k, v, shared, private, segments)
     rows, tensor = math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape[TENSOR]
-    copies = tensor // math.gcd(k.shape[3], tensor)
-    if P % rows or N % (k.shape[3] * copies):
+    if P % rows or k.shape[3] % tensor:
         return attend_at_once(q, k, v, regions, segments, window=window)[0]
-    if copies > 1:
-        k, v = (jnp.repeat(x, copies, 3) for x in (k, v))
-        repeated = functools.partial(jnp.repeat, repeats=copies, axis=2)
-        shared, private = ([Region(repeated(r.k), repeated(r.v), r.length) for r in x] for x in (shared, private))
     token, earlier = PartitionSpec(ROWS, None, None, TENSOR), PartitionSpec(ROWS, None, TENSOR)
     row = PartitionSpec(ROWS)
     specs = [[Region(earlier, earlier, row) for _ in x] for x in (shared, private)]

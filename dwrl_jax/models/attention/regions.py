@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from dwrl_jax.models.attention import few_bits
+from dwrl_jax.models.attention.few_bits import FewBits
+
 KEPT = "attention"  # name of the results that remat may keep, so that attention is not computed again
 MASKED = -1e30  # finite, so that a fully masked region has a zero gradient instead of nan
 
@@ -22,10 +25,11 @@ class Region(NamedTuple):
     A region with a single branch (`Gr = 1`) is shared by all G branches of its row and is never copied per branch.
     The last axis of the keys is the token axis, because the product with queries reads them so: a decoding loop then
     copies nothing. Outside the layer stack `k` and `v` have a leading axis of layers, or are tuples over layers.
+    Those in few bits have no gradient.
     """
 
-    k: Float[Array, "*layers P Gr K H S"]
-    v: Float[Array, "*layers P Gr K S H"]
+    k: Float[Array, "*layers P Gr K H S"] | FewBits
+    v: Float[Array, "*layers P Gr K S H"] | FewBits
     length: Int[Array, "P Gr"] | None = None
 
 
@@ -251,12 +255,16 @@ def _scores(q: Float[Array, "P G T K R H"], region: Region) -> Float[Array, "P G
     P, G, T, K, R, H = q.shape
     rows = region.k.shape[1]
     q = q.reshape(P, rows, G // rows, T, K, R, H)
-    return jnp.einsum("pugtkrh,pukhs->pukgtrs", q, region.k, preferred_element_type=jnp.float32)
+    keys, scales = few_bits.parts(region.k, q.dtype)
+    scores = jnp.einsum("pugtkrh,pukhs->pukgtrs", q, keys, preferred_element_type=jnp.float32)
+    return scores if scales is None else scores * scales
 
 
 def _mix(weights: Float[Array, "P Gr K g T R S"], region: Region) -> Float[Array, "P Gr K g T R H"]:
     """Weighted sums of a region's values."""
-    return jnp.einsum("pukgtrs,puksh->pukgtrh", weights, region.v, preferred_element_type=jnp.float32)
+    values, scales = few_bits.parts(region.v, weights.dtype)
+    weights = weights if scales is None else (weights * scales).astype(weights.dtype)
+    return jnp.einsum("pukgtrs,puksh->pukgtrh", weights, values, preferred_element_type=jnp.float32)
 
 
 def _common(x: Float[Array, "P Gr K g T R *H"]) -> Float[Array, "P G T K R *H"]:

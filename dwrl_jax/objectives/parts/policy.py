@@ -5,9 +5,12 @@ float32 and in log space.
 """
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from dwrl_jax.core.settings import setting
@@ -99,10 +102,23 @@ def token_kl(logp: Float[Array, "B S G T"], ref_logp: Float[Array, "B S G T"]) -
     return jnp.expm1(difference) - difference
 
 
+def log_importance(logps: Logps, thoughts: ThoughtBatch, largest: float) -> Float[Array, "B S G"]:
+    """log of rho_i = pi(o_i) / pi_sampler(o_i), at most `largest`, over the mean of rho in the group. No gradient.
+
+    So weighted, thoughts that another density sampled estimate means under the one that learns: self-normalised
+    importance sampling, truncated (E. Ionides, 2008) so that no thought outweighs its group.
+    """
+    written = jnp.arange(thoughts.thought.shape[-1]) < thoughts.thought_len[..., None]
+    log_ratio = jnp.where(written, logps.thought - thoughts.old_logp, 0.0).sum(-1)
+    log_ratio = stop_gradient(jnp.minimum(log_ratio, math.log(largest)))
+    return log_ratio - jax.nn.logsumexp(log_ratio, -1, keepdims=True) + math.log(log_ratio.shape[-1])
+
+
 def sampler_gap(logps: Logps, thoughts: ThoughtBatch):
     """Metrics of each pair [B]: |log pi_trainer - log pi_sampler| of the thoughts' tokens, in nats: mean and largest.
 
-    Both are under the same parameters, so the difference should be no more than rounding.
+    Both are under the same parameters. So the difference should be no more than rounding, if the sampler computes in
+    the trainer's types.
     """
     gap = jnp.abs(logps.thought - thoughts.old_logp)
     return {

@@ -1,0 +1,107 @@
+"""What sampling in few bits does to a judge's density: docs/few_bits.md.
+
+python -m studies.sampling_in_few_bits --model=FOLDER [--judge=judge.json] --input=ROWS.jsonl.gz [--rows=32] [--votes=4]
+
+For each pair of `sampler.cache` and `sampler.weights`, thoughts about the chosen responses are drawn and then read by
+the training pass. q is the density that sampled, pi that of the training pass. The columns:
+gap         mean of |log q - log pi| over the thoughts' tokens, in nats
+KL          mean of log q - log pi over the tokens, in nats: an estimate of KL(q || pi)
+largest     largest gap of a token
+effective   (sum_i rho_i)^2 / (n sum_i rho_i^2) over all thoughts, rho = pi(o) / q(o): 100 % where q is pi
+score       mean of |p read by the sampler's cache - p read by the training pass| of the good answer, in points
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dwrl_jax.core.errors import exit_cleanly
+from dwrl_jax.evaluation import benchmarks
+from dwrl_jax.generation.forced import teacher_forced
+from dwrl_jax.generation.keys import content_keys, content_seed
+from dwrl_jax.generation.sampler import SamplerOptions, follow, write
+from dwrl_jax.judge import load
+from dwrl_jax.judge.card import read_card
+from dwrl_jax.judge.judge import answer_logps
+from dwrl_jax.judge.score import prepare
+from dwrl_jax.reporting.suite import markdown
+
+KINDS = [("", ""), ("int8", ""), ("float8", ""), ("", "int8"), ("int8", "int8")]
+TITLES = ("`sampler.cache`", "`sampler.weights`", "gap", "KL", "largest", "effective %", "score")
+
+
+def batches(loaded, rows: list[dict], size: int):
+    """Questions about the first response of each row, `size` of one padded length at a time: ids, lengths, seeds."""
+    by_length: dict[int, list] = {}
+    for row in rows:
+        for length, question in prepare(loaded, row).questions[:1]:
+            by_length.setdefault(length, []).append(question.prefix)
+    for length, prefixes in by_length.items():
+        for some in (prefixes[i : i + size] for i in range(0, len(prefixes) - size + 1, size)):
+            ids = np.full((size, length), loaded.judge.pad, np.int32)
+            for line, prefix in zip(ids, some):
+                line[: len(prefix)] = prefix
+            yield ids, np.array([len(each) for each in some], np.int32), np.stack([content_seed(x) for x in some])
+
+
+def compare(loaded, asked: list, votes: int, cache: str, weights: str) -> dict[str, np.ndarray]:
+    """Log-probabilities of both densities, for each thought [n, T], and both log scores [n]."""
+    judge, options = loaded.judge, SamplerOptions(votes, loaded.card.max_thought, cache=cache, weights=weights)
+
+    def log_score(params, hidden):
+        return answer_logps(judge, params, hidden, jnp.full(hidden.shape[:2], judge.answers[0]))[0]
+
+    @jax.jit
+    def found(params, prefix, prefix_len, content):
+        keys = content_keys(0, content, votes, 0)
+        drawn, kept = write(judge.writer, options, params, prefix, prefix_len, keys)
+        forced = teacher_forced(judge.writer, params, prefix, prefix_len, drawn.thought, drawn.length, judge.question)
+        scores = log_score(kept.params, follow(kept, judge.question)), log_score(params, forced.last)
+        return {"q": drawn.logp, "pi": forced.logp, "length": drawn.length, "read": scores[0], "trained": scores[1]}
+
+    with jax.set_mesh(loaded.mesh):
+        parts = [jax.device_get(found(loaded.params, *batch)) for batch in asked]
+    return {
+        name: np.concatenate([part[name].reshape(-1, *part[name].shape[2:]) for part in parts]) for name in parts[0]
+    }
+
+
+def line(found: dict[str, np.ndarray]) -> list[str]:
+    gap, tokens = found["q"] - found["pi"], found["length"].sum()
+    ratio = np.exp(-gap.sum(-1, dtype=np.float64))
+    effective = ratio.sum() ** 2 / (len(ratio) * (ratio**2).sum())
+    moved = np.abs(np.exp(found["read"]) - np.exp(found["trained"])).mean()
+    numbers = np.abs(gap).sum() / tokens, gap.sum() / tokens, np.abs(gap).max()
+    return [*(f"{number:.2g}" for number in numbers), f"{100 * effective:.1f}", f"{100 * moved:.2g}"]
+
+
+@exit_cleanly
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--judge", type=Path, help="a judge.json in the place of the model's own")
+    parser.add_argument("--benchmark", default="pairs")
+    parser.add_argument("--input", required=True, help="the pairs, as `evaluate --data` takes them")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--votes", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=8)
+    given = parser.parse_args(arguments)
+    loaded = load(given.model, card=read_card(given.judge) if given.judge else None)
+    rows = [row for row in benchmarks.read(given.benchmark, given.input) if "error" not in row][: given.rows]
+    asked = list(batches(loaded, rows, given.batch_size))
+    lines = []
+    for cache, weights in KINDS:
+        found = compare(loaded, asked, given.votes, cache, weights)
+        lines.append([cache or "-", weights or "-", *line(found)])
+        print(" ".join(lines[-1]), file=sys.stderr, flush=True)
+    print(f"{len(found['length'])} thoughts, {found['length'].sum()} tokens\n\n{markdown(list(TITLES), lines)}")
+
+
+if __name__ == "__main__":
+    main()
