@@ -186,6 +186,15 @@ def test_options_run(base, tmp_path, changes):
     assert metrics["train/logp_gap_max"] < 1e-4
 
 
+@pytest.mark.parametrize("importance", [0, 2])
+def test_a_run_that_samples_in_few_bits_says_so(base, tmp_path, capsys, importance):
+    changes = ["sampler.cache=float8", "sampler.weights=int8", f"objective.importance={importance}", "eval.pairs=0"]
+    arguments = [f"--config.{change}" for change in ["optim.steps=1", *changes]]
+    fit(tmp_path, f"--config.model.path={base}", *arguments)
+    assert 1e-4 < lines(tmp_path / "metrics.jsonl")[0]["train/logp_gap_max"] < 1
+    assert ("sampler.cache or sampler.weights the density" in capsys.readouterr().out) == (importance == 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -201,6 +210,11 @@ def test_options_run(base, tmp_path, changes):
         (["--config=configs/llama8b.py:smoke", "--config.data.train=missing.jsonl"], "missing.jsonl"),
         (["--config=configs/llama8b.py:smoke", "--config.optim.micro_batches=3"], "does not divide"),
         (["--config=configs/llama8b.py:smoke", "--config.sampler.batch_size=3"], "sampler.batch_size=3 does not"),
+        (
+            ["--config=configs/qwen3_30b_a3b.py:smoke", "--config.sampler.weights=int8"],
+            "weights='int8': experts",
+        ),
+        (["--config=configs/llama8b.py:smoke", "--config.sampler.cache=int4"], "int8, float8"),
         (["--config=configs/llama8b.py:smoke", "--config.dialogue.answers=('A', 'B C')"], "must be one token"),
         (["--config=configs/llama8b.py:smoke", "--config.data.buckets=(4096,)"], "more than the model's 2048"),
         (["--config=configs/tiny.py", "extra"], "extra"),
