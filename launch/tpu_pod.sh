@@ -196,7 +196,7 @@ else
 fi
 install="${setup:+($setup) && }$source && $installation"
 # gcloud repeats a command whose connection broke: the lock lets the second wait until the first has ended.
-run="cd ~/dwrl_jax && exec 9>run.lock && flock 9 && echo \$\$ >run.pid &&"
+run="cd ~/dwrl_jax && exec 9>run.lock && flock 9 && echo \$\$ >run.pid && . launch/tpu_flags.env &&"
 run+=" exec env DWRL_JAX_DISTRIBUTED=auto .venv/bin/python -m dwrl_jax.train$(printf ' %q' "$@")"
 
 leave() { # with an exit code and a message

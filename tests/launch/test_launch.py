@@ -218,7 +218,7 @@ def test_jobset():
     (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
     assert mount["name"] == volume["name"]
     assert any(argument.startswith(f"--workdir={mount['mountPath']}/") for argument in container["args"])
-    assert 'exec python -m dwrl_jax.train "$@"' in container["command"][2]
+    assert '. launch/tpu_flags.env\nexec python -m dwrl_jax.train "$@"' in container["command"][2]
     assert_shell(container["command"][2])
 
 
@@ -239,17 +239,25 @@ def test_sky():
 def test_sky_names_the_processes_of_gpu_machines(extra, nodes, expected, stand_in, tmp_path):
     task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    stand_in.add("python", f"record(env=[os.environ[name] for name in {names} if name in os.environ])")
+    flags = "flags=os.environ.get('LIBTPU_INIT_ARGS')"
+    stand_in.add("python", f"record(env=[os.environ[name] for name in {names} if name in os.environ], {flags})")
+    (tmp_path / "launch").symlink_to(LAUNCH)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "bin").symlink_to(stand_in.folder)
-    env = stand_in.env | {
-        "EXTRA": extra,
-        "SKYPILOT_NUM_NODES": str(nodes),
-        "SKYPILOT_NODE_IPS": "a\nb",
-        "SKYPILOT_NODE_RANK": "1",
-    }
+    env = (
+        stand_in.env
+        | {
+            "EXTRA": extra,
+            "SKYPILOT_NUM_NODES": str(nodes),
+            "SKYPILOT_NODE_IPS": "a\nb",
+            "SKYPILOT_NODE_RANK": "1",
+        }
+        | ({"LIBTPU_INIT_ARGS": "--mine=1"} if extra == "tpu" else {})
+    )
     subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=env, check=True)
-    assert stand_in.calls("python")[0]["env"] == (expected or [])
+    (call,) = stand_in.calls("python")
+    assert call["env"] == (expected or [])
+    assert (call["flags"] or "").endswith("fuse_all_reduce=true --mine=1") == (extra == "tpu")
 
 
 def assert_shell(text):

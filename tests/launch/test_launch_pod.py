@@ -91,7 +91,7 @@ def test_pod_goes_on_after_a_preemption(pod, stand_in, tmp_path):
     assert install[-1].startswith("--command=(mount it) && mkdir -p dwrl_jax && tar -xzf dwrl_jax.tar.gz")
     assert ".venv/bin/pip install -q -e '.[tpu]'" in install[-1]
     assert first[-1] == (
-        "--command=cd ~/dwrl_jax && exec 9>run.lock && flock 9 && echo $$ >run.pid && "
+        "--command=cd ~/dwrl_jax && exec 9>run.lock && flock 9 && echo $$ >run.pid && . launch/tpu_flags.env && "
         "exec env DWRL_JAX_DISTRIBUTED=auto "
         ".venv/bin/python -m dwrl_jax.train --config=configs/qwen7b.py --workdir=\\~/b/my\\ run"
     )
@@ -157,7 +157,8 @@ def test_the_commands_for_the_hosts_work(pod, stand_in, tmp_path):
     )
     stand_in.add("python3", "record(); sys.exit(0)")
     stand_in.add("pip", "record(cwd=os.getcwd())")
-    stand_in.add("python", "record(pid=os.getpid(), cwd=os.getcwd()); sys.exit(143)")
+    flags = "flags=os.environ['LIBTPU_INIT_ARGS']"
+    stand_in.add("python", f"record(pid=os.getpid(), cwd=os.getcwd(), {flags}); sys.exit(143)")
     for name in ("pip", "python"):
         (stand_in.folder / name).rename(home / "dwrl_jax" / ".venv" / "bin" / name)
     env = stand_in.env | {"HOME": str(home)}
@@ -170,4 +171,5 @@ def test_the_commands_for_the_hosts_work(pod, stand_in, tmp_path):
     assert subprocess.run(["bash", "-c", train], cwd=home, env=env).returncode == 143
     (call,) = stand_in.calls("python")
     assert call["arguments"] == ["-m", "dwrl_jax.train", *TRAIN[1:]] and call["cwd"] == str(home / "dwrl_jax")
+    assert call["flags"].startswith("--xla_enable_async_all_reduce=true ")
     assert (home / "dwrl_jax" / "run.pid").read_text() == f"{call['pid']}\n"
