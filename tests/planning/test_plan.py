@@ -18,9 +18,10 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.generation.sampler import SamplerOptions
 from dwrl_jax.judge.judge import Judge, logps
 from dwrl_jax.judge.thoughts import ThoughtPlan
+from dwrl_jax.models.attention import few_bits
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, published, shrink
-from dwrl_jax.models.transformer import REMAT_POLICIES, Decoder, axis_names
+from dwrl_jax.models.transformer import REMAT_POLICIES, Decoder, axis_names, matrices_in_few_bits, unstack
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.plan import FLAGS
 from dwrl_jax.plan import main as plan_main
@@ -120,6 +121,42 @@ def test_remat_makes_again_what_it_says():
     assert 0 < once["dots"] - once["none"] <= 24 * 4 * shape.heads * shape.head_dim * 12, "attention"
     shares = [counts.passes(dataclasses.replace(shape, remat=remat)) - 3 for remat in ("dots", "narrow", "full")]
     assert shares == pytest.approx([0, wide / whole, 1]), "all of a layer, though its last product is not made again"
+
+
+@pytest.mark.parametrize(("cache", "weights"), [("", ""), ("int8", ""), ("float8", "int8")])
+def test_bytes_in_decoding_are_those_of_the_arrays(cache, weights):
+    """Keys and values of a token, and the weights as the sampler lays them out; a scale of a head or output each."""
+    shape = dataclasses.replace(make_recipe().judge.model.config, dtype="bfloat16")
+    share = counts.Share(rows=1, tensor=1, devices=1, cache=cache, weights=weights)
+    key = jax.ShapeDtypeStruct((1, 1, shape.kv_heads, shape.head_dim, 1), jnp.bfloat16)
+    keys = jax.eval_shape(lambda x: few_bits.encode(x, cache, 3) if cache else x, key)
+    assert counts.token_bytes(shape, share) == 2 * shape.layers * nbytes(keys)
+    alone = dataclasses.replace(shape, scanned=False)
+
+    def laid_out(params):
+        params = unstack(params, alone)
+        return matrices_in_few_bits(params, alone, weights)[0] if weights else params
+
+    arrays = jax.eval_shape(laid_out, nn.meta.unbox(axis_names(shape)))
+    norms = 2 * sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(arrays) if path[-1].key == "scale")
+    assert counts.decode_weights(shape, share) == nbytes(arrays) - norms, "norms are float32, and counted in bfloat16"
+
+
+def nbytes(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_weights_of_a_device_where_heads_have_copies(tensor):
+    shape = make_recipe().judge.model.config
+    boxed = axis_names(shape)
+    places = sharding.shardings(jax.sharding.AbstractMesh((1, 1, tensor), sharding.AXES), boxed)
+    parts = jax.tree.map(lambda x, place: int(np.prod(place.shard_shape(x.shape))), nn.meta.unbox(boxed), places)
+    leaves = jax.tree_util.tree_leaves_with_path(parts)
+    small = sum(size for path, size in leaves if path[-1].key in ("scale", "bias"))
+    matrices = sum(size for path, size in leaves) - small
+    assert counts.copies_of_heads(shape, tensor) == (2 if tensor == 4 else 1), "two key/value heads"
+    assert matrices <= counts.on_device(shape, counts.parameters(shape), tensor) <= matrices + small
 
 
 def known_traffic():
