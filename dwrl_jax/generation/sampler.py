@@ -196,8 +196,12 @@ def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, 
     )
     start, written, layers = 0, None, len(group.prefix.k)
     for size in chunks(T):
-        keys = jnp.zeros((rows, G, kv_heads, head_dim, size), writer.model.config.dtype)
-        k, v = jax.tree.map(_spread, _kept(options, [keys] * layers, [keys.swapaxes(3, 4)] * layers))
+        keys, values = (
+            [jax.ShapeDtypeStruct((rows, G, kv_heads, *shape), writer.model.config.dtype)] * layers
+            for shape in ((head_dim, size), (size, head_dim))
+        )
+        empty = jax.eval_shape(functools.partial(_kept, options), keys, values)
+        k, v = jax.tree.map(lambda x: _spread(jnp.zeros(x.shape, x.dtype)), empty)
         state = state._replace(k=k, v=v)
         state = jax.lax.while_loop(
             lambda s, end=start + size: (s.position < end) & many(s.done),
