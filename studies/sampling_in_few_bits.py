@@ -1,9 +1,10 @@
-"""What sampling in few bits does to a judge's density: docs/few_bits.md.
+"""What sampling in few bits does to a judge's density: the table of docs/plan.md.
 
 python -m studies.sampling_in_few_bits --model=FOLDER [--judge=judge.json] --input=ROWS.jsonl.gz [--rows=32] [--votes=4]
 
 For each pair of `sampler.cache` and `sampler.weights`, thoughts about the chosen responses are drawn and then read by
-the training pass. q is the density that sampled, pi that of the training pass. The columns:
+the training pass. Responses that do not fill a batch of one length are left out. q is the density that sampled, pi
+that of the training pass. The columns:
 gap         mean of |log q - log pi| over the thoughts' tokens, in nats
 KL          mean of log q - log pi over the tokens, in nats: an estimate of KL(q || pi)
 largest     largest gap of a token

@@ -20,7 +20,11 @@ from dwrl_jax.objectives import dwrl
 from dwrl_jax.objectives.parts.policy import log_importance
 from tests.small import in_process_of_devices, lively, make_batch, make_judge
 
-CASES = [("int8", ""), ("float8", ""), ("", "int8"), ("int8", "int8")]
+CASES = [
+    ("float8", ""),
+    ("int8", "int8"),
+    *(pytest.param(*x, marks=pytest.mark.slow) for x in (("int8", ""), ("", "int8"))),
+]
 
 
 def test_exact_numbers():

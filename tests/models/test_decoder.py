@@ -285,7 +285,7 @@ def test_invariance_one_token_at_a_time(small, texts):
     np.testing.assert_allclose(decode(params, *texts), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("remat", ["full", "narrow", "dots"])
+@pytest.mark.parametrize("remat", ["full", "narrow", pytest.param("dots", marks=pytest.mark.slow)])
 def test_invariance_gradient(small, texts, remat):
     """The gradient through the shared prefix, with recomputed layers, is that of independent sequences."""
     config, params = small
