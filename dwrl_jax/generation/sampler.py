@@ -161,6 +161,7 @@ def _kept(options: SamplerOptions, k, v) -> tuple[tuple, tuple]:
 
 
 def _spread(x: Float[Array, "P G K _ _"]) -> Float[Array, "P G K _ _"]:
+    """Keys or values, their codes or their scales, split over the mesh."""
     return sharding.constrain(x, sharding.ROWS, None, sharding.TENSOR, None, None)
 
 
