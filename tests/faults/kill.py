@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent import futures
+from multiprocessing import get_context
 from pathlib import Path
 
 CACHE = Path(tempfile.gettempdir()) / "dwrl_jax_kill_cache"
@@ -137,47 +139,69 @@ def held_against(workdir: Path, expected: Path) -> None:
     os._exit(0)
 
 
+def chain(number: int, given: argparse.Namespace, expected: Path, length: float, points: list[str]) -> tuple:
+    """Run number `number`: killed at most `given.chain` times, then left alone and held against `expected`.
+
+    The kills by kind, and those of `points` that the run had passed before their turn came. `length` is the time in
+    seconds of an undisturbed run; kills come at `points` first, the last of them first of all, then at random moments
+    of half that time, so that a run meets several."""
+    random.seed(f"{given.seed} {number}")
+    workdir, finished, kills = expected.parent / f"run{number}", False, Counter()
+    for _ in range(given.chain):
+        env, after, signals = {}, random.uniform(0, length / 2), (signal.SIGKILL,)
+        if points:
+            point = points[-1]
+            env = {"DWRL_JAX_FAULT": f"{point}:{random.randint(1, min(POINTS[point], 4))}"}
+            after = PATIENCE
+        elif random.random() < 0.1:
+            signals = (signal.SIGTERM,) * random.choice((1, 2))
+        finished = disturbed(workdir, given.flags, given.processes, env, after, signals)
+        if finished:
+            break
+        points = points[:-1]
+        kills["at a named point" if env else f"{len(signals)} x {signal.Signals(signals[0]).name}"] += 1
+    if not finished:
+        assert disturbed(workdir, given.flags, given.processes, {}, PATIENCE, ()), workdir
+    held_against(workdir, expected)
+    shutil.rmtree(workdir)
+    return kills, points
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=200, help="at least so many in all")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--chain", type=int, default=8, help="kills of one run before it is left alone")
     parser.add_argument("--points", default=",".join(POINTS), help="named points to be killed at, first of all")
     parser.add_argument("--model", help="a base model that is there already")
     given = parser.parse_args(arguments)
-    random.seed(given.seed)
-    flags = [*FLAGS, *([f"--config.model.path={given.model}"] if given.model else [])]
+    given.flags = [*FLAGS, *([f"--config.model.path={given.model}"] if given.model else [])]
     folder = Path(tempfile.mkdtemp(prefix="kill_"))
     expected, began = folder / "undisturbed", time.monotonic()
     points, length = [point for point in given.points.split(",") if point], 0.0
     for again in ("undisturbed", "warm")[: 1 + (given.kills > len(points))]:
         at = time.monotonic()
-        assert disturbed(folder / again, flags, given.processes, {}, PATIENCE, ()), folder
+        assert disturbed(folder / again, given.flags, given.processes, {}, PATIENCE, ()), folder
         length = time.monotonic() - at  # that of the second start, which finds its programs compiled
         held_against(folder / again, expected)
-    kills, chains = Counter(), 0
-    while kills.total() < given.kills:
-        chains += 1
-        workdir, finished = folder / f"run{chains}", False
-        for _ in range(min(given.chain, given.kills - kills.total())):
-            env, after, signals = {}, random.uniform(0, length), (signal.SIGKILL,)
-            if points:
-                point = points.pop()
-                env = {"DWRL_JAX_FAULT": f"{point}:{random.randint(1, min(POINTS[point], 4))}"}
-                after = PATIENCE
-            elif random.random() < 0.1:
-                signals = (signal.SIGTERM,) * random.choice((1, 2))
-            finished = disturbed(workdir, flags, given.processes, env, after, signals)
-            if finished:
-                break
-            kills["at a named point" if env else f"{len(signals)} x {signal.Signals(signals[0]).name}"] += 1
-        if not finished:
-            assert disturbed(workdir, flags, given.processes, {}, PATIENCE, ()), workdir
-        held_against(workdir, expected)
-        shutil.rmtree(workdir)
-        print(f"{kills.total()} of {given.kills} kills, {chains} runs, {time.monotonic() - began:.0f} s", flush=True)
-    print(f"all {chains} runs ended as the undisturbed run did: {dict(kills)}")
+    kills, started, pending = Counter(), 0, set()
+    given.chain = min(given.chain, given.kills)
+    with futures.ProcessPoolExecutor(given.jobs, get_context("fork")) as pool:
+        while kills.total() < given.kills or points or pending:
+            while (kills.total() < given.kills or points) and len(pending) < given.jobs:
+                mine, points = points[-given.chain :], points[: -given.chain]
+                started += 1
+                pending.add(pool.submit(chain, started, given, expected, length, mine))
+            ended, pending = futures.wait(pending, return_when=futures.FIRST_COMPLETED)
+            for each in ended:
+                made, missed = each.result()
+                kills += made
+                points += missed
+            runs, seconds = started - len(pending), time.monotonic() - began
+            print(f"{kills.total()} of {given.kills} kills, {runs} runs, {seconds:.0f} s", flush=True)
+    print(f"all {started} runs ended as the undisturbed run did: {dict(kills)}")
     shutil.rmtree(folder)
 
 
