@@ -11,19 +11,13 @@ from jaxtyping import Array, Bool, Float, Int
 from dwrl_jax.core import sharding
 from dwrl_jax.generation.draw import draw, truncate
 from dwrl_jax.generation.writer import Writer, content_length, last_token
+from dwrl_jax.models import rope
 from dwrl_jax.models.attention import Region
 from dwrl_jax.models.attention.few_bits import encode
-from dwrl_jax.models.transformer import (
-    Decoder,
-    axis_names,
-    logits,
-    matrices_in_few_bits,
-    output_table,
-    unstack,
-    within_loop,
-)
+from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table
+from dwrl_jax.models.unstacked import matrices_in_few_bits, unstack, within_loop
 
-GROWTHS, SMALLEST = 4, 32  # largest number and least size of chunks; each chunk is one more loop to compile
+GROWTHS, SMALLEST = 4, 32  # how often a region grows at most, and by how many tokens at least; each is one more loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +49,7 @@ class SamplingState(NamedTuple):
     done: Bool[Array, "P G"]  # the thought has stopped
     thought: Int[Array, "P G T"]
     logp: Float[Array, "P G T"]
-    k: tuple[Float[Array, "P G K H C"], ...]  # for each layer the keys of this chunk's C input tokens
+    k: tuple[Float[Array, "P G K H C"], ...]  # for each layer the keys of the input tokens, with room for C of them
     v: tuple[Float[Array, "P G K C H"], ...]  # and their values
 
 
@@ -65,6 +59,7 @@ class Group(NamedTuple):
     prefix: Region
     prefix_len: Int[Array, " P"]
     keys: Array  # [P G]
+    waves: tuple[Array, Array]  # [P T H/2], behind a leading axis of the kinds of rope: `rope.waves_of` each turn
 
 
 class Cache(NamedTuple):
@@ -110,7 +105,9 @@ def write(
     rules = sharding.DECODE_SPREAD if options.spread else sharding.DECODE
     params |= sharding.lay_out({"params": params["params"]}, axis_names(unstacked), rules)
     writer = dataclasses.replace(writer, model=Decoder(unstacked))
-    state, written = _write(writer, options, params, Group(region, prefix_len, keys), last)
+    # the loop reads these: XLA would make them from the turn's number, again for every head of every layer
+    waves = rope.waves_of(unstacked, (prefix_len - 1)[:, None] + jnp.arange(T))
+    state, written = _write(writer, options, params, Group(region, prefix_len, keys, waves), last)
 
     stops = writer.stopped_by(state.thought)
     stopped = stops.any(-1)
@@ -165,18 +162,18 @@ def _spread(x: Float[Array, "P G K _ _"]) -> Float[Array, "P G K _ _"]:
     return sharding.constrain(x, sharding.ROWS, None, sharding.TENSOR, None, None)
 
 
-def chunks(max_thought: int) -> list[int]:
-    """The sizes, in tokens, of the chunks of a thought: at most GROWTHS chunks of at least about SMALLEST tokens."""
+def room(max_thought: int) -> list[int]:
+    """The sizes, in tokens, of the region of thoughts as it grows: at most GROWTHS, each larger by about SMALLEST."""
     count = min(max(max_thought // SMALLEST, 1), GROWTHS)
-    ends = [max_thought * i // count for i in range(count + 1)]
-    return [end - start for start, end in zip(ends, ends[1:])]
+    return [max_thought * i // count for i in range(1, count + 1)]
 
 
 def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, Region]:
     """Draw a token at each step until every thought has ended or is full. Returns the state and the written region.
 
-    Each chunk has a loop of its own, which fills the chunk and reads only the chunks before it. If on every device the
-    unfinished thoughts are no more than the rows, `_finish` completes them without the others.
+    The region of the thoughts grows a few times, and each of its sizes has a loop of its own: a token reads no more of
+    it than there is. If on every device the unfinished thoughts are no more than the rows, `_finish` completes them
+    without the others.
     """
     rows, G, T = *group.keys.shape, options.max_thought
     parts = sharding.rows_parts(rows)
@@ -185,7 +182,6 @@ def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, 
     def many(done):
         return (~done).reshape(parts, -1).sum(1).max() > few
 
-    kv_heads, head_dim, _ = group.prefix.k[0].shape[2:]
     state = SamplingState(
         position=jnp.int32(0),
         token=jnp.broadcast_to(last[:, None], (rows, G)),
@@ -195,50 +191,76 @@ def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, 
         k=(),
         v=(),
     )
-    start, written, layers = 0, None, len(group.prefix.k)
-    for size in chunks(T):
-        keys, values = (
-            [jax.ShapeDtypeStruct((rows, G, kv_heads, *shape), writer.model.config.dtype)] * layers
-            for shape in ((head_dim, size), (size, head_dim))
-        )
-        empty = jax.eval_shape(functools.partial(_kept, options), keys, values)
-        k, v = jax.tree.map(lambda x: _spread(jnp.zeros(x.shape, x.dtype)), empty)
-        state = state._replace(k=k, v=v)
+    start = 0
+    for end in room(T):
+        state = _larger(state, *_empty(writer, options, group, end - start))
         state = jax.lax.while_loop(
-            lambda s, end=start + size: (s.position < end) & many(s.done),
-            functools.partial(_step, writer, options, params, group, start, (written,) if written else ()),
+            lambda s, end=end: (s.position < end) & many(s.done),
+            functools.partial(_step, writer, options, params, group),
             state,
         )
-        written = _joined(written, Region(state.k, state.v))
-        start += size
-    state = state._replace(k=written.k, v=written.v)
+        start = end
     if few:
         finish = functools.partial(_finish, writer, options, params, group)
         state = jax.lax.cond(state.done.all() | (state.position == T), lambda s: s, finish, state)
     return state, Region(state.k, state.v)
 
 
-def _step(writer, options, params, group: Group, start: int, written: tuple[Region, ...], state) -> SamplingState:
-    """Draw one more token of every thought. The state's keys and values begin at thought token `start`."""
+def _empty(writer, options, group: Group, size: int) -> tuple[tuple, tuple]:
+    """Keys and values of `size` tokens of each thought, as the loop keeps them, all zero."""
+    kv_heads, head_dim, _ = group.prefix.k[0].shape[2:]
+    keys, values = (
+        [jax.ShapeDtypeStruct((*group.keys.shape, kv_heads, *shape), writer.model.config.dtype)] * len(group.prefix.k)
+        for shape in ((head_dim, size), (size, head_dim))
+    )
+    empty = jax.eval_shape(functools.partial(_kept, options), keys, values)
+    return jax.tree.map(lambda x: _spread(jnp.zeros(x.shape, x.dtype)), empty)
+
+
+def _larger(state: SamplingState, k: tuple, v: tuple) -> SamplingState:
+    """The state with these keys and values behind its own."""
+    if not state.k:
+        return state._replace(k=k, v=v)
+    ends = ((state.k, k, 4), (state.v, v, 3))
+    k, v = (jax.tree.map(lambda *x, axis=axis: jnp.concatenate(x, axis), *two) for *two, axis in ends)
+    return state._replace(k=k, v=v)
+
+
+def _step(writer, options, params, group: Group, state: SamplingState) -> SamplingState:
+    """Draw one more token of every thought."""
     t = state.position
     params = within_loop(params, t)
-    chunk = Region(state.k, state.v, jnp.full((len(group.prefix_len), 1), t - start))
+    written = Region(state.k, state.v, jnp.full((len(group.prefix_len), 1), t))
     positions = jnp.broadcast_to((group.prefix_len - 1 + t)[:, None, None], (*state.token.shape, 1))
-    hidden, (k, v) = writer.model.apply(params, state.token[..., None], positions, (group.prefix, *written, chunk))
+    waves = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, t, 1, -2), group.waves)
+    regions = (group.prefix, written)
+    hidden, (k, v) = writer.model.apply(params, state.token[..., None], positions, regions, waves=waves)
     scaled = logits(hidden[:, :, 0], output_table(params), writer.model.config.logit_cap) / writer.temperature
     token, logp = draw(group.keys, t, scaled, truncate(scaled, options.top_k, options.top_p))
     token, logp = jnp.where(state.done, writer.pad, token), jnp.where(state.done, 0.0, logp)
     put = jax.lax.dynamic_update_slice_in_dim
     k, v = _kept(options, k, v)
+    at = _after(t, token)
     return SamplingState(
         position=t + 1,
         token=token,
         done=state.done | writer.stopped_by(token),
         thought=put(state.thought, token[..., None], t, 2),
         logp=put(state.logp, logp[..., None], t, 2),
-        k=jax.tree.map(lambda old, new: put(old, new, t - start, 4), state.k, k),
-        v=jax.tree.map(lambda old, new: put(old, new, t - start, 3), state.v, v),
+        k=jax.tree.map(lambda old, new: put(old, new, at, 4), state.k, k),
+        v=jax.tree.map(lambda old, new: put(old, new, at, 3), state.v, v),
     )
+
+
+def _after(index: Int[Array, ""], token: Int[Array, "P G"]) -> Int[Array, ""]:
+    """The index itself, which waits for the drawn tokens.
+
+    Keys and values that are put there are written in place then, for nothing reads the old ones any more. Otherwise
+    XLA copies them all, twice in each layer. Not on a mesh, where each device would wait for the others' tokens.
+    """
+    if sharding.axis_size(*sharding.AXES) > 1:
+        return index
+    return index + (token[0, 0] < 0).astype(index.dtype)  # never true, but only we know
 
 
 def _finish(writer, options, params, group: Group, state: SamplingState) -> SamplingState:
@@ -262,11 +284,12 @@ def _finish(writer, options, params, group: Group, state: SamplingState) -> Samp
     def of_row(x):
         return pick(x, order // G)
 
-    alone = Group(jax.tree.map(of_row, group.prefix), of_row(group.prefix_len), take(group.keys))
+    waves = jax.tree.map(lambda x: jnp.moveaxis(of_row(jnp.moveaxis(x, -3, 0)), 0, -3), group.waves)
+    alone = Group(jax.tree.map(of_row, group.prefix), of_row(group.prefix_len), take(group.keys), waves)
     left = SamplingState(state.position, *jax.tree.map(take, state[1:]))
     left = jax.lax.while_loop(
         lambda s: (s.position < options.max_thought) & ~s.done.all(),
-        functools.partial(_step, writer, options, params, alone, 0, ()),
+        functools.partial(_step, writer, options, params, alone),
         left,
     )
 
@@ -275,10 +298,3 @@ def _finish(writer, options, params, group: Group, state: SamplingState) -> Samp
         return jax.vmap(lambda x, i, new: x.at[i].set(new))(flat, order, part).reshape(whole.shape)
 
     return SamplingState(left.position, *jax.tree.map(give_back, state[1:], left[1:]))
-
-
-def _joined(written: Region | None, chunk: Region) -> Region:
-    if written is None:
-        return chunk
-    ends = ((written.k, chunk.k, 4), (written.v, chunk.v, 3))
-    return Region(*(jax.tree.map(lambda *x, axis=axis: jnp.concatenate(x, axis), a, b) for a, b, axis in ends))

@@ -4,7 +4,7 @@ An adapter is a pair of arrays {"left", "right"} for a matrix of the decoder, in
 [L, inputs..., rank] and right [L, rank, outputs...] in the L layers; those of E experts are left [L, E, D, rank] and
 right [L, E, rank, F]. All adapters are a Flax collection of their own,
 beside "params", so that every pass of the decoder takes both alike. A pass over many tokens computes x A B beside x W:
-it makes neither a second copy of W nor W's gradient. The sampler merges once for each batch (`transformer.unstack`).
+it makes neither a second copy of W nor W's gradient. The sampler merges once for each batch (`unstacked.unstack`).
 The tables, [V, D], are merged at each pass: left [V, rank], right [rank, D].
 
 Frozen weights may be kept in few bits (`quantised`).
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from dwrl_jax.core.errors import UserError
-from dwrl_jax.models import transformer
+from dwrl_jax.models import unstacked
 from dwrl_jax.models.hf.table import Weight, weight_table
 from dwrl_jax.models.settings import LoraSettings
 from dwrl_jax.models.transformer import ModelConfig, axis_names
@@ -177,4 +177,4 @@ def _with_dropout(changes, dropout: float, key):
 def merged(tree):
     """Parameters {"params": ...} with all changes in their matrices, summed in float32, in the matrices' types."""
     params, changes = tree["params"], tree.get("lora", {}).get("layers", {})
-    return {"params": params | {"layers": jax.vmap(transformer.merged)(params["layers"], changes)}}
+    return {"params": params | {"layers": jax.vmap(unstacked.merged)(params["layers"], changes)}}

@@ -81,13 +81,15 @@ def waves(angles: Float[Array, "*rows H/2"], scaling) -> tuple[Array, Array]:
     return (cos, sin) if factor == 1.0 else (factor * cos, factor * sin)
 
 
-def waves_of(config, positions: Int[Array, "P M"]) -> tuple[tuple[Array, Array], list[int] | None]:
-    """Cosines and sines for the layers of a `ModelConfig`, and which of them each layer takes.
+def kinds_of(config) -> list[str]:
+    """The kinds of rope of a `ModelConfig`, of which its layers take one each; empty if all have the model's rope."""
+    kinds = sorted(set(config.layer_ropes))
+    return [] if kinds == ["model"] else kinds
 
-    Where all layers have the model's rope, the second result is None. Otherwise the waves have a leading axis of the
-    kinds of rope, and the second result has the number of each layer's kind.
-    """
-    c, kinds = config, sorted(set(config.layer_ropes))
+
+def waves_of(config, positions: Int[Array, "P M"]) -> tuple[Array, Array]:
+    """Cosines and sines for the layers of a `ModelConfig`, behind a leading axis of `kinds_of` if there are any."""
+    c = config
 
     def of(kind):
         if kind == "none":
@@ -97,9 +99,8 @@ def waves_of(config, positions: Int[Array, "P M"]) -> tuple[tuple[Array, Array],
         angles = positions[..., None].astype(jnp.float32) * frequencies(c.head_dim, theta, scaling)
         return waves(angles, scaling)
 
-    if kinds in ([], ["model"]):
-        return of("model"), None
-    return tuple(map(jnp.stack, zip(*map(of, kinds)))), [kinds.index(kind) for kind in c.layer_ropes]
+    kinds = kinds_of(c)
+    return tuple(map(jnp.stack, zip(*map(of, kinds)))) if kinds else of("model")
 
 
 def rotate(x: Float[Array, "*rows T heads H"], waves: tuple[Array, Array]) -> Float[Array, "*rows T heads H"]:

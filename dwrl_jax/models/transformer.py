@@ -93,7 +93,7 @@ class ModelConfig:
     attention: str = "auto"  # the backend of `attend`
     value_head: int = 0  # number of outputs of a value head, which replaces the lm-head; 0 for a language model
     spread: bool = False  # the feed-forward lies over "fsdp" too; a device computes its part for all rows of that axis
-    scanned: bool = True  # True: weights are stacked and layers share a program; False: see `unstack`
+    scanned: bool = True  # True: weights are stacked and layers share a program; False: see `unstacked`
 
 
 class Prefix(NamedTuple):
@@ -233,12 +233,14 @@ class Decoder(nn.Module):
         regions: tuple[Region, ...] = (),
         prefix: Prefix | None = None,
         segments: Int[Array, "P G T"] | None = None,
+        waves: tuple[Array, Array] | None = None,
     ) -> tuple[Float[Array, "P G T D"], tuple[Array, Array]]:
         """Hidden states of the new tokens, and their keys and values in the layout of a Region.
 
         `regions` were computed by earlier calls. `prefix` is computed in this call, together with the new tokens,
         from position 0 on. A branch may hold several texts; `segments` gives the text of each new token, and a new
-        token sees only the new tokens of its own text.
+        token sees only the new tokens of its own text. `waves` are `rope.waves_of` the positions, for a caller that has
+        them already.
         """
         c = self.config
         P, G, T = tokens.shape
@@ -262,7 +264,8 @@ class Decoder(nn.Module):
         elif not c.tied:
             shape = (c.vocab_size, c.hidden_size)
             self.param("lm_head", partitioned("vocab", "embed"), shape, jnp.dtype(c.param_dtype))
-        waves, ropes = rope.waves_of(c, positions)
+        waves, kinds = rope.waves_of(c, positions) if waves is None else waves, rope.kinds_of(c)
+        ropes = [kinds.index(kind) for kind in c.layer_ropes] if kinds else None
         windows = acting_windows(c, size + T + sum(r.v[0].shape[-2] for r in regions))
         shared = tuple(r.length for r in regions), prefix_length, waves, segments, positions if any(windows) else None
         table = sharding.constrain(embed.embedding, sharding.TENSOR, None).astype(c.dtype)
@@ -270,8 +273,8 @@ class Decoder(nn.Module):
         x = x if c.embed_scale == 1.0 else x * jnp.asarray(c.embed_scale, x.dtype)
         if c.scanned:
             by_layer = jnp.array([window or EVERYTHING for window in windows]) if any(windows) else None
-            kinds = None if ropes is None else jnp.array(ropes)
-            x, new = self.stack(size, G)(x, tuple((r.k, r.v) for r in regions), by_layer, kinds, *shared)
+            by_rope = None if ropes is None else jnp.array(ropes)
+            x, new = self.stack(size, G)(x, tuple((r.k, r.v) for r in regions), by_layer, by_rope, *shared)
         else:
             new = []
             for i in range(c.layers):
@@ -316,85 +319,6 @@ def low_rank(x, change, inputs: int, dtype):
     # remat="dots" keeps products without batch axes. This one is as large as the layer's own, and cheap to make again:
     # with a batch axis of one it is not kept.
     return jax.lax.dot_general(inner[None], right[None], (((inner.ndim,), (1,)), ((0,), (0,))))[0]
-
-
-def merged(weights, changes):
-    """Weights with the changes of adapters: matrix + left right, summed in float32, in the matrix's type."""
-
-    def put(weight, change):
-        sum_ = weight.astype(jnp.float32) + jnp.tensordot(change["left"], change["right"], 1)
-        return sum_.astype(weight.dtype)
-
-    def put_all(name, change):
-        if name != "experts":
-            return {"kernel": put(weights[name]["kernel"], change)}
-        return {matrix: jax.vmap(put)(weights[name][matrix], pair) for matrix, pair in change.items()}
-
-    return weights | {name: weights[name] | put_all(name, change) for name, change in changes.items()}
-
-
-def in_few_bits(path) -> bool:
-    """Whether a leaf of the tree of parameters is a part of a matrix that is kept in few bits."""
-    return "kernel" in (entry.key for entry in path[:-1])
-
-
-def unstack(params, config: ModelConfig):
-    """Parameters for `scanned=False`: each layer has its own arrays, and matrices have the computation's dtype.
-
-    A loop over tokens then reads each weight in place and does not copy it out of the stack at every turn. Adapters
-    are merged into the matrices, one layer at a time, so that such a loop costs no more with them. Matrices in few bits
-    stay so, and their adapters, whole on every device, stay beside them.
-    """
-
-    def cast(path, x):
-        return x if path[-1].key == "scale" or in_few_bits(path) else x.astype(config.dtype)
-
-    tree = dict(jax.tree_util.tree_map_with_path(cast, params["params"]))
-    stacked, changes = tree.pop("layers"), params.get("lora", {}).get("layers", {})
-
-    def layer(i):
-        weights, change = jax.tree.map(operator.itemgetter(i), (stacked, changes))
-        return (weights, change) if config.quantised else (merged(weights, change), {})
-
-    layers = {f"layer_{i}": layer(i) for i in range(config.layers)}
-    alone = {"params": tree | {name: weights for name, (weights, _) in layers.items()}}
-    if config.quantised and changes:
-        beside = {name: change for name, (_, change) in layers.items()}
-        alone["lora"] = jax.tree.map(lambda x: sharding.constrain(x, *(None,) * x.ndim), beside)
-    return alone
-
-
-def matrices_in_few_bits(params, config: ModelConfig, kind: str):
-    """`unstack`ed parameters with the matrices of all layers in few bits, and the config that reads them."""
-    layers = {name for name in params["params"] if name.startswith("layer_")}
-    boxes = axis_names(config)["params"]
-
-    def part(name, parameters, boxes):
-        if name != "kernel":
-            return parameters
-        return quantised.quantised(parameters, kind, boxes.names)
-
-    def layer(parameters, boxes):
-        return {
-            module: {name: part(name, x, boxes[module][name]) for name, x in parameters[module].items()}
-            for module in parameters
-        }
-
-    tree = {name: layer(x, boxes[name]) if name in layers else x for name, x in params["params"].items()}
-    return {"params": tree}, dataclasses.replace(config, quantised=kind)
-
-
-def within_loop(params, turn: Int[Array, ""]):
-    """The parameters themselves, for the turn of a loop, counted from 0.
-
-    Matrices in few bits depend on the turn, so that compilers do not restore those of all layers ahead of the loop.
-    """
-
-    def bound(path, x):
-        codes = in_few_bits(path) and path[-1].key == "codes"
-        return x ^ (turn < 0).astype(x.dtype) if codes else x  # never true, but only we know
-
-    return jax.tree_util.tree_map_with_path(bound, params)
 
 
 def axis_names(config: ModelConfig):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dwrl_jax.core import sharding
-from dwrl_jax.models.transformer import ModelConfig, axis_names, in_few_bits
+from dwrl_jax.models.transformer import ModelConfig, axis_names
+from dwrl_jax.models.unstacked import in_few_bits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ from dwrl_jax.generation.sampler import SamplerOptions
 from dwrl_jax.judge.thoughts import sample
 from dwrl_jax.models import hf
 from dwrl_jax.models.families import model_config
-from dwrl_jax.models.transformer import Decoder, unstack
+from dwrl_jax.models.transformer import Decoder
+from dwrl_jax.models.unstacked import unstack
 from dwrl_jax.objectives.dwrl import Hyper, phases
 from dwrl_jax.planning import counts
 from dwrl_jax.training.optimizer import make_optimizer

@@ -15,7 +15,8 @@ from dwrl_jax.generation.sampler import SamplerOptions, write
 from dwrl_jax.models import quantised
 from dwrl_jax.models.attention import Region, few_bits
 from dwrl_jax.models.attention.backends import attend
-from dwrl_jax.models.transformer import Decoder, axis_names, logits, matrices_in_few_bits, output_table, unstack
+from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table
+from dwrl_jax.models.unstacked import matrices_in_few_bits, unstack
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.objectives.parts.policy import log_importance
 from tests.small import in_process_of_devices, lively, make_batch, make_judge
@@ -96,7 +97,7 @@ def test_recorded_density_is_that_of_the_rounded_model(cache, weights, monkeypat
     """Token by token: a step sees rounded keys and values of all earlier tokens, by matrices that are rounded."""
     monkeypatch.setattr(sampler, "SMALLEST", 4)
     judge, params = small_judge()
-    batch, group, size = make_batch(), 3, 9  # two chunks, and a few last thoughts in rows of their own
+    batch, group, size = make_batch(), 3, 9  # the region grows once, and a few last thoughts in rows of their own
     options = SamplerOptions(group, size, cache=cache, weights=weights)
     drawn, prefix, length, keys = sampled(judge, params, batch, options)
     exact = sampled(judge, params, batch, SamplerOptions(group, size))[0]

@@ -12,7 +12,7 @@ from dwrl_jax.core.types import PreferenceBatch
 from dwrl_jax.generation.draw import categorical, truncate
 from dwrl_jax.generation.keys import HELD_OUT, TRAINING, sampling_key
 from dwrl_jax.generation.packing import pack
-from dwrl_jax.generation.sampler import SamplerOptions, chunks
+from dwrl_jax.generation.sampler import SamplerOptions, room
 from dwrl_jax.judge.judge import branch_length, logps
 from dwrl_jax.judge.thoughts import sample, sample_in_parts
 from dwrl_jax.models.transformer import logits, output_table
@@ -54,10 +54,10 @@ def test_sampler_and_teacher_forcing_agree(preset, readout):
 
 
 def test_thoughts_that_outgrow_their_chunk():
-    """As above where the region grows twice: thoughts that end in each of the three chunks, and some cut off."""
+    """As above where the region grows twice: thoughts that end in each of its three sizes, and some cut off."""
     judge, params = make_judge(sharpness=0.3)
     T = 100
-    assert chunks(T) == [33, 33, 34]
+    assert room(T) == [33, 66, 100]
     batch = make_batch(pairs=4)
     thoughts, score, _ = draw(judge, params, batch, SamplerOptions(group_size=6, max_thought=T))
     found = reread(judge, params, batch, thoughts)
@@ -67,12 +67,12 @@ def test_thoughts_that_outgrow_their_chunk():
 
 
 def test_sliding_windows_in_every_pass():
-    """Sampling in chunks and of the last thoughts apart, both kinds of update, and one plain pass: the same density."""
+    """A region that grows, last thoughts apart, both kinds of update, and one plain pass: the same density."""
     judge, params = make_judge(sharpness=0.3, windows=(0, 6))
     batch = make_batch(pairs=2)
     thoughts, score, _ = draw(judge, params, batch, SamplerOptions(group_size=4, max_thought=66))
     lengths = np.asarray(thoughts.thought_len)
-    assert len(chunks(66)) == 2 and (lengths > 33).any() and lengths.min() < 20, "the case is not in the sample"
+    assert len(room(66)) == 2 and (lengths > 33).any() and lengths.min() < 20, "the case is not in the sample"
     found = reread(judge, params, batch, thoughts)
     np.testing.assert_allclose(found.thought, thoughts.old_logp, atol=1e-4)
     np.testing.assert_allclose(found.answer, score, atol=1e-4)

@@ -16,7 +16,8 @@ from dwrl_jax.models import families, hf, rope
 from dwrl_jax.models.attention import Region
 from dwrl_jax.models.families import model_config, read_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
-from dwrl_jax.models.transformer import Decoder, Prefix, logits, output_table, unstack
+from dwrl_jax.models.transformer import Decoder, Prefix, logits, output_table
+from dwrl_jax.models.unstacked import unstack
 from tests.small import VOCAB, lively
 
 CASES = {  # model and changes of its config.json

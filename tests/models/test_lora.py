@@ -22,7 +22,8 @@ from dwrl_jax.models.families import model_config, with_value_head
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.hf import peft_folder, peft_merge
 from dwrl_jax.models.settings import LoraSettings
-from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table, unstack
+from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table
+from dwrl_jax.models.unstacked import unstack
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.training.optimizer import make_optimizer
 from dwrl_jax.training.step import gradient, make_train_step

@@ -16,7 +16,8 @@ from dwrl_jax.models import frozen, hf, lora, quantised
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, shrink
 from dwrl_jax.models.settings import LoraSettings
-from dwrl_jax.models.transformer import Decoder, axis_names, unstack, within_loop
+from dwrl_jax.models.transformer import Decoder, axis_names
+from dwrl_jax.models.unstacked import unstack, within_loop
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.training.step import gradient
 from tests.models.test_lora import moved, outputs

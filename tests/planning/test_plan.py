@@ -21,7 +21,8 @@ from dwrl_jax.judge.thoughts import ThoughtPlan
 from dwrl_jax.models.attention import few_bits
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, published, shrink
-from dwrl_jax.models.transformer import REMAT_POLICIES, Decoder, axis_names, matrices_in_few_bits, unstack
+from dwrl_jax.models.transformer import REMAT_POLICIES, Decoder, axis_names
+from dwrl_jax.models.unstacked import matrices_in_few_bits, unstack
 from dwrl_jax.objectives import dwrl
 from dwrl_jax.plan import FLAGS
 from dwrl_jax.plan import main as plan_main
