@@ -53,7 +53,7 @@ def test_sampler_and_teacher_forcing_agree(preset, readout):
     assert all(np.asarray(kind).any() for kind in kinds.values()), "the case is not in the sample"
 
 
-def test_thoughts_that_outgrow_their_chunk():
+def test_thoughts_that_outgrow_their_region():
     """As above where the region grows twice: thoughts that end in each of its three sizes, and some cut off."""
     judge, params = make_judge(sharpness=0.3)
     T = 100
