@@ -172,11 +172,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=200, help="at least so many in all")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--jobs", type=int, help="runs side by side: 2, or 1 of several processes")
     parser.add_argument("--chain", type=int, default=8, help="kills of one run before it is left alone")
     parser.add_argument("--points", default=",".join(POINTS), help="named points to be killed at, first of all")
     parser.add_argument("--model", help="a base model that is there already")
     given = parser.parse_args(arguments)
+    given.jobs = given.jobs or (2 if given.processes == 1 else 1)
     given.flags = [*FLAGS, *([f"--config.model.path={given.model}"] if given.model else [])]
     folder = Path(tempfile.mkdtemp(prefix="kill_"))
     expected, began = folder / "undisturbed", time.monotonic()
