@@ -5,7 +5,6 @@ python studies/causes.py [--keep=runs/causes] [--docs=docs]
 With --keep it first takes the runs from a workdir that `python -m dwrl_jax.reproduce --suite=causes` has filled.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from dwrl_jax.suites.definitions import SUITES
 from dwrl_jax.workdir import watch
 from dwrl_jax.workdir.records import series_of
 from studies import pages
+from studies.worlds import FAR, world_of
 
-ROOT = Path(__file__).parents[1]
 KEPT, PICTURE, PAGE = "causes.jsonl", "causes.png", "findings.md"
 WINDOW = 10  # steps that a kept figure is the mean of
 CURVES = {
@@ -35,7 +34,6 @@ CURVES = {
     "cut_off": "thoughts cut off",
     "answer_mass": "answer mass",
 }
-FAR = 0.15  # a run has collapsed if it ends further below the noise ceiling
 
 
 def kept_run(workdir: Path, row: dict) -> dict:
@@ -75,10 +73,11 @@ def by_world(runs: list[dict]) -> dict[tuple, dict[str, dict]]:
 
 
 def name_of(config: str, seed: int) -> str:
-    return f"{config.partition('world=')[2] or 'plain'} {seed}"
+    return f"{world_of(config)} {seed}"
 
 
 def collapsed(run: dict) -> bool:
+    """Whether a run ends FAR below the noise ceiling."""
     return run["ceiling"] - run["accuracy"] > FAR
 
 
@@ -135,10 +134,7 @@ def figure(runs: list[dict]) -> Figure:
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=Path, help="a --workdir of dwrl_jax.reproduce")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of findings.md")
-    given = parser.parse_args(arguments)
+    given = pages.flags(__doc__, PAGE, arguments)
     kept = given.docs / KEPT
     if given.keep:
         keep(given.keep, kept)

@@ -6,7 +6,6 @@ It writes the table of README.md, the tables of docs/comparison.md and docs/comp
 the rows from a workdir that `python -m dwrl_jax.reproduce --suite=tiny` has filled.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,9 +17,8 @@ from dwrl_jax.reporting.runs import keep, read_kept, read_rows, read_runs
 from dwrl_jax.reporting.suite import Runs, figure, table, votes_table
 from dwrl_jax.suites.cells import by_arm
 from dwrl_jax.suites.definitions import SUITES
-from studies.pages import splice
+from studies import pages
 
-ROOT = Path(__file__).parents[1]
 REFERENCE = SUITES["tiny"].reference
 IN_THE_README = ("method", "accuracy", "accuracy_less", "nll", "tempered", "tempered_less", "tokens")
 
@@ -44,15 +42,12 @@ def write(page: Path, generated: str) -> None:
     """Put the generated part between the marks of a page. UserError where the page does not exist."""
     if not page.exists():
         raise UserError(f"{page}: no such page; give --docs the folder beside README.md")
-    files.write_text(page, splice(page.read_text(encoding="utf-8"), generated))
+    files.write_text(page, pages.splice(page.read_text(encoding="utf-8"), generated))
 
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=Path, help="a --workdir of dwrl_jax.reproduce")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of comparison.md, beside README.md")
-    given = parser.parse_args(arguments)
+    given = pages.flags(__doc__, "comparison.md, beside README.md", arguments)
     kept = given.docs / "comparison"
     if given.keep:
         rows = by_arm(read_rows(given.keep))

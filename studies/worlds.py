@@ -6,7 +6,6 @@ With --keep it first adds the runs of a workdir that `python -m dwrl_jax.reprodu
 part of them. A run that is kept already gives way to that of the workdir.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,11 @@ from dwrl_jax.workdir import watch
 from dwrl_jax.workdir.records import series_of
 from studies import pages
 
-ROOT = Path(__file__).parents[1]
 SUITE = SUITES["worlds"]
 KEPT, PICTURE, PAGE = "worlds", "worlds.png", "worlds.md"
 COLUMNS = ("method", "seeds", "before", "accuracy", "accuracy_less", "nll", "nll_less", "tempered", "tempered_less")
 FAR, NEAR = 0.15, 0.05  # a run has collapsed if it ends FAR below the ceiling where another one ends NEAR it
+ALIKE = ("dwrl", "dwrl_no_misalignment", "grpo_point", "bvpo", "bt_prefilled")  # they begin as the same judge
 Runs = list[FinishedRun]
 
 
@@ -71,7 +70,7 @@ def by_world(folder: Path) -> dict[str, Runs]:
     for world, runs in worlds.items():
         starts = {}
         for row in (run.row for run in runs):
-            if row["objective"] in ("dwrl", "dwrl_no_misalignment", "grpo_point", "irpm", "bvpo", "bt_prefilled"):
+            if row["objective"] in ALIKE:
                 starts.setdefault(row["seed"], {})[row["base_accuracy"]] = row["method"]
         for seed, found in starts.items():
             if len(found) > 1:
@@ -162,10 +161,7 @@ def figure(worlds: dict[str, Runs]) -> Figure:
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=Path, help="a --workdir of dwrl_jax.reproduce")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of worlds.md")
-    given = parser.parse_args(arguments)
+    given = pages.flags(__doc__, PAGE, arguments)
     page = given.docs / PAGE
     if not page.exists():
         raise UserError(f"{page}: no such page; give --docs its folder")

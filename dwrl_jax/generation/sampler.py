@@ -17,7 +17,7 @@ from dwrl_jax.models.attention.few_bits import encode
 from dwrl_jax.models.transformer import Decoder, axis_names, logits, output_table
 from dwrl_jax.models.unstacked import matrices_in_few_bits, unstack, within_loop
 
-GROWTHS, SMALLEST = 4, 32  # how often a region grows at most, and by how many tokens at least; each is one more loop
+GROWTHS, SMALLEST = 4, 32  # most sizes of a region, and tokens between them; each size is one more loop to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +105,8 @@ def write(
     rules = sharding.DECODE_SPREAD if options.spread else sharding.DECODE
     params |= sharding.lay_out({"params": params["params"]}, axis_names(unstacked), rules)
     writer = dataclasses.replace(writer, model=Decoder(unstacked))
-    # the loop reads these: XLA would make them from the turn's number, again for every head of every layer
-    waves = rope.waves_of(unstacked, (prefix_len - 1)[:, None] + jnp.arange(T))
-    state, written = _write(writer, options, params, Group(region, prefix_len, keys, waves), last)
+    group = Group(region, prefix_len, keys, _waves(writer, options, prefix_len))
+    state, written = _write(writer, options, params, group, last)
 
     stops = writer.stopped_by(state.thought)
     stopped = stops.any(-1)
@@ -206,6 +205,14 @@ def _write(writer, options, params, group: Group, last) -> tuple[SamplingState, 
     return state, Region(state.k, state.v)
 
 
+def _waves(writer, options, prefix_len: Int[Array, " P"]) -> tuple[Array, Array]:
+    """`rope.waves_of` each turn, made before the loop.
+
+    In the loop XLA would make them from the turn's number, again for every head of every layer.
+    """
+    return rope.waves_of(writer.model.config, (prefix_len - 1)[:, None] + jnp.arange(options.max_thought))
+
+
 def _empty(writer, options, group: Group, size: int) -> tuple[tuple, tuple]:
     """Keys and values of `size` tokens of each thought, as the loop keeps them, all zero."""
     kv_heads, head_dim, _ = group.prefix.k[0].shape[2:]
@@ -284,8 +291,8 @@ def _finish(writer, options, params, group: Group, state: SamplingState) -> Samp
     def of_row(x):
         return pick(x, order // G)
 
-    waves = jax.tree.map(lambda x: jnp.moveaxis(of_row(jnp.moveaxis(x, -3, 0)), 0, -3), group.waves)
-    alone = Group(jax.tree.map(of_row, group.prefix), of_row(group.prefix_len), take(group.keys), waves)
+    prefix, prefix_len = jax.tree.map(of_row, (group.prefix, group.prefix_len))
+    alone = Group(prefix, prefix_len, take(group.keys), _waves(writer, options, prefix_len))
     left = SamplingState(state.position, *jax.tree.map(take, state[1:]))
     left = jax.lax.while_loop(
         lambda s: (s.position < options.max_thought) & ~s.done.all(),

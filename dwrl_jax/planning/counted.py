@@ -14,7 +14,7 @@ from dwrl_jax.models.transformer import ModelConfig
 from dwrl_jax.planning import chips, counts, work
 
 # Temporaries beside what is counted, from compiled plans of 3B to 8B models on TPU v5e: the sampler keeps each key and
-# value up to three times more while chunks are joined, and half of the weights while it lays them out; an update has a
+# value up to three times more while a region grows, and half of the weights while it lays them out; an update has a
 # quarter more than its counted parts.
 COPIES, LAID_OUT, BESIDE = 3, 0.5, 1.25
 

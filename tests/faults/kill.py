@@ -144,7 +144,8 @@ def chain(number: int, given: argparse.Namespace, expected: Path, length: float,
 
     The kills by kind, and those of `points` that the run had passed before their turn came. `length` is the time in
     seconds of an undisturbed run; kills come at `points` first, the last of them first of all, then at random moments
-    of half that time, so that a run meets several."""
+    of half that time, so that a run meets several.
+    """
     random.seed(f"{given.seed} {number}")
     workdir, finished, kills = expected.parent / f"run{number}", False, Counter()
     for _ in range(given.chain):
