@@ -2,8 +2,8 @@
 
 python -m studies.worlds [--keep=runs/worlds] [--docs=docs]
 
-With --keep it first adds the runs of a workdir that `python -m dwrl_jax.reproduce --suite=worlds` has filled, all or a
-part of them. A run that is kept already gives way to that of the workdir.
+With --keep it first adds the runs of a workdir that `python -m dwrl_jax.reproduce` has filled: the suites `worlds` and
+`worlds_rates`, all or a part of them. A run that is kept already gives way to that of the workdir.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ from dwrl_jax.workdir import watch
 from dwrl_jax.workdir.records import series_of
 from studies import pages
 
-SUITE = SUITES["worlds"]
-KEPT, PICTURE, PAGE = "worlds", "worlds.png", "worlds.md"
+SUITE, SEARCH = SUITES["worlds"], SUITES["worlds_rates"]
+KEPT, RATES, PICTURE, PAGE = "worlds", "rates.jsonl", "worlds.png", "worlds.md"
 COLUMNS = ("method", "seeds", "before", "accuracy", "accuracy_less", "nll", "nll_less", "tempered", "tempered_less")
 FAR, NEAR = 0.15, 0.05  # a run has collapsed if it ends FAR below the ceiling where another one ends NEAR it
 ALIKE = ("dwrl", "dwrl_no_misalignment", "grpo_point", "bvpo", "bt_prefilled")  # they begin as the same judge
@@ -43,9 +43,12 @@ def from_workdir(workdir: Path) -> Runs:
             group = files.read_json(workdir / row["workdir"] / "results.json")["config"]["sampler"]["group_size"]
             warnings = [[fault.step, fault.name] for fault in watch.begun(series, group)]
             runs += read_runs(workdir, [row | {"warnings": warnings}])
-    if not runs:
-        raise UserError(f"{workdir / ROWS}: no finished cells of the suite; fill it with dwrl_jax.reproduce first")
     return runs
+
+
+def searched(workdir: Path) -> list[dict]:
+    """The rows of the search for rates in a workdir."""
+    return [row for row in read_rows(workdir) if row["config"] in SEARCH.configs and row["method"] in SEARCH.arms]
 
 
 def add(folder: Path, runs: Runs) -> None:
@@ -58,6 +61,52 @@ def add(folder: Path, runs: Runs) -> None:
             keep(of_world, [kept[row_key(row)] for row in rows])
 
 
+def add_rates(folder: Path, rows: list[dict]) -> None:
+    """Keep the rows of the search in a folder, beside those that are kept there."""
+    kept = {row_key(row): row for row in (*kept_rates(folder), *rows)}
+    if rows:
+        folder.mkdir(exist_ok=True)
+        files.write_lines(folder / RATES, sorted(kept.values(), key=row_key))
+
+
+def kept_rates(folder: Path) -> list[dict]:
+    return list(files.read_lines(folder / RATES)) if (folder / RATES).exists() else []
+
+
+def by_rate(rows: list[dict]) -> dict[str, dict[float, list[dict]]]:
+    """{method: {rate: its rows}}, in the suite's order. UserError where a rate lacks a run that another one has."""
+    found = {}
+    for arm in SEARCH.arms:
+        name, _, rate = arm.partition("@")
+        part = [row for row in rows if row["method"] == arm]
+        if part:
+            found.setdefault(name, {})[float(rate)] = part
+    for name, rates in found.items():
+        runs = {rate: {(row["config"], row["seed"]) for row in part} for rate, part in rates.items()}
+        if any(one != next(iter(runs.values())) for one in runs.values()):
+            raise UserError(f"{RATES}: the rates of {name} have different runs; run those that lack some")
+    return found
+
+
+def best_rate(rates: dict[float, list[dict]]) -> float:
+    """The rate with the highest mean accuracy over all worlds and seeds together."""
+    return max(rates, key=lambda rate: np.mean([row["accuracy"] for row in rates[rate]]))
+
+
+def rates_table(rows: list[dict]) -> list[str]:
+    """A line for each method: accuracy % / NLL at each rate, the best bold, and the runs behind each cell."""
+    lines = []
+    for name, rates in by_rate(rows).items():
+        cells = []
+        for rate, part in rates.items():
+            accuracy, nll = (np.mean([row[key] for row in part]) for key in ("accuracy", "nll"))
+            bold = "**" if rate == best_rate(rates) else ""
+            cells.append(f"{bold}{100 * accuracy:.1f} / {nll:.3f}{bold}")
+        lines.append([f"`{name}`", *cells, str(len(part))])
+    names = [f"{rate:g}" for rate in next(iter(by_rate(rows).values()))]
+    return pages.table(["accuracy % / NLL", *names, "runs"], lines)
+
+
 def by_world(folder: Path) -> dict[str, Runs]:
     """The kept runs of each world. UserError where two of them should have started from one model and did not."""
     worlds = {}
@@ -65,8 +114,6 @@ def by_world(folder: Path) -> dict[str, Runs]:
         of_world = folder / world_of(config)
         if of_world.exists():
             worlds[world_of(config)] = read_kept(of_world)
-    if not worlds:
-        raise UserError(f"{folder}: no runs are kept here; give --keep")
     for world, runs in worlds.items():
         starts = {}
         for row in (run.row for run in runs):
@@ -133,12 +180,15 @@ def warnings(worlds: dict[str, Runs]) -> list[str]:
     return pages.table(["world, seed", "arm", "accuracy %", "warnings and their first step"], lines)
 
 
-def text(worlds: dict[str, Runs]) -> str:
+def text(worlds: dict[str, Runs], rates: list[dict]) -> str:
     """The generated part of the page."""
-    parts = [*summary(worlds)]
+    parts = [*summary(worlds)] if worlds else []
     for world, runs in worlds.items():
         parts += [f"### {world}", "", report.table(runs, SUITE.reference, COLUMNS), "", report.votes_table(runs), ""]
-    parts += ["### Warnings", "", *warnings(worlds)]
+    if worlds:
+        parts += ["### Warnings", "", *warnings(worlds)]
+    if rates:
+        parts += ["### Learning rates", "", *rates_table(rates)]
     return "\n".join(parts)
 
 
@@ -165,11 +215,19 @@ def main(arguments: list[str] | None = None) -> None:
     page = given.docs / PAGE
     if not page.exists():
         raise UserError(f"{page}: no such page; give --docs its folder")
+    kept = given.docs / KEPT
     if given.keep:
-        add(given.docs / KEPT, from_workdir(given.keep))
-    worlds = by_world(given.docs / KEPT)
-    files.write_text(page, pages.splice(page.read_text(encoding="utf-8"), text(worlds)))
-    figure(worlds).savefig(given.docs / PICTURE, dpi=90)
+        runs, rates = from_workdir(given.keep), searched(given.keep)
+        if not (runs or rates):
+            raise UserError(f"{given.keep / ROWS}: no finished cells; fill it with dwrl_jax.reproduce first")
+        add(kept, runs)
+        add_rates(kept, rates)
+    worlds, rates = by_world(kept), kept_rates(kept)
+    if not (worlds or rates):
+        raise UserError(f"{kept}: no runs are kept here; give --keep")
+    files.write_text(page, pages.splice(page.read_text(encoding="utf-8"), text(worlds, rates)))
+    if worlds:
+        figure(worlds).savefig(given.docs / PICTURE, dpi=90)
 
 
 if __name__ == "__main__":

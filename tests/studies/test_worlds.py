@@ -90,7 +90,34 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         worlds.main([f"--docs={tmp_path}"])
     assert ended.value.code == 2 and "worlds.md: no such page" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no runs are kept here; give --keep"):
-        worlds.by_world(tmp_path)
-    with pytest.raises(UserError, match="no finished cells of the suite"):
-        worlds.from_workdir(tmp_path)
+    (tmp_path / "worlds.md").write_text("")
+    for flags, message in (([], "no runs are kept here; give --keep"), ([f"--keep={tmp_path}"], "no finished cells")):
+        with pytest.raises(SystemExit) as ended:
+            worlds.main([f"--docs={tmp_path}", *flags])
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def searched(method, accuracy, seed, config=LONG):
+    return {key: value for key, value in a_run(method, accuracy, seed, config).row.items() if key != "known"}
+
+
+def test_a_rate_is_chosen_on_all_worlds_and_seeds_together(tmp_path):
+    """bvpo: .7 and .5 beside .5 and .8. The better rate of the first world is not the better one of both."""
+    rows = [searched("bvpo@5e-05", 0.7, 201), searched("bvpo@5e-05", 0.5, 201, "tiny,world=shortcut")]
+    rows += [searched("bvpo@0.00015", 0.5, 201), searched("bvpo@0.00015", 0.8, 201, "tiny,world=shortcut")]
+    assert worlds.best_rate(worlds.by_rate(rows)["bvpo"]) == 1.5e-4
+    other = [searched("qwen@1", 0.5, 201), searched("bvpo@5e-05", 0.5, 201, "qwen7b")]
+    (tmp_path / "suite").mkdir()
+    files.write_lines(tmp_path / "suite" / "results.jsonl", [*rows[1:], *other])
+    (tmp_path / "worlds.md").write_text("By hand.\n")
+    worlds.add_rates(tmp_path / "worlds", [rows[0], rows[3] | {"accuracy": 0.1}])
+    worlds.main([f"--keep={tmp_path / 'suite'}", f"--docs={tmp_path}"])
+    lines = (tmp_path / "worlds.md").read_text().splitlines()
+    assert "| accuracy % / NLL | 5e-05 | 0.00015 | runs |" in lines
+    assert "| `bvpo` | 60.0 / 0.500 | **65.0 / 0.500** | 2 |" in lines
+    assert worlds.kept_rates(tmp_path / "worlds") == sorted(rows, key=lambda row: (row["config"], row["method"]))
+
+
+def test_rates_with_different_runs_are_not_compared():
+    with pytest.raises(UserError, match="the rates of bvpo have different runs"):
+        worlds.by_rate([searched("bvpo@5e-05", 0.7, 201), searched("bvpo@0.00015", 0.7, 202)])
