@@ -56,7 +56,8 @@ def base_model(pairwise, world):
     """Config of the model that a run starts from. It learns first clean chains, then thoughts of mixed quality.
 
     All methods of the world "long" start from the same model, which knows both kinds of dialogue: by single responses
-    alone it did not learn its longer chains.
+    alone it did not learn its longer chains. It trains twice as long: with 1,500 steps one of four seeds (21 to 24) did
+    not learn the distance that ends a thought, and its verdicts were guesses.
     """
     pairwise = pairwise or world == "long"
     config = with_objective(world_config(pairwise, world), "sft")
@@ -65,7 +66,7 @@ def base_model(pairwise, world):
     config.data.train = "world:demonstrations"
     config.data.batch_size = 64
     config.objective.answer_weight = 3.0
-    config.optim.steps = 1500
+    config.optim.steps = 3000 if world == "long" else 1500
     config.optim.learning_rate = 3e-3
     config.optim.warmup = 50
     config.optim.final_share = 0.01
