@@ -62,7 +62,10 @@ class Job:
     keeps_start: bool = False
     cache: str = ""  # types of keys and values, and of matrices, in decoding
     weights: str = ""
-    moments: int = 8  # bytes of the optimizer's state per parameter
+    moments: int = 8  # bytes of the optimizer's state per trained parameter
+    adapters: int | None = None  # numbers of all adapters; None where all weights are trained
+    passed: float = 0.0  # of these, those that a token passes through
+    frozen: int = 0  # bytes of the weights beside adapters
     evaluated: int = 0
     votes: int = 0
 
@@ -98,8 +101,22 @@ def share_of(job: Job, choice: Choice, pairs: int) -> counts.Share:
 
 
 def state_bytes(job: Job, choice: Choice) -> float:
-    """Bytes of a device's float32 parameters and moments."""
-    return counts.on_device(job.model, counts.parameters(job.model), choice.tensor) * (4 + job.moments) / choice.fsdp
+    """Bytes of a device's trained parameters, in float32, and of their moments."""
+    return _trained(job, choice) * (4 + job.moments)
+
+
+def kept_bytes(job: Job, choice: Choice) -> float:
+    """Bytes of a device that stay in memory: the state, and frozen weights or a starting model beside it."""
+    if job.adapters is not None:
+        return state_bytes(job, choice) + job.frozen / (choice.tensor * choice.fsdp)
+    return _trained(job, choice) * (4 + job.moments + 4 * job.keeps_start)
+
+
+def _trained(job: Job, choice: Choice) -> float:
+    """A device's part of the numbers that are trained."""
+    if job.adapters is not None:
+        return job.adapters / (choice.tensor * choice.fsdp)
+    return counts.on_device(job.model, counts.parameters(job.model), choice.tensor) / choice.fsdp
 
 
 def sampling(chip: chips.Chip, job: Job, choice: Choice) -> Part:
@@ -121,9 +138,8 @@ def sampling(chip: chips.Chip, job: Job, choice: Choice) -> Part:
 
 def _sampling_used(job: Job, s: counts.Sizes, share: counts.Share, choice: Choice) -> float:
     c = job.model
-    kept = state_bytes(job, choice) * (1 + job.keeps_start * 4 / (4 + job.moments))
     weights = counts.decode_weights(c, share) + LAID_OUT * counts.gathered_weights(c, share)
-    return kept + weights + (1 + COPIES) * counts.region_bytes(c, s, share)
+    return kept_bytes(job, choice) + weights + (1 + COPIES) * counts.region_bytes(c, s, share)
 
 
 def _sampling_sent(c: ModelConfig, s: counts.Sizes, share: counts.Share, choice: Choice) -> tuple[float, float]:
@@ -148,8 +164,9 @@ def update(chip: chips.Chip, job: Job, choice: Choice) -> Part:
     """All phases of an update."""
     c, s = dataclasses.replace(job.model, remat=choice.remat), job.sizes(learnt=True)
     share, state = share_of(job, choice, job.pairs), state_bytes(job, choice)
-    flops = counts.update_flops(c, s, job.phases) / share.devices
-    reads = counts.update_reads(c, s, share, job.phases, choice.micro_batches, round(state))
+    passed = None if job.adapters is None else job.passed
+    flops = counts.update_flops(c, s, job.phases, passed) / share.devices
+    reads = counts.update_reads(c, s, share, job.phases, choice.micro_batches, round(state), job.adapters)
     sent = _update_sent(c, s, share, job, choice)
     return Part(_update_used(c, s, share, job, choice), {"update": work.roofline(chip, flops, reads, sent)})
 
@@ -163,12 +180,15 @@ def _update_sent(c: ModelConfig, s: counts.Sizes, share: counts.Share, job: Job,
     """Weights gathered in the forward and in the backward pass, gradients summed, and two sums over "tensor" in each.
 
     Activations that are computed again cost a further sum. Gradients of the tables are summed whole: those of the
-    embedding in the type of the computation, those of the lm-head in float32.
+    embedding in the type of the computation, those of the lm-head in float32. Beside adapters no weight has a gradient.
     """
     size, t, f, rows = jnp.dtype(c.dtype).itemsize, choice.tensor, choice.fsdp, choice.data * choice.fsdp
+    tables = (size + 2 * 4) * c.vocab_size * c.hidden_size / t
     layers = counts.gathered_weights(c, share) - _tables(c) * size / t
+    if job.adapters is not None:
+        tables, layers = 0.0, 4 * job.adapters / t
     gathered = 2 * (f - 1) / f * counts.gathered_weights(c, share)
-    summed = (f - 1) / f * layers + (2 * (rows - 1) / rows * (size + 2 * 4) * c.vocab_size * c.hidden_size / t)
+    summed = (f - 1) / f * layers + 2 * (rows - 1) / rows * tables
     copies = 2 * (choice.data - 1) / choice.data * layers / f
     tokens = share.rows * (s.prefix + s.group * s.branch)
     sums = (4 + (choice.remat == "full")) * 2 * (t - 1) / t * tokens * c.layers * c.hidden_size * size
@@ -178,13 +198,14 @@ def _update_sent(c: ModelConfig, s: counts.Sizes, share: counts.Share, job: Job,
 def _update_used(c: ModelConfig, s: counts.Sizes, share: counts.Share, job: Job, choice: Choice) -> float:
     """State, sums of gradients, tables, what a micro-batch keeps for its backward pass, and a layer's own numbers."""
     size, t = jnp.dtype(c.dtype).itemsize, choice.tensor
-    kept_state = state_bytes(job, choice) * (1 + job.keeps_start * 4 / (4 + job.moments))
-    sums = 2 * 4 * counts.on_device(c, counts.parameters(c), t) / choice.fsdp
-    tables = (size + 4) * 2 * c.vocab_size * c.hidden_size / t
+    sums = 2 * 4 * _trained(job, choice)
+    tables = (size + 4 * (job.adapters is None)) * 2 * c.vocab_size * c.hidden_size / t
     tokens = share.rows / choice.micro_batches * (s.prefix + s.group * s.branch)
     heads = (2 * c.heads + 2 * c.kv_heads * counts.copies_of_heads(c, t)) * c.head_dim
     narrow = c.hidden_size + heads / t
     products = narrow + 2 * counts.mlp_width(c) / t
     kept = {"full": 0.0, "narrow": narrow, "dots": products, "none": 3 * products + 2 * c.hidden_size}[choice.remat]
     layer = tokens * (3 * counts.mlp_width(c) / t + 8 * c.hidden_size) * 4
-    return kept_state + BESIDE * (sums + tables + layer + tokens * c.layers * (c.hidden_size + kept) * size)
+    return kept_bytes(job, choice) + BESIDE * (
+        sums + tables + layer + tokens * c.layers * (c.hidden_size + kept) * size
+    )

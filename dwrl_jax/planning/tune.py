@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from dwrl_jax.core import sharding
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.transformer import REMAT_POLICIES, ModelConfig, axis_names
-from dwrl_jax.planning import chips, compiled, counted, memory, work
+from dwrl_jax.planning import chips, compiled, counted, counts, memory, work
 from dwrl_jax.planning.counted import Choice, Job
 from dwrl_jax.planning.model import model_of
 from dwrl_jax.training import assemble as build
 from dwrl_jax.training.config import check
+from dwrl_jax.training.programs import abstract_start, abstract_state
 
 COMPILED = 2  # choices that are compiled, and more only while none of them fits
 MOST_COMPILED = 4
@@ -54,8 +55,6 @@ def tune(config: ConfigDict, topology: str, say=lambda text: None) -> dict:
     chip, devices = chips.topology(topology)
     if chip.flops is None:
         raise UserError(f"--topology={topology}: --tune needs a chip's published speeds; give a TPU topology")
-    if config.lora.rank:
-        raise UserError("--tune: counts are those of training all weights; leave out lora.rank")
     shape, tokens, assumed = model_of(config, topology)
     job = job_of(config, shape, tokens)
     found = sorted(count_all(chip, job, len(devices)), key=lambda each: each.rank)
@@ -94,6 +93,11 @@ def job_of(config: ConfigDict, shape: ModelConfig, tokens: tuple) -> Job:
     votes = max(recipe.votes) if config.eval.pairs and memory.decodes(recipe, "evaluation") else 0
     first_moment = 2 if config.optim.moment_dtype == "bfloat16" else 4
     copies = len(recipe.phases) if config.optim.moments == "separate" else 1
+    beside = {}
+    if recipe.lora:
+        adapters, frozen = abstract_state(recipe).params, compiled.shard_bytes(abstract_start(recipe))
+        numbers = sum(x.size for x in jax.tree.leaves(adapters))
+        beside = {"adapters": numbers, "passed": counts.passed(shape, adapters), "frozen": frozen}
     return Job(
         model=shape,
         pairs=config.data.batch_size,
@@ -110,6 +114,7 @@ def job_of(config: ConfigDict, shape: ModelConfig, tokens: tuple) -> Job:
         moments=(first_moment + 4) * copies,
         evaluated=config.eval.batch_size if config.eval.pairs else 0,
         votes=votes,
+        **beside,
     )
 
 

@@ -10,8 +10,9 @@ from dwrl_jax.core.errors import UserError
 from dwrl_jax.models.families import model_config
 from dwrl_jax.models.families.presets import PRESETS, published, shrink
 from dwrl_jax.plan import main as plan_main
-from dwrl_jax.planning import chips, counted, tune
+from dwrl_jax.planning import chips, counted, counts, tune
 from dwrl_jax.planning.counted import Choice, Job
+from dwrl_jax.planning.model import model_of
 from dwrl_jax.planning.tune_text import picture, tuned_table
 from dwrl_jax.settings.commandline import parse_config
 
@@ -109,6 +110,35 @@ def test_an_evaluation_with_more_thoughts_than_a_step_decides_the_memory():
         counted.sampling(SLOW, job(evaluated=8 * bool(votes), votes=votes), choice).used for votes in (0, 2, 20)
     )
     assert step == few < many
+
+
+def test_adapters_alone_are_summed_and_have_moments():
+    """Weights of 2 bytes, adapters of a hundredth of their numbers; each of 1 x 4 x 2 devices holds an eighth."""
+    numbers = counts.parameters(job().model)
+    few = job(adapters=numbers // 100, passed=numbers / 100, frozen=2 * numbers, keeps_start=True)
+    choice = Choice(1, 4, 2, 2, "dots", 0, False)
+    assert counted.state_bytes(few, choice) == numbers // 100 * 12 / 8
+    assert counted.kept_bytes(few, choice) == numbers // 100 * 12 / 8 + 2 * numbers / 8
+    assert counted.kept_bytes(job(keeps_start=True), choice) == pytest.approx(numbers * 16 / 8, rel=0.01)
+    whole, beside = (counted.update(SLOW, each, choice) for each in (job(), few))
+    sent, less = (part.phases["update"]["sent_bytes"] for part in (whole, beside))
+    weights = 3 / 4 * counts.gathered_weights(job().model, counted.share_of(job(), choice, 8))
+    passes = 2 * 2  # two phases of two micro-batches
+    assert less > passes * 2 * weights, "all weights are gathered forward and backward"
+    assert sent - less > 0.9 * passes * weights, "their gradients are not summed"
+    assert beside.used < whole.used
+    assert 0.6 < beside.phases["update"]["flops"] / whole.phases["update"]["flops"] < 0.75, "two passes of three"
+
+
+def test_a_config_with_adapters_has_its_adapters_counted():
+    """Rank 4 on q_proj and v_proj: 4 x (inputs + outputs) numbers in each layer."""
+    flags = ["--config.lora.rank=4", "--config.lora.targets=('q_proj','v_proj')"]
+    config, _ = parse_config(["--config=configs/qwen7b.py:smoke", "--config.eval.pairs=0", *flags], {})
+    shape, tokens, _ = model_of(config, "cpu")
+    found = tune.job_of(config, shape, tokens)
+    width, heads = shape.hidden_size, (shape.heads + shape.kv_heads) * shape.head_dim
+    assert found.adapters == found.passed == shape.layers * 4 * (2 * width + heads)
+    assert found.frozen == 2 * counts.parameters(shape) and found.keeps_start
 
 
 # compiled by `python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8`, bytes of a device
