@@ -96,6 +96,14 @@ def equal_steps(row: dict, reference: dict, budget: str) -> int | None:
 
 def run_cell(suite: Suite, cell: Cell, workdir: Path, overrides: list[str]) -> dict:
     """Train one cell, or go on with it. Returns its row of results.jsonl."""
+    config, folder = config_of(suite, cell, workdir, overrides)
+    share_base(config, workdir)
+    results = train.fit(config, folder)
+    return row_of(cell, config, folder, results) if results else {}
+
+
+def config_of(suite: Suite, cell: Cell, workdir: Path, overrides: list[str]) -> tuple[ConfigDict, Path]:
+    """The config and the folder of a cell. UserError for a flag that no config has, and without held-out pairs."""
     arm = suite.arms[cell.arm]
     name, comma, variant = cell.config.partition(",")
     chosen = f"{CONFIGS / name}.py:{arm.objective}{comma}{variant}"
@@ -106,9 +114,7 @@ def run_cell(suite: Suite, cell: Cell, workdir: Path, overrides: list[str]) -> d
     config.update_from_flattened_dict(dict.fromkeys(suite.seeded, cell.seed))
     if config.eval.pairs < 1:
         raise UserError(f"eval.pairs={config.eval.pairs}: methods are compared on held-out pairs; give at least 1")
-    share_base(config, workdir)
-    results = train.fit(config, folder)
-    return row_of(cell, config, folder, results) if results else {}
+    return config, folder
 
 
 def share_base(config: ConfigDict, workdir: Path) -> None:

@@ -56,8 +56,14 @@ HARDEST = ("tiny,world=shortcut", "tiny,world=long")
 IN_WORLDS = ("dwrl", "dwrl_no_misalignment", "grpo_point", "grpo_pair", "irpm", "bvpo", "bt", "bt_prefilled")
 
 
-def _rates(methods: tuple[str, ...], rates: tuple[float, ...]) -> dict[str, Arm]:
-    return {f"{name}@{rate:g}": Arm(name, {"optim.learning_rate": rate}) for name in methods for rate in rates}
+def _rates(methods: tuple[str, ...], rates: tuple[float, ...], votes: tuple[int, ...] = ()) -> dict[str, Arm]:
+    """Each method at each rate. `votes` are of those that write thoughts: of IN_WORLDS all but `bt`."""
+    few = {"eval.votes": votes} if votes else {}
+    return {
+        f"{name}@{rate:g}": Arm(name, {"optim.learning_rate": rate} | (few if name != "bt" else {}))
+        for name in methods
+        for rate in rates
+    }
 
 
 LORA = {"lora.rank": 16, "lora.alpha": 32.0, "lora.base": "float32"}
@@ -127,9 +133,9 @@ SUITES = {
     # worlds that tell methods apart, and each method's rate on the two hardest together, from other seeds
     "worlds_rates": Suite(
         HARDEST,
-        _rates(IN_WORLDS, RATES_IN_WORLDS),
+        _rates(IN_WORLDS, RATES_IN_WORLDS, votes=(1, 8)),
         (201, 202),
-        settings={"eval.pairs": 500, "eval.votes": (1, 8)},
+        settings={"eval.pairs": 500},
         seeded=WORLD,
         reference=f"dwrl@{RATES_IN_WORLDS[1]:g}",
     ),

@@ -1,6 +1,7 @@
 """Smoke: a small suite from its command, gone on with; exact: what its table says of given scores."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -14,6 +15,8 @@ from dwrl_jax.reporting import runs as finished
 from dwrl_jax.reporting import suite as report
 from dwrl_jax.suites import cells
 from dwrl_jax.suites.definitions import METHODS, SUITES
+from dwrl_jax.training.assemble import load_objective
+from dwrl_jax.training.config import check
 from dwrl_jax.workdir import records
 from studies import comparison, findings, pages
 from tests.small import REPO
@@ -57,6 +60,16 @@ def test_a_suite_of_several_worlds_has_a_table_for_each(tmp_path, monkeypatch, c
     kept = {row["config"]: files.read_json(tmp_path / row["workdir"] / "config.json") for row in rows}
     assert [kept[name]["world"]["name"] for name in suite.configs] == ["plain", "shortcut"]
     assert {config["world"]["seed"] for config in kept.values()} == {77}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_arm_of_a_suite_has_a_config_that_can_run(name, tmp_path):
+    """Settings of a suite hold for all of its arms, those of judges without thoughts too."""
+    suite = SUITES[name]
+    for config, arm in itertools.product(suite.configs, suite.arms):
+        made, _ = cells.config_of(suite, cells.Cell(config, arm, cells.PAIRS, suite.seeds[0]), tmp_path, [])
+        check(made)
+        load_objective(made)
 
 
 def test_the_worlds_are_compared_on_other_seeds_than_the_rates_come_from():
