@@ -106,13 +106,20 @@ def read_variant(variant: str, further: Sequence[str] = ()) -> dict[str, str | b
 
 
 def accelerator_run(
-    hub_id: str, *, tensor: int, micro_batches: int, remat: str = "full", sampled: int = 0, spread: bool = False
+    hub_id: str,
+    *,
+    tensor: int,
+    micro_batches: int,
+    data: int = 1,
+    remat: str = "full",
+    sampled: int = 0,
+    spread: bool = False,
 ) -> ConfigDict:
     """Full fine-tuning of a published model on HH-RLHF with the paper's numbers of pairs (20,000 and 1,000).
 
     Learning rate, group size and lengths are (ours): the paper's are not known. `tensor` is the number of parts of the
-    heads, `sampled` the number of pairs sampled at a time. They, `micro_batches`, `remat` and `spread` follow the plan
-    in the config's docstring; fewer devices need others.
+    heads, `data` that of the copies of the weights, and `sampled` the number of pairs sampled at a time. They,
+    `micro_batches`, `remat` and `spread` follow the plan in the config's docstring; fewer devices need others.
     """
     config = base_config()
     config.model.path = hub_id
@@ -125,7 +132,7 @@ def accelerator_run(
     config.optim.micro_batches = micro_batches
     config.sampler.batch_size = sampled
     config.sampler.spread = spread
-    config.mesh.tensor = tensor
+    config.mesh.data, config.mesh.tensor = data, tensor
     config.eval.every = 52
     return config
 
@@ -137,7 +144,8 @@ def quick_trial(config: ConfigDict, preset: str) -> ConfigDict:
     """
     config.model.path, config.model.preset = "", preset
     config.model.dtype, config.model.remat = "float32", "none"
-    config.mesh.tensor, config.sampler.batch_size, config.sampler.spread = 1, 0, False
+    config.mesh.data = config.mesh.tensor = 1
+    config.sampler.batch_size, config.sampler.spread = 0, False
     config.data.train = config.data.eval = "world"
     config.data.buckets = (64, 128, 256)
     config.data.batch_size = 4
