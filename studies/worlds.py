@@ -95,15 +95,15 @@ def best_rate(rates: dict[float, list[dict]]) -> float:
 
 def rates_table(rows: list[dict]) -> list[str]:
     """A line for each method: accuracy % / NLL at each rate, the best bold, and the runs behind each cell."""
-    lines = []
-    for name, rates in by_rate(rows).items():
+    lines, found = [], by_rate(rows)
+    for name, rates in found.items():
         cells = []
         for rate, part in rates.items():
             accuracy, nll = (np.mean([row[key] for row in part]) for key in ("accuracy", "nll"))
             bold = "**" if rate == best_rate(rates) else ""
             cells.append(f"{bold}{100 * accuracy:.1f} / {nll:.3f}{bold}")
         lines.append([f"`{name}`", *cells, str(len(part))])
-    names = [f"{rate:g}" for rate in next(iter(by_rate(rows).values()))]
+    names = [f"{rate:g}" for rate in next(iter(found.values()))]
     return pages.table(["accuracy % / NLL", *names, "runs"], lines)
 
 

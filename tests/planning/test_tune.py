@@ -141,6 +141,22 @@ def test_a_config_with_adapters_has_its_adapters_counted():
     assert found.frozen == 2 * counts.parameters(shape) and found.keeps_start
 
 
+# of two that are compiled the second choice of 7B is the faster one; of the others only the first was compiled
+CHOSEN = [("qwen3b", 16, 1), ("llama3b", 16, 1), ("llama8b", 64, 1), ("qwen3_8b", 64, 1), ("qwen7b", 64, 2)]
+
+
+@pytest.mark.parametrize("name, devices, best", CHOSEN)
+def test_the_configs_take_what_ranks_first_for_their_slices_of_v5e(name, devices, best):
+    config, _ = parse_config([f"--config=configs/{name}.py"], {})
+    shape, tokens, _ = model_of(config, "v5e")
+    chip, job = chips.TPUS["v5e"], tune.job_of(config, shape, tokens)
+    found = sorted(tune.count_all(chip, job, devices), key=lambda each: each.rank)
+    fitting = [each.choice for each in found if each.used <= chip.memory]
+    data, tensor = config.mesh.data, config.mesh.tensor
+    split = config.optim.micro_batches, config.model.remat, config.sampler.batch_size, config.sampler.spread
+    assert Choice(data, devices // (data * tensor), tensor, *split) in fitting[:best]
+
+
 # compiled by `python -m dwrl_jax.plan --config=configs/qwen7b.py --topology=v5e:8x8`, bytes of a device
 COMPILED = [("full", False, 6.20, 7.60, 322e9), ("dots", False, 4.65, 12.1, 293e9)]
 
