@@ -72,6 +72,7 @@ class Batcher:
     changed: threading.Condition = field(default_factory=threading.Condition)
     reading: threading.Lock = field(default_factory=threading.Lock)  # tokenizers are not for several threads at once
     incoming: deque[Row] = field(default_factory=deque)  # rows that are not read yet
+    being_read: int = 0  # rows between `incoming` and `waiting`; each has its place in the queue
     waiting: dict[Key, deque[tuple[float, Row, Question]]] = field(default_factory=dict)
     rows: set[Row] = field(default_factory=set)
     programs: set[tuple[int, int]] = field(default_factory=set)  # compiled ones: padded length, number of votes
@@ -114,15 +115,23 @@ class Batcher:
 
     def _read(self, row: Row) -> None:
         """A row into questions, which then wait."""
+        error = None
         try:
-            row.prepared = prepare(self.loaded, row.content)
-            if row.prepared.error is not None:
-                raise row.refusal(row.prepared.error)
-            with self.changed:
-                self._check_room(len(row.prepared.questions))
-                if not self.closed and not row.left:
+            if not row.left:
+                row.prepared = prepare(self.loaded, row.content)
+                if row.prepared.error is not None:
+                    error = row.refusal(row.prepared.error)
+        except Exception as failed:
+            error = failed
+        with self.changed:
+            self.being_read -= 1
+            if error is None and not self.closed and not row.left:
+                try:
+                    self._check_room(len(row.prepared.questions))
                     self._queue(row)
-        except Exception as error:
+                except Refused as refused:
+                    error = refused
+        if error is not None:
             self._tell([(row, error)])
 
     def _check_room(self, more: int) -> None:
@@ -130,7 +139,7 @@ class Batcher:
         most, waiting = self.settings.queue, self._count()
         if more > most:
             raise Refused(413, f"{more} questions; the queue holds {most}")
-        if waiting + len(self.incoming) + more > most:
+        if waiting + len(self.incoming) + self.being_read + more > most:
             seconds = max(1, math.ceil(waiting * self.seconds))
             raise Refused(429, f"{waiting} questions wait already", retry_after=seconds)
 
@@ -234,9 +243,9 @@ class Batcher:
                     self.changed.wait(pause)
                     continue
                 row = self.incoming.popleft()
+                self.being_read += 1
             with self.reading:
-                if not row.left:
-                    self._read(row)
+                self._read(row)
 
     def _due(self) -> tuple[Key | None, float | None]:
         """The batch whose first question has waited longest, once it is full or has waited long enough.

@@ -76,10 +76,13 @@ def test_a_full_queue_says_when_to_come_again(serving, held):
         held.clear()
         asked = [pool.submit(client.post, "/v1/judge", json=body())]
         until(lambda: _all_on_the_device(service))
-        asked += [pool.submit(client.post, "/v1/judge", json=body(row)) for row in ROWS[1:3]]
-        until(lambda: len(service.batcher.rows) == 3)
-        full = client.post("/v1/judge", json=body(ROWS[3]))
-        assert full.status_code == 429 and int(full.headers["Retry-After"]) >= 1
+        with service.batcher.reading:  # a row that is being read has its place too
+            asked += [pool.submit(client.post, "/v1/judge", json=body(row)) for row in ROWS[1:3]]
+            until(lambda: service.batcher.being_read == len(service.batcher.incoming) == 1)
+            full = client.post("/v1/judge", json=body(ROWS[3]))
+            assert full.status_code == 429 and int(full.headers["Retry-After"]) >= 1
+        until(lambda: len(service.batcher.waiting) == 1)
+        assert client.post("/v1/judge", json=body(ROWS[3])).status_code == 429
         held.set()
         assert [answer.result().status_code for answer in asked] == [200] * 3
         assert client.post("/v1/judge", json=body() | {"responses": ["s1 warm"] * 3}).status_code == 413
