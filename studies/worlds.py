@@ -24,6 +24,7 @@ from studies import pages
 SUITE, SEARCH = SUITES["worlds"], SUITES["worlds_rates"]
 KEPT, RATES, PICTURE, PAGE = "worlds", "rates.jsonl", "worlds.png", "worlds.md"
 COLUMNS = ("method", "seeds", "before", "accuracy", "accuracy_less", "nll", "nll_less", "tempered", "tempered_less")
+COLUMNS += ("tokens", "seconds")
 FAR, NEAR = 0.15, 0.05  # a run has collapsed if it ends FAR below the ceiling where another one ends NEAR it
 ALIKE = ("dwrl", "dwrl_no_misalignment", "grpo_point", "bvpo", "bt_prefilled")  # they begin as the same judge
 Runs = list[FinishedRun]
@@ -126,9 +127,14 @@ def by_world(folder: Path) -> dict[str, Runs]:
     return worlds
 
 
+def below_ceiling(run: FinishedRun) -> float:
+    """How far below its ceiling a run ended, as a part of 1."""
+    return run.row["known"]["ceiling"]["accuracy"] - run.row["accuracy"]
+
+
 def collapsed(runs: Runs) -> set[tuple]:
     """Keys of the runs of a world that end FAR below their ceiling, where another of their seed ends NEAR it."""
-    below = {row_key(run.row): run.row["known"]["ceiling"]["accuracy"] - run.row["accuracy"] for run in runs}
+    below = {row_key(run.row): below_ceiling(run) for run in runs}
     least = {seed: min(x for key, x in below.items() if key[-1] == seed) for seed in {key[-1] for key in below}}
     return {key for key, x in below.items() if x > FAR and least[key[-1]] < NEAR}
 
@@ -165,19 +171,26 @@ def _known(runs: Runs, name: str) -> str:
 
 
 def warnings(worlds: dict[str, Runs]) -> list[str]:
-    """A line for each run of DWRL that warned: where, how it ended, and the first step of each warning."""
-    lines = []
+    """A line for each run that warned and is DWRL's or ends NEAR the ceiling, with the first step of each warning.
+
+    Below it, how many of all runs that end NEAR the ceiling warned.
+    """
+    lines, near = [], []
     for world, runs in worlds.items():
         lost = collapsed(runs)
         for run in runs:
             row, first = run.row, {}
             for step, name in row["warnings"]:
                 first.setdefault(name, step)
-            if row["objective"] == "dwrl" and first:
+            ends_near = below_ceiling(run) < NEAR
+            near += [bool(first)] if ends_near else []
+            if first and (ends_near or row["objective"] == "dwrl"):
                 told = ", ".join(f"{name} {step}" for name, step in first.items())
-                end = f"{100 * row['accuracy']:.1f}" + (" (collapsed)" if row_key(row) in lost else "")
+                end = f"{100 * row['accuracy']:.1f} / {row['nll']:.3f}"
+                end += " (collapsed)" if row_key(row) in lost else ""
                 lines.append([f"{world} {row['seed']}", f"`{row['method']}`", end, told])
-    return pages.table(["world, seed", "arm", "accuracy %", "warnings and their first step"], lines)
+    table = pages.table(["world, seed", "arm", "accuracy % / NLL", "warnings and their first step"], lines)
+    return [*table, f"Of {len(near)} runs that end within 5 points of the ceiling {sum(near)} warned.", ""]
 
 
 def text(worlds: dict[str, Runs], rates: list[dict]) -> str:
@@ -199,9 +212,9 @@ def figure(worlds: dict[str, Runs]) -> Figure:
     for axis, (world, runs) in zip(picture.subplots(1, len(worlds), squeeze=False, sharey=True)[0], worlds.items()):
         for place, method in enumerate(methods):
             part = report.select(runs, method=method)
-            below = [100 * (run.row["accuracy"] - run.row["known"]["ceiling"]["accuracy"]) for run in part]
-            axis.plot(below, np.full(len(below), place), "o", color=f"C{place % 10}", alpha=0.6, markersize=5)
-            axis.plot(np.mean(below) if below else np.nan, place, "|k", markersize=14)
+            ends = [-100 * below_ceiling(run) for run in part]
+            axis.plot(ends, np.full(len(ends), place), "o", color=f"C{place % 10}", alpha=0.6, markersize=5)
+            axis.plot(np.mean(ends) if ends else np.nan, place, "|k", markersize=14)
         axis.axvline(0, color="0.7", linewidth=1)
         axis.set(title=world, xlabel="points from the ceiling", yticks=range(len(methods)), yticklabels=methods)
         axis.grid(alpha=0.3)

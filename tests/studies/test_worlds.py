@@ -73,7 +73,7 @@ def test_the_page_is_made_from_a_workdir_and_then_from_the_kept_runs(tmp_path):
     assert "| before training | 60.0 |  |" in lines
     assert "| ceiling | 85.0 ± 0.0 / 0.300 |  |" in lines
     (warned,) = (line for line in lines if line.startswith("| long 22 |"))
-    assert warned.startswith("| long 22 | `dwrl` | 50.0 (collapsed) | cut_off ")
+    assert warned.startswith("| long 22 | `dwrl` | 50.0 / 0.500 (collapsed) | cut_off ")
     assert (tmp_path / "worlds.png").stat().st_size > 5_000
     first = page.read_bytes()
     worlds.main([f"--docs={tmp_path}"])
@@ -81,9 +81,17 @@ def test_the_page_is_made_from_a_workdir_and_then_from_the_kept_runs(tmp_path):
 
 
 def test_a_warning_is_told_with_its_first_step():
-    warned = a_run("dwrl", 0.8, warnings=[[40, "low_entropy"], [90, "ties"], [140, "low_entropy"]])
-    lines = worlds.warnings({"long": [warned, a_run("bvpo", 0.8, objective="bvpo", warnings=[[1, "ties"]])]})
-    assert lines[2:-1] == ["| long 21 | `dwrl` | 80.0 | low_entropy 40, ties 90 |"]
+    """The ceiling is .85. A warning of another method counts where the run ends near it."""
+    runs = [a_run("dwrl", 0.75, warnings=[[40, "low_entropy"], [90, "ties"], [140, "low_entropy"]])]
+    runs += [a_run("bvpo", 0.75, objective="bvpo", warnings=[[1, "ties"]])]
+    runs += [a_run("irpm", 0.81, objective="irpm", warnings=[[2, "ties"]]), a_run("bt", 0.84, objective="bt")]
+    lines = worlds.warnings({"long": runs})
+    told = [
+        "| long 21 | `dwrl` | 75.0 / 0.500 | low_entropy 40, ties 90 |",
+        "| long 21 | `irpm` | 81.0 / 0.500 | ties 2 |",
+    ]
+    assert lines[2:4] == told
+    assert lines[5] == "Of 2 runs that end within 5 points of the ceiling 1 warned."
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):
