@@ -2,9 +2,9 @@
 
 python -m dwrl_jax.reproduce --suite=tiny --workdir=runs/suite
 
-A cell is one run of an arm with a seed. A finished cell stands in results.jsonl and is not run again; a stopped one
-goes on. Two such commands with different seeds may share a workdir. The table and the figures show all cells that are
-finished, also while others run. Each --config.KEY=VALUE holds for every cell.
+A cell is one run of an arm with a config and a seed. A finished cell stands in results.jsonl and is not run again; a
+stopped one goes on. Two such commands may share a workdir if no cell is in both. The table and the figures show all
+cells that are finished, also while others run. Each --config.KEY=VALUE holds for every cell.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from dwrl_jax.training.config import describe_keys
 FLAGS = {
     "suite": Flag("tiny", "which methods, configs and seeds", required=True, choices=tuple(SUITES)),
     "workdir": WORKDIR,
+    "configs": Flag("tiny tiny,world=long", "names of configs; all of the suite if not given", many=True),
     "arms": Flag("dwrl,bt", "names of lines of the table; all if not given"),
     "seeds": Flag("11,12", "any whole numbers; those of the suite if not given"),
     "budgets": Flag("pairs", "what each arm gets as much of as the reference; all of the suite if not given"),
@@ -31,16 +32,22 @@ def parse(arguments: list[str] | None = None) -> tuple[Suite, Path, list[str]]:
     """The chosen part of a suite, the workdir, and the flags --config.KEY=VALUE. UserError for any other flag."""
     given, overrides = parse_overrides(arguments, FLAGS, __doc__, describe_keys)
     suite = SUITES[given.suite]
-    arms = {name: suite.arms[name] for name in chosen(given.arms, suite.arms, "arms")}
-    budgets = chosen(given.budgets, (PAIRS, *suite.budgets), "budgets")
+    configs = chosen(given.configs, suite.configs, "configs")
+    arms = {name: suite.arms[name] for name in chosen(listed(given.arms), suite.arms, "arms")}
+    budgets = chosen(listed(given.budgets), (PAIRS, *suite.budgets), "budgets")
     more = tuple(budget for budget in budgets if budget != PAIRS)  # equal pairs come first in any case
     seeds = suite.seeds if given.seeds is None else whole_numbers(given.seeds, "seeds")
-    return dataclasses.replace(suite, arms=arms, seeds=seeds, budgets=more), given.workdir, overrides
+    part = dataclasses.replace(suite, configs=tuple(configs), arms=arms, seeds=seeds, budgets=more)
+    return part, given.workdir, overrides
 
 
-def chosen(names: str | None, known: Iterable[str], what: str) -> list[str]:
-    """The names of `known` that `names` lists, in the order of `known`; all where it is None. UserError for another."""
-    wanted = list(known) if names is None else names.split(",")
+def listed(text: str | None) -> list[str] | None:
+    return None if text is None else text.split(",")
+
+
+def chosen(names: list[str] | None, known: Iterable[str], what: str) -> list[str]:
+    """The names of `known` that are in `names`, in the order of `known`; all for None. UserError for another one."""
+    wanted = list(known) if names is None else names
     for name in wanted:
         if name not in known:
             raise UserError(f"--{what}={name}: choose from {', '.join(known)}")

@@ -149,7 +149,7 @@ def help_text(about: str, wanted: Mapping[str, Flag], keys: str = "") -> str:
     for name, flag in wanted.items():
         end = "required" if flag.required else f"default: {flag.default}" if flag.default is not None else "optional"
         choices = f"one of {', '.join(flag.choices)}; " if flag.choices else ""
-        given = f"--{name}" if flag.switch else f"--{name}={flag.example}"
+        given = f"--{name}" if flag.switch else _given(name, flag)
         lines.append(f"  {given}\n      {choices}{flag.meaning}; {end}")
     return "\n".join([*lines, *(["", "Keys and their defaults, for --config.KEY=VALUE:", keys] if keys else [])])
 
@@ -191,7 +191,11 @@ def _refuse_missing(given: argparse.Namespace, wanted: Mapping[str, Flag]) -> No
 
 
 def _example(wanted: Mapping[str, Flag]) -> str:
-    return " ".join(f"--{name}={flag.example}" for name, flag in wanted.items() if flag.required)
+    return " ".join(_given(name, flag) for name, flag in wanted.items() if flag.required)
+
+
+def _given(name: str, flag: Flag) -> str:
+    return f"--{name}{' ' if flag.many else '='}{flag.example}"
 
 
 def _load(file: str, rest: list[str]) -> tuple[ConfigDict, list[str]]:

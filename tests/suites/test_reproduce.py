@@ -91,6 +91,7 @@ def test_adapters_stand_beside_all_weights_with_rates_that_were_tried_on_other_s
 @pytest.mark.parametrize(
     "flag, message",
     [
+        ("--configs=qwen7b", "--configs=qwen7b: choose from tiny"),
         ("--arms=dwrl,nothing", "--arms=nothing: choose from dwrl, "),
         ("--seeds=77,x", "--seeds=x: give whole numbers, for example --seeds=11,12"),
         ("--seeds=-1", "--seeds=-1: give whole numbers"),
@@ -108,10 +109,12 @@ def test_bad_input_is_one_line(tmp_path, capsys, flag, message):
     assert message in errors and len(errors.strip().splitlines()) == 1
 
 
-def test_seeds_and_arms_are_those_asked_for():
-    """Any seeds, each once; those of the suite, and all arms, where none are named."""
+def test_seeds_arms_and_configs_are_those_asked_for():
+    """Any seeds, each once; those of the suite, and all arms and configs, where none are named."""
     suite, _, _ = reproduce.parse(["--suite=tiny", "--workdir=x", "--seeds=77,3,77", "--arms=bt,dwrl"])
     assert suite.seeds == (77, 3) and list(suite.arms) == ["dwrl", "bt"]
+    suite, _, _ = reproduce.parse(["--suite=worlds", "--workdir=x", "--configs", "tiny,world=few", "tiny"])
+    assert suite.configs == ("tiny", "tiny,world=few") and suite.seeds == SUITES["worlds"].seeds
     suite, _, _ = reproduce.parse(["--suite=tiny", "--workdir=x"])
     assert suite == SUITES["tiny"]
 
