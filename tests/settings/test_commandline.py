@@ -36,6 +36,11 @@ def test_every_command_has_help_with_an_example(name, capsys, monkeypatch):
     assert "\nFlags:\n  --" in text and "; required" in text
 
 
+def test_a_flag_with_several_values_is_shown_as_it_is_given(capsys):
+    text = ended(console.main, ["reproduce", "--help"], 0, capsys).out
+    assert "\n  --configs tiny tiny,world=long\n" in text and "\n  --arms=dwrl,bt\n" in text
+
+
 def test_help_has_each_key_with_default_bound_and_meaning(capsys):
     text = ended(train.main, ["--help"], 0, capsys).out
     for key, setting in keys(sections("dwrl")).items():
