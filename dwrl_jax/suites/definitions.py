@@ -1,7 +1,7 @@
 """The suites of `dwrl_jax.reproduce`: their methods, configs and seeds. Data alone."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +47,26 @@ METHODS = (
 )
 WORLD = ("seed", "world.seed", "base.seed", "base.world.seed")  # data, world and base model: all anew
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
-RATES_IN_WORLDS = (5e-5, 1.5e-4, 4.5e-4)
+RATES_IN_WORLDS = (1.5e-5, 5e-5, 1.5e-4, 4.5e-4)
 FASTER = {"optim.learning_rate": 3e-4}  # DWRL's in the tables of README.md and docs/findings.md, from before "causes"
 
 
 WORLDS = ("tiny", *(f"tiny,world={name}" for name in ("long", "shortcut", "noisy", "few")))
 HARDEST = ("tiny,world=shortcut", "tiny,world=long")
-IN_WORLDS = ("dwrl", "dwrl_no_misalignment", "grpo_point", "grpo_pair", "irpm", "bvpo", "bt", "bt_prefilled")
+# each method's rate, the best one of `worlds_rates` (docs/worlds.md)
+IN_WORLDS = {
+    "dwrl": 1.5e-4,
+    "dwrl_no_misalignment": 5e-5,
+    "grpo_point": 5e-5,
+    "grpo_pair": 5e-5,
+    "irpm": 1.5e-4,
+    "bvpo": 1.5e-4,
+    "bt": 5e-5,
+    "bt_prefilled": 5e-5,
+}
 
 
-def _rates(methods: tuple[str, ...], rates: tuple[float, ...], votes: tuple[int, ...] = ()) -> dict[str, Arm]:
+def _rates(methods: Iterable[str], rates: tuple[float, ...], votes: tuple[int, ...] = ()) -> dict[str, Arm]:
     """Each method at each rate. `votes` are of those that write thoughts: of IN_WORLDS all but `bt`."""
     few = {"eval.votes": votes} if votes else {}
     return {
@@ -137,11 +147,11 @@ SUITES = {
         (201, 202),
         settings={"eval.pairs": 500},
         seeded=WORLD,
-        reference=f"dwrl@{RATES_IN_WORLDS[1]:g}",
+        reference=f"dwrl@{RATES_IN_WORLDS[2]:g}",
     ),
     "worlds": Suite(
         WORLDS,
-        {name: Arm(name) for name in IN_WORLDS}
+        {name: Arm(name, {"optim.learning_rate": rate}) for name, rate in IN_WORLDS.items()}
         | {"dwrl_faster": Arm("dwrl", FASTER), "dwrl_paper": Arm("dwrl", {"objective.baseline": "none"})},
         (21, 22, 23, 24, 25),
         seeded=WORLD,
