@@ -62,8 +62,9 @@ IN_WORLDS = {
     "irpm": 1.5e-4,
     "bvpo": 1.5e-4,
     "bt": 5e-5,
-    "bt_prefilled": 5e-5,
+    "bt_prefilled": 1.5e-5,
 }
+PAPER = {"optim.learning_rate": IN_WORLDS["dwrl"], "objective.baseline": "none"}
 
 
 def _rates(methods: Iterable[str], rates: tuple[float, ...], votes: tuple[int, ...] = ()) -> dict[str, Arm]:
@@ -152,7 +153,7 @@ SUITES = {
     "worlds": Suite(
         WORLDS,
         {name: Arm(name, {"optim.learning_rate": rate}) for name, rate in IN_WORLDS.items()}
-        | {"dwrl_faster": Arm("dwrl", FASTER), "dwrl_paper": Arm("dwrl", {"objective.baseline": "none"})},
+        | {"dwrl_faster": Arm("dwrl", FASTER), "dwrl_paper": Arm("dwrl", PAPER)},
         (21, 22, 23, 24, 25),
         seeded=WORLD,
     ),

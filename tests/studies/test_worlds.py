@@ -6,8 +6,11 @@ import pytest
 from dwrl_jax.core import files
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.reporting.runs import CURVES, FinishedRun
+from dwrl_jax.settings.commandline import parse
+from dwrl_jax.suites.definitions import IN_WORLDS, RATES_IN_WORLDS, SUITES
 from dwrl_jax.workdir import records
 from studies import worlds
+from tests.runs import REPO
 
 LONG = "tiny,world=long"
 
@@ -124,6 +127,17 @@ def test_a_rate_is_chosen_on_all_worlds_and_seeds_together(tmp_path):
     assert "| accuracy % / NLL | 5e-05 | 0.00015 | runs |" in lines
     assert "| `bvpo` | 60.0 / 0.500 | **65.0 / 0.500** | 2 |" in lines
     assert worlds.kept_rates(tmp_path / "worlds") == sorted(rows, key=lambda row: (row["config"], row["method"]))
+
+
+def test_each_method_of_the_suite_has_its_best_rate():
+    """The paper's own update has the rate of `dwrl`, which is also the config's default."""
+    rates = worlds.by_rate(worlds.kept_rates(REPO / "docs" / worlds.KEPT))
+    best = {name: worlds.best_rate(of_method) for name, of_method in rates.items()}
+    assert all(len(of_method) == len(RATES_IN_WORLDS) for of_method in rates.values())
+    assert best == {name: SUITES["worlds"].arms[name].settings["optim.learning_rate"] for name in IN_WORLDS}
+    paper = SUITES["worlds"].arms["dwrl_paper"].settings
+    config, _ = parse([f"--config={REPO / 'configs' / 'tiny.py'}", "--workdir=unused"])
+    assert best["dwrl"] == paper["optim.learning_rate"] == config.optim.learning_rate
 
 
 def test_rates_with_different_runs_are_not_compared():
