@@ -197,7 +197,8 @@ def text(worlds: dict[str, Runs], rates: list[dict]) -> str:
     """The generated part of the page."""
     parts = [*summary(worlds)] if worlds else []
     for world, runs in worlds.items():
-        parts += [f"### {world}", "", report.table(runs, SUITE.reference, COLUMNS), "", report.votes_table(runs), ""]
+        tables = report.table(runs, SUITE.reference, COLUMNS), report.votes_table(runs, (1, 8))
+        parts += [f"### {world}", "", tables[0], "", tables[1], ""]
     if worlds:
         parts += ["### Warnings", "", *warnings(worlds)]
     if rates:

@@ -1,7 +1,7 @@
 """The suites of `dwrl_jax.reproduce`: their methods, configs and seeds. Data alone."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +64,12 @@ IN_WORLDS = {
     "bt": 5e-5,
     "bt_prefilled": 1.5e-5,
 }
-PAPER = {"optim.learning_rate": IN_WORLDS["dwrl"], "objective.baseline": "none"}
+EIGHT_VOTES = {"eval.votes": (1, 8)}
 
 
-def _rates(methods: Iterable[str], rates: tuple[float, ...], votes: tuple[int, ...] = ()) -> dict[str, Arm]:
-    """Each method at each rate. `votes` are of those that write thoughts: of IN_WORLDS all but `bt`."""
-    few = {"eval.votes": votes} if votes else {}
-    return {
-        f"{name}@{rate:g}": Arm(name, {"optim.learning_rate": rate} | (few if name != "bt" else {}))
-        for name in methods
-        for rate in rates
-    }
+def _in_worlds(name: str, rate: float, **more) -> Arm:
+    """A method at a rate, with eight votes if it writes thoughts: of IN_WORLDS all but `bt` do."""
+    return Arm(name, {"optim.learning_rate": rate} | (EIGHT_VOTES if name != "bt" else {}) | more)
 
 
 LORA = {"lora.rank": 16, "lora.alpha": 32.0, "lora.base": "float32"}
@@ -130,7 +125,13 @@ CAUSES = {
 
 SUITES = {
     # learning rates, on worlds that are not those of the table
-    "tiny_rates": Suite(("tiny",), _rates(METHODS, RATES), (101, 102), seeded=WORLD, reference=f"dwrl@{RATES[2]:g}"),
+    "tiny_rates": Suite(
+        ("tiny",),
+        {f"{name}@{rate:g}": Arm(name, {"optim.learning_rate": rate}) for name in METHODS for rate in RATES},
+        (101, 102),
+        seeded=WORLD,
+        reference=f"dwrl@{RATES[2]:g}",
+    ),
     "tiny": Suite(
         ("tiny",),
         {name: Arm(name) for name in METHODS}
@@ -144,7 +145,7 @@ SUITES = {
     # worlds that tell methods apart, and each method's rate on the two hardest together, from other seeds
     "worlds_rates": Suite(
         HARDEST,
-        _rates(IN_WORLDS, RATES_IN_WORLDS, votes=(1, 8)),
+        {f"{name}@{rate:g}": _in_worlds(name, rate) for name in IN_WORLDS for rate in RATES_IN_WORLDS},
         (201, 202),
         settings={"eval.pairs": 500},
         seeded=WORLD,
@@ -152,8 +153,11 @@ SUITES = {
     ),
     "worlds": Suite(
         WORLDS,
-        {name: Arm(name, {"optim.learning_rate": rate}) for name, rate in IN_WORLDS.items()}
-        | {"dwrl_faster": Arm("dwrl", FASTER), "dwrl_paper": Arm("dwrl", PAPER)},
+        {name: _in_worlds(name, rate) for name, rate in IN_WORLDS.items()}
+        | {
+            "dwrl_faster": _in_worlds("dwrl", 2 * IN_WORLDS["dwrl"]),
+            "dwrl_paper": _in_worlds("dwrl", IN_WORLDS["dwrl"], **{"objective.baseline": "none"}),
+        },
         (21, 22, 23, 24, 25),
         seeded=WORLD,
     ),
@@ -163,7 +167,7 @@ SUITES = {
         {"dwrl": Arm("dwrl", {"objective.centring": 0.0})}
         | {f"centring={size:g}": Arm("dwrl", {"objective.centring": size}) for size in (0.02, 0.005, 0.08)},
         (201, 202),
-        settings={"eval.pairs": 500, "eval.votes": (1, 8)},
+        settings={"eval.pairs": 500} | EIGHT_VOTES,
         seeded=WORLD,
     ),
     # why DWRL collapses; no seed is one of `worlds`
@@ -171,7 +175,7 @@ SUITES = {
         HARDEST,
         CAUSES,
         (11, 12, 77),
-        settings={"optim.learning_rate": 6e-4, "eval.pairs": 500, "eval.votes": (1, 8)},
+        settings={"optim.learning_rate": 6e-4, "eval.pairs": 500} | EIGHT_VOTES,
         seeded=WORLD,
         reference="as it is",
     ),
