@@ -3,8 +3,7 @@
 python -m studies.sampling_in_few_bits --model=FOLDER [--judge=judge.json] --input=ROWS.jsonl.gz [--rows=32] [--votes=4]
 
 For each pair of `sampler.cache` and `sampler.weights`, thoughts about the chosen responses are drawn and then read by
-the training pass. Responses that do not fill a batch of one length are left out. q is the density that sampled, pi
-that of the training pass. The columns:
+the training pass. q is the density that sampled, pi that of the training pass. The columns:
 gap         mean of |log q - log pi| over the thoughts' tokens, in nats
 KL          mean of log q - log pi over the tokens, in nats: an estimate of KL(q || pi)
 largest     largest gap of a token
@@ -25,33 +24,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dwrl_jax.core.errors import exit_cleanly
 from dwrl_jax.evaluation import benchmarks
 from dwrl_jax.generation.forced import teacher_forced
-from dwrl_jax.generation.keys import content_keys, content_seed
+from dwrl_jax.generation.keys import content_keys
 from dwrl_jax.generation.sampler import SamplerOptions, follow, write
 from dwrl_jax.judge import load
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.judge import answer_logps
-from dwrl_jax.judge.score import prepare
 from dwrl_jax.reporting.suite import markdown
+from studies.asking import Asked, batches
 
 KINDS = [("", ""), ("int8", ""), ("float8", ""), ("", "int8"), ("int8", "int8")]
 TITLES = ("`sampler.cache`", "`sampler.weights`", "gap", "KL", "largest", "effective %", "score")
 
 
-def batches(loaded, rows: list[dict], size: int):
-    """Questions about the first response of each row, `size` of one padded length at a time: ids, lengths, seeds."""
-    by_length: dict[int, list] = {}
-    for row in rows:
-        for length, question in prepare(loaded, row).questions[:1]:
-            by_length.setdefault(length, []).append(question.prefix)
-    for length, prefixes in by_length.items():
-        for some in (prefixes[i : i + size] for i in range(0, len(prefixes) - size + 1, size)):
-            ids = np.full((size, length), loaded.judge.pad, np.int32)
-            for line, prefix in zip(ids, some):
-                line[: len(prefix)] = prefix
-            yield ids, np.array([len(each) for each in some], np.int32), np.stack([content_seed(x) for x in some])
-
-
-def compare(loaded, asked: list, votes: int, cache: str, weights: str) -> dict[str, np.ndarray]:
+def compare(loaded, asked: list[Asked], votes: int, cache: str, weights: str) -> dict[str, np.ndarray]:
     """Log-probabilities of both densities, for each thought [n, T], and both log scores [n]."""
     judge, options = loaded.judge, SamplerOptions(votes, loaded.card.max_thought, cache=cache, weights=weights)
 
@@ -67,10 +52,11 @@ def compare(loaded, asked: list, votes: int, cache: str, weights: str) -> dict[s
         return {"q": drawn.logp, "pi": forced.logp, "length": drawn.length, "read": scores[0], "trained": scores[1]}
 
     with jax.set_mesh(loaded.mesh):
-        parts = [jax.device_get(found(loaded.params, *batch)) for batch in asked]
-    return {
-        name: np.concatenate([part[name].reshape(-1, *part[name].shape[2:]) for part in parts]) for name in parts[0]
-    }
+        parts = []
+        for some in asked:
+            part = jax.device_get(found(loaded.params, some.prefix[:, 0], some.length[:, 0], some.content[:, 0]))
+            parts.append({name: value[: some.rows].reshape(-1, *value.shape[2:]) for name, value in part.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def line(found: dict[str, np.ndarray]) -> list[str]:
@@ -95,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     loaded = load(given.model, card=read_card(given.judge) if given.judge else None)
     rows = [row for row in benchmarks.read(given.benchmark, given.input) if "error" not in row][: given.rows]
-    asked = list(batches(loaded, rows, given.batch_size))
+    asked = list(batches(loaded, rows, given.batch_size, responses=1))
     lines = []
     for cache, weights in KINDS:
         found = compare(loaded, asked, given.votes, cache, weights)

@@ -16,13 +16,12 @@ score sd   standard deviation of the good answer's probability over the thoughts
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,40 +30,19 @@ from dwrl_jax.core.errors import UserError, exit_cleanly
 from dwrl_jax.core.terminal import say
 from dwrl_jax.evaluation import benchmarks
 from dwrl_jax.generation.forced import teacher_forced
-from dwrl_jax.generation.keys import content_keys, content_seed
+from dwrl_jax.generation.keys import content_keys
 from dwrl_jax.generation.sampler import SamplerOptions, write
 from dwrl_jax.generation.writer import content_length
 from dwrl_jax.judge import load
 from dwrl_jax.judge.card import read_card
 from dwrl_jax.judge.judge import answer_logps
 from dwrl_jax.judge.load import LoadedJudge
-from dwrl_jax.judge.score import prepare
 from dwrl_jax.reporting.suite import markdown
+from studies.asking import batches
 
 TITLES = ("asked as in", "own %, 95 % interval", "nats", "tokens", "cut off %", "entropy", "answers %", "score sd")
 RESAMPLES = 2000
 Found = dict[str, np.ndarray]
-
-
-def batches(loaded: LoadedJudge, rows: list[dict], size: int) -> Iterator[tuple[Int[np.ndarray, "P 2 L"], list]]:
-    """Prefixes of both questions of `size` pairs of one padded length, and the prefixes as they are.
-
-    The last batch of a length is filled up with its first pair.
-    """
-    by_length: dict[int, list] = {}
-    for row in rows:
-        questions = prepare(loaded, row).questions
-        if len(questions) == 2:
-            length = max(length for length, _ in questions)
-            by_length.setdefault(length, []).append([question.prefix for _, question in questions])
-    for length, pairs in sorted(by_length.items()):
-        for first in range(0, len(pairs), size):
-            some = pairs[first : first + size]
-            ids = np.full((size, 2, length), loaded.judge.pad, np.int32)
-            for pair, prefixes in zip(ids, [*some, *[some[0]] * (size - len(some))]):
-                for line, prefix in zip(pair, prefixes):
-                    line[: len(prefix)] = prefix
-            yield ids, some
 
 
 def ask(loaded: LoadedJudge, rows: list[dict], votes: int, size: int, name: str = "") -> Found:
@@ -86,15 +64,11 @@ def ask(loaded: LoadedJudge, rows: list[dict], votes: int, size: int, name: str 
         parts |= {"mass": mass, "cut_off": cut_off, "entropy": own.entropy.sum(-1)}
         return {key: value.reshape(len(prefix), 2, votes) for key, value in parts.items()}
 
-    parts = []
-    asked = list(batches(loaded, rows, size))
+    parts, asked = [], list(batches(loaded, rows, size, responses=2))
     with jax.set_mesh(loaded.mesh):
-        for ids, pairs in tqdm(asked, desc=name, unit="batch", disable=not sys.stderr.isatty()):
-            filled = [*pairs, *[pairs[0]] * (len(ids) - len(pairs))]
-            length = np.array([[len(prefix) for prefix in pair] for pair in filled], np.int32)
-            content = np.array([[content_seed(prefix) for prefix in pair] for pair in filled])
-            part = jax.device_get(found(loaded.params, ids, length, content))
-            parts.append({key: value[: len(pairs)] for key, value in part.items()})
+        for some in tqdm(asked, desc=name, unit="batch", disable=not sys.stderr.isatty()):
+            part = jax.device_get(found(loaded.params, some.prefix, some.length, some.content))
+            parts.append({key: value[: some.rows] for key, value in part.items()})
     if not parts:
         raise UserError("--input: no pair that this judge can read")
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
