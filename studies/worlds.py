@@ -3,7 +3,8 @@
 python -m studies.worlds [--keep=runs/worlds] [--docs=docs]
 
 With --keep it first adds the runs of a workdir that `python -m dwrl_jax.reproduce` has filled: the suites `worlds` and
-`worlds_rates`, all or a part of them. A run that is kept already gives way to that of the workdir.
+`worlds_rates`, all or a part of them. A run that is kept already gives way to that of the workdir. The page shows the
+seeds of a world that have a run of every method.
 """
 
 from pathlib import Path
@@ -127,6 +128,17 @@ def by_world(folder: Path) -> dict[str, Runs]:
     return worlds
 
 
+def complete(worlds: dict[str, Runs]) -> dict[str, Runs]:
+    """The worlds with those seeds that have every method that any world has, so that means are over the same seeds."""
+    methods = set(methods_of(worlds))
+    found = {}
+    for world, runs in worlds.items():
+        seeds = {run.row["seed"] for run in runs}
+        whole = {seed for seed in seeds if set(report.methods_of(report.select(runs, seed=seed))) == methods}
+        found[world] = [run for run in runs if run.row["seed"] in whole]
+    return {world: runs for world, runs in found.items() if runs}
+
+
 def below_ceiling(run: FinishedRun) -> float:
     """How far below its ceiling a run ended, as a part of 1."""
     return run.row["known"]["ceiling"]["accuracy"] - run.row["accuracy"]
@@ -236,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"{given.keep / ROWS}: no finished cells; fill it with dwrl_jax.reproduce first")
         add(kept, runs)
         add_rates(kept, rates)
-    worlds, rates = by_world(kept), kept_rates(kept)
+    worlds, rates = complete(by_world(kept)), kept_rates(kept)
     if not (worlds or rates):
         raise UserError(f"{kept}: no runs are kept here; give --keep")
     files.write_text(page, pages.splice(page.read_text(encoding="utf-8"), text(worlds, rates)))

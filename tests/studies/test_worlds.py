@@ -64,6 +64,8 @@ def test_the_page_is_made_from_a_workdir_and_then_from_the_kept_runs(tmp_path):
             step["train/cut_off"] = 0.9
         files.write_lines(folder / "metrics.jsonl", steps)
     rows = [{k: v for k, v in run.row.items() if k not in ("known", "warnings")} for run in runs]
+    only = a_run("dwrl", 0.25, seed=23)  # a seed without bvpo: it is kept and not shown
+    worlds.add(tmp_path / "worlds", [only])
     files.write_lines(tmp_path / "suite" / "results.jsonl", [*rows, rows[0] | {"config": "qwen7b"}])
     page = tmp_path / "worlds.md"
     page.write_text("By hand.\n")
@@ -78,6 +80,7 @@ def test_the_page_is_made_from_a_workdir_and_then_from_the_kept_runs(tmp_path):
     (warned,) = (line for line in lines if line.startswith("| long 22 |"))
     assert warned.startswith("| long 22 | `dwrl` | 50.0 / 0.500 (collapsed) | cut_off ")
     assert (tmp_path / "worlds.png").stat().st_size > 5_000
+    assert len(worlds.by_world(tmp_path / "worlds")["long"]) == 5
     first = page.read_bytes()
     worlds.main([f"--docs={tmp_path}"])
     assert page.read_bytes() == first
