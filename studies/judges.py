@@ -39,9 +39,14 @@ TITLES = (
 )
 
 
-def keep(folder: Path, name: str, output: Path, place: int) -> None:
-    """Write one file for each evaluation of an output: its numbers, and the value of each row for pairing."""
+def keep(folder: Path, name: str, output: Path) -> None:
+    """Write one file for each evaluation of an output: its numbers, and the value of each row for pairing.
+
+    A name that is kept already has the place that it had; a new one comes last.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    places = {each["name"]: each["place"] for each in map(files.read_json, sorted(folder.glob("*.json")))}
+    place = places.get(name, max(places.values(), default=-1) + 1)
     for evaluation in run.read_all(output):
         summary, result = evaluation.summary, run.result_of(evaluation)
         pairs = summary["pairs"] or {}
@@ -96,7 +101,8 @@ def tables(kept: dict[str, list[dict]]) -> str:
     """Markdown with a table for each benchmark."""
     parts = []
     for name, judges in kept.items():
-        count = f"{judges[0]['n']} rows, seed {judges[0]['seed']}, commit {judges[0]['commit']}"
+        commits = ", ".join(dict.fromkeys(each["commit"] for each in judges))
+        count = f"{judges[0]['n']} rows, seed {judges[0]['seed']}, commit {commits}"
         lines = [line(each, judges[0]) for each in judges]
         parts.append(f"**{benchmarks.load(name).title}** ({count})\n\n{markdown(list(TITLES), lines)}")
     return "\n\n".join(parts) + "\n"
@@ -118,12 +124,12 @@ def _number(value: float | None) -> str:
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", nargs="+", default=[], help="NAME=DIR, in the order of the lines")
+    parser.add_argument("--keep", nargs="+", default=[], help="NAME=DIR; new names come below those that are kept")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page")
     given = parser.parse_args(arguments)
-    for place, pair in enumerate(given.keep):
+    for pair in given.keep:
         name, _, output = pair.partition("=")
-        keep(given.docs / KEPT, name, Path(output), place)
+        keep(given.docs / KEPT, name, Path(output))
     page = given.docs / PAGE
     files.write_text(page, splice(page.read_text(encoding="utf-8"), tables(read_kept(given.docs / KEPT))))
 

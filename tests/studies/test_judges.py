@@ -43,3 +43,6 @@ def test_kept_evaluations_make_the_table(tmp_path):
     assert second.startswith("| two | 4 votes | 100.0 (100.0 to 100.0) | +25.0 (+0.0 to +75.0) |")
     judges.main([f"--docs={tmp_path}"])
     assert (tmp_path / judges.PAGE).read_text() == page
+    judges.main([f"--docs={tmp_path}", "--keep", f"a third={tmp_path / 'a'}", f"one judge={tmp_path / 'a'}"])
+    *kept, last = (tmp_path / judges.PAGE).read_text().splitlines()[-4:-1]
+    assert kept == [first, second] and last.startswith("| a third | 4 votes | 75.0 (")
