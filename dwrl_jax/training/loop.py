@@ -1,6 +1,5 @@
 """The training loop: sample, update, evaluate, write down, save. A stopped run goes on from its last checkpoint."""
 
-import collections
 import contextlib
 import signal
 import sys
@@ -111,17 +110,14 @@ def _watch(run: Run) -> Callable[[int, dict[str, float]], dict[str, float]]:
 
     The first process tells them, because it has the metrics of earlier starts.
     """
-    kept, group_size = collections.deque(maxlen=watch.KEPT), run.thoughts.sampler.group_size
-    if hosts.first():
-        kept.extend(map(watch.watched, records.last_metrics(run.workdir, watch.KEPT)))
+    kept = records.last_metrics(run.workdir, watch.KEPT) if hosts.first() else ()
+    watched = watch.Watch(kept, run.thoughts.sampler.group_size)
 
     def look(step, metrics):
-        kept.append(watch.watched({"step": step} | metrics))
-        series = records.series_of(kept)
-        for fault in watch.begun(series, group_size):
-            if fault.step == step:
-                say(f"warning: step {step}: {fault.what}; {fault.advice}")
-        return {"train/warnings": float(watch.number_now(series, group_size))}
+        begun, number = watched({"step": step} | metrics)
+        for fault in begun:
+            say(f"warning: step {step}: {fault.what}; {fault.advice}")
+        return {"train/warnings": float(number)}
 
     return look
 

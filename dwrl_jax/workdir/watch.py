@@ -8,10 +8,12 @@ sound judges end with thoughts of little variety, so uniform weights and low ent
 accuracy.
 """
 
+import collections
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dwrl_jax.workdir.records import Series
@@ -25,8 +27,9 @@ LEVELS = ("log_preference_score_chosen", "log_preference_score_rejected")
 HELD_OUT = "eval/accuracy"
 KEYS = [*(f"train/{name}" for name in (*NAMES, *LEVELS)), HELD_OUT]
 
-
-Holds = dict[str, tuple[Bool[np.ndarray, " N"], str, str]]
+Steps = Int[np.ndarray, " N"]
+Values = Float[np.ndarray, "N K"]  # a column for each of KEYS; NaN where a step lacks it
+Means = dict[str, Float[np.ndarray, " N"]]
 
 
 class Fault(NamedTuple):
@@ -40,55 +43,78 @@ class Fault(NamedTuple):
 
 def begun(series: Series, group_size: int) -> list[Fault]:
     """The faults of a run in the order in which they begin. `group_size` is the number of thoughts per response."""
-    steps, means, errors = _means(series)
-    told = []
+    told, _ = _look(*_table(series), group_size)
+    return told
+
+
+class Watch:
+    """The same for a run that goes on, step by step. `rows` are its last KEPT rows of metrics.jsonl."""
+
+    def __init__(self, rows: Iterable[dict], group_size: int):
+        self._group_size, self._kept = group_size, collections.deque(maxlen=KEPT)
+        for row in rows:
+            self._keep(row)
+
+    def __call__(self, row: dict) -> tuple[list[Fault], int]:
+        """The faults that begin with the next row, and the number of those that hold now."""
+        self._keep(row)
+        kept = np.array(self._kept)
+        steps, values = kept[:, 0].astype(int), kept[:, 1:]
+        watched = np.isfinite(values[:, :-1]).any(-1)
+        told, number = _look(steps[watched], values[watched], self._group_size)
+        return [fault for fault in told if fault.step == row["step"]], number
+
+    def _keep(self, row: dict) -> None:
+        self._kept.append((row["step"], *(row.get(key, np.nan) for key in KEYS)))
+
+
+def _table(series: Series) -> tuple[Steps, Values]:
+    """All steps that have a watched metric of training, and what they have."""
+    there = [series[key][0] for key in KEYS[:-1] if key in series]
+    steps = np.unique(np.concatenate(there)) if there else np.zeros(0, int)
+    values = np.full((len(steps), len(KEYS)), np.nan)
+    for column, key in enumerate(KEYS):
+        at, found = series.get(key, (np.zeros(0, int), np.zeros(0)))
+        known = np.isin(at, steps)
+        values[np.searchsorted(steps, at[known]), column] = found[known]
+    return steps, values
+
+
+def _look(steps: Steps, values: Values, group_size: int) -> tuple[list[Fault], int]:
+    """The faults in the order in which they begin, and the number of those that hold at the last step."""
+    if not len(steps):
+        return [], 0
+    means, errors = _means(values)
+    told, number = [], 0
     for name, (holds, what, advice) in _faults(means, errors, group_size).items():
+        number += int(holds[-1])
         for at in np.flatnonzero(holds):
             if not holds[max(0, at - QUIET) : at].any():
-                values = {key: float(mean[at]) for key, mean in means.items()}
-                told.append(Fault(int(steps[at]), name, what.format(n=group_size, **values), advice))
-    return sorted(told)
+                figures = {key: float(mean[at]) for key, mean in means.items()}
+                told.append(Fault(int(steps[at]), name, what.format(n=group_size, **figures), advice))
+    return sorted(told), number
 
 
-def watched(row: dict) -> dict:
-    """The part of a row of metrics.jsonl that `begun` reads."""
-    return {"step": row["step"]} | {key: row[key] for key in KEYS if key in row}
+def _means(values: Values) -> tuple[Means, Float[np.ndarray, " N"]]:
+    """The means of the watched metrics over the window that ends at each step, and the accuracy's standard error.
 
-
-def number_now(series: Series, group_size: int) -> int:
-    """The number of faults that hold at the last step."""
-    _, means, errors = _means(series)
-    return sum(bool(holds[-1:].any()) for holds, *_ in _faults(means, errors, group_size).values())
-
-
-def _means(series: Series) -> tuple[np.ndarray, dict[str, Float[np.ndarray, " N"]], Float[np.ndarray, " N"]]:
-    """All steps, the means of the watched metrics over the window that ends there, and the accuracy's standard error.
-
-    A mean is NaN where less than half of the window has the metric.
+    A mean is NaN where less than half of the window has the metric. Held-out accuracy is that of the step itself.
     """
-    there = {name: series[f"train/{name}"] for name in (*NAMES, *LEVELS) if f"train/{name}" in series}
-    steps = np.unique(np.concatenate([at for at, _ in there.values()])) if there else np.zeros(0, int)
-    means, errors = dict.fromkeys((*NAMES, *LEVELS), np.full(len(steps), np.nan)), np.full(len(steps), np.nan)
-    for name, (at, values) in there.items():
-        whole = np.full(len(steps) + WINDOW - 1, np.nan)
-        whole[WINDOW - 1 + np.searchsorted(steps, at)] = values
-        windows = sliding_window_view(whole, WINDOW)
-        known = np.isfinite(windows)
-        count = np.where(known.sum(-1) > WINDOW // 2, known.sum(-1), np.nan)
-        means[name] = np.where(known, windows, 0.0).sum(-1) / count
-        if name == "pair_accuracy":
-            squares = np.where(known, windows - means[name][:, None], 0.0) ** 2
-            errors = np.sqrt(squares.sum(-1)) / count
-    means = {name: np.where(np.arange(len(steps)) < WINDOW - 1, np.nan, mean) for name, mean in means.items()}
-    at, values = series.get(HELD_OUT, (np.zeros(0, int), np.zeros(0)))
-    means["held_out"] = np.full(len(steps), np.nan)
-    known = np.isin(at, steps)
-    means["held_out"][np.searchsorted(steps, at[known])] = values[known]
-    return steps, means, errors
+    missing = np.full((WINDOW - 1, values.shape[1] - 1), np.nan)
+    windows = sliding_window_view(np.concatenate([missing, values[:, :-1]]), WINDOW, axis=0)
+    known = np.isfinite(windows)
+    count = known.sum(-1)
+    count = np.where(count > WINDOW // 2, count, np.nan)
+    means = np.where(known, windows, 0.0).sum(-1) / count
+    accuracy = NAMES.index("pair_accuracy")
+    squares = np.where(known[:, accuracy], windows[:, accuracy] - means[:, accuracy, None], 0.0) ** 2
+    errors = np.sqrt(squares.sum(-1)) / count[:, accuracy]
+    means[: WINDOW - 1] = np.nan
+    return dict(zip((*NAMES, *LEVELS, "held_out"), (*means.T, values[:, -1]), strict=True)), errors
 
 
 def _faults(
-    means: dict, error: Float[np.ndarray, " N"], group_size: int
+    means: Means, error: Float[np.ndarray, " N"], group_size: int
 ) -> dict[str, tuple[Bool[np.ndarray, " N"], str, str]]:
     """{name: (where it holds, what it is, what to try)}. A comparison with NaN is false."""
     accuracy, cut_off, mass = means["pair_accuracy"], means["cut_off"], means["answer_mass"]
@@ -151,4 +177,4 @@ def _faults(
 def _before(mean: Float[np.ndarray, " N"], extreme) -> Float[np.ndarray, " N"]:
     """The largest or smallest mean of the last LOOK windows, by np.fmax or np.fmin."""
     whole = np.concatenate([np.full(LOOK - 1, np.nan), mean])
-    return extreme.reduce(sliding_window_view(whole, LOOK), axis=-1) if len(mean) else mean
+    return extreme.reduce(sliding_window_view(whole, LOOK), axis=-1)

@@ -101,14 +101,16 @@ def test_the_last_steps_tell_the_same_as_all_steps():
         if row["step"] % 7 == 0:
             del row["train/answer_mass"]  # as in a step whose update was skipped
     rows = with_held_out(rows, 0.5)
-    whole, now = watch.begun(series_of(rows), 8), []
-    for end in range(1, len(rows) + 1):
-        part = series_of(map(watch.watched, rows[max(0, end - watch.KEPT) : end]))
-        now += [fault for fault in watch.begun(part, 8) if fault.step == end]
-        assert watch.number_now(part, 8) == watch.number_now(series_of(rows[:end]), 8)
+    whole, undisturbed, now = watch.begun(series_of(rows), 8), watch.Watch((), 8), []
+    for end, row in enumerate(rows):
+        told, number = undisturbed(row)
+        now += told
+        assert (told, number) == watch.Watch(rows[max(0, end - watch.KEPT) : end], 8)(row)
+        assert number == watch._look(*watch._table(series_of(rows[: end + 1])), 8)[1]
     assert now == whole and len(whole) > 3
 
 
 def test_no_records_have_no_faults():
-    assert watch.begun({}, 8) == [] and watch.number_now({}, 8) == 0
-    assert watch.begun(series_of([{"step": 1, "train/loss_sft": 1.0}]), 1) == []
+    supervised = {"step": 1, "train/loss_sft": 1.0}
+    assert watch.begun({}, 8) == [] and watch.begun(series_of([supervised]), 1) == []
+    assert watch.Watch((), 1)(supervised) == ([], 0)
