@@ -25,14 +25,17 @@ def pack(lengths: Int[np.ndarray, "B S G"], size: int) -> Packing | None:
     the same number of lanes.
     """
     group = lengths.shape[-1]
+    counts = [count for count in (group // 4, group // 2) if count]
+    if not counts:
+        return None
     starts = [_starts(row, size) for row in lengths.reshape(-1, group)]
     needed = max(int(place.max()) // size + 1 for place in starts)
-    lanes = next((count for count in (group // 4, group // 2) if count >= needed), None)
+    lanes = next((count for count in counts if count >= needed), None)
     if lanes is None:
         return None
     source = np.full((len(starts), lanes * size), -1, np.int32)
-    for row, (places, counts) in enumerate(zip(starts, lengths.reshape(-1, group))):
-        for branch, (start, count) in enumerate(zip(places, counts)):
+    for row, (places, tokens) in enumerate(zip(starts, lengths.reshape(-1, group))):
+        for branch, (start, count) in enumerate(zip(places, tokens)):
             source[row, start : start + count] = branch * size + np.arange(count)
     return Packing(source.reshape(*lengths.shape[:2], lanes, size), np.stack(starts).reshape(lengths.shape))
 
