@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import tensorboardX
 from jaxtyping import Float, Int
+from tensorboardX.proto.summary_pb2 import Summary
 
 from dwrl_jax import objectives
 from dwrl_jax.core import files, hosts
@@ -54,10 +55,10 @@ def open_tensorboard(workdir: Path, step: int) -> tensorboardX.SummaryWriter | c
 
 @hosts.by_first
 def write_metrics(workdir: Path, board: tensorboardX.SummaryWriter, step: int, metrics: dict[str, float]) -> None:
-    """Write one line of metrics.jsonl, and the same numbers as scalars."""
+    """Write one line of metrics.jsonl, and the same numbers as the scalars of one event."""
     files.append_lines(workdir / METRICS, [{"step": step, **metrics}])
-    for name, value in metrics.items():
-        board.add_scalar(name, value, step)
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+    board.file_writer.add_summary(Summary(value=values), step)
 
 
 def skipped_in_row(workdir: Path) -> int:

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import struct
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data.pairs import Pair
@@ -39,6 +41,28 @@ def written(folder, log_scores, rewards, final=5):
     board = SimpleNamespace(add_text=lambda *args: told.append(args))
     records.write_thoughts(folder, board, [{"step": 1} | row for row in rows], 1)
     return [strict(line) for line in (folder / "thoughts.jsonl").read_text().splitlines()], told[0][1]
+
+
+def scalars(folder):
+    """(step, name, value) of all scalars in the files of tensorboard, whose records are length, sum, event, sum."""
+    found = []
+    for path in sorted(folder.glob("events.*")):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event, content = Event.FromString(content[12 : 12 + length]), content[16 + length :]
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return found
+
+
+def test_metrics_are_a_line_and_scalars(tmp_path):
+    steps = {1: {"train/pair_nll": 0.75, "eval/accuracy": 0.5}, 2: {"train/pair_nll": 0.25}}
+    with records.open_tensorboard(tmp_path, 0) as board:
+        for step, metrics in steps.items():
+            records.write_metrics(tmp_path, board, step, metrics)
+    assert list(records.read_metrics(tmp_path)) == [{"step": step} | metrics for step, metrics in steps.items()]
+    expected = [(step, name, value) for step, metrics in steps.items() for name, value in metrics.items()]
+    assert scalars(tmp_path / "tensorboard") == expected
 
 
 def test_rewards_without_a_bound_stay_numbers(tmp_path):
