@@ -33,3 +33,9 @@ def test_what_does_not_fit_is_left_as_it_is():
     assert pack(np.full((1, 2, 8), 9), 16) is None
     assert pack(np.array([[[16, 16, 16, 16, 16, 1, 1, 1], [1] * 8]]), 16) is None
     assert pack(np.full((1, 2, 1), 1), 16) is None
+
+
+def test_two_branches_in_one_lane_by_hand():
+    packing = pack(np.array([[[1, 2]]]), 3)
+    np.testing.assert_array_equal(packing.source, [[[[3, 4, 0]]]])
+    np.testing.assert_array_equal(packing.place, [[[2, 0]]])

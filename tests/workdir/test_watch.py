@@ -92,6 +92,16 @@ def test_a_fault_is_told_again_only_after_it_was_away():
     assert [fault.step for fault in watch.begun(series_of(rows), 8)] == [56, 256]
 
 
+@pytest.mark.parametrize(("every", "told"), [(1, True), (3, False)])
+def test_a_metric_that_most_steps_lack_has_no_mean(every, told):
+    """As where most updates were skipped."""
+    rows = records(ties=(0.2, 0.2))
+    for row in rows:
+        if row["step"] % every:
+            del row["train/ties"]
+    assert bool(watch.begun(series_of(rows), 8)) == told
+
+
 def test_the_last_steps_tell_the_same_as_all_steps():
     """Else a run that goes on would tell other faults than an undisturbed one."""
     rows = records(steps=400)
