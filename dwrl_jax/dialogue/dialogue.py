@@ -22,6 +22,7 @@ from dwrl_jax.dialogue.rendering import encode, up_to_thought, whole
 from dwrl_jax.dialogue.tokenizers import unknown_id
 
 MOVED = "it moves a system message behind the thought"
+_SHORT, _MOST = 64, 1 << 16  # characters of a thought whose ids are kept, and the number of those
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Dialogue:
         return {}
 
     @functools.cached_property
+    def thoughts(self) -> dict[str, list[int]]:
+        return {}
+
+    @functools.cached_property
     def plain(self) -> PlainTokenizer:
         return plain_tokenizer(self)
 
@@ -111,9 +116,21 @@ def encode_thought(dialogue, text) -> list[int]:
 def encode_thoughts(dialogue, texts) -> list[list[int]]:
     """`encode_thought` of many texts, in a single call of the tokenizer.
 
-    UserError if a thought has a control token that is not to be escaped, or an unknown word, or if the tokenizer merges
-    its leading blanks with the prompt before it.
+    Short ones are kept: the built-in world has the same thoughts again and again. UserError if a thought has a control
+    token that is not to be escaped, or an unknown word, or if the tokenizer merges its leading blanks with the prompt
+    before it.
     """
+    kept = dialogue.thoughts
+    found = {text: kept.get(text) for text in texts}
+    new = [text for text, ids in found.items() if ids is None]
+    found |= zip(new, _encode_new(dialogue, new))
+    if len(kept) > _MOST:
+        kept.clear()
+    kept.update((text, found[text]) for text in new if len(text) <= _SHORT)
+    return [found[text] for text in texts]
+
+
+def _encode_new(dialogue, texts) -> list[list[int]]:
     if not texts:
         return []
     for text in texts:
