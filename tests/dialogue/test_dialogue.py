@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from dwrl_jax import dialogue as dg
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
+from dwrl_jax.dialogue import dialogue as dialogue_module
 from dwrl_jax.dialogue import plain
 from dwrl_jax.dialogue.tokenizers import FALLBACK_TEMPLATE, load_tokenizer
 
@@ -210,6 +211,14 @@ def test_short_thoughts_are_rendered_once(monkeypatch):
     for _ in range(2):
         with pytest.raises(UserError, match="no word 'it'"):
             dg.encode_thoughts(dialogue, ["ok", "ok it"])
+
+
+def test_only_so_many_thoughts_are_kept(monkeypatch):
+    monkeypatch.setattr(dialogue_module, "_MOST", 2)
+    dialogue = word_dialogue()
+    for texts, kept in ((("ok", "one"), {"ok", "one"}), (("two",), {"ok", "one", "two"}), (("ok", "four"), {"four"})):
+        assert [ids[0] for ids in dg.encode_thoughts(dialogue, texts)] == [WORDS.index(text) for text in texts]
+        assert dialogue.thoughts.keys() == kept
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
