@@ -65,7 +65,8 @@ class Watch:
         return [fault for fault in told if fault.step == row["step"]], number
 
     def _keep(self, row: dict) -> None:
-        self._kept.append((row["step"], *(row.get(key, np.nan) for key in KEYS)))
+        values = map(row.get, KEYS)
+        self._kept.append((row["step"], *(x if isinstance(x, int | float) else np.nan for x in values)))
 
 
 def _table(series: Series) -> tuple[Steps, Values]:

@@ -124,3 +124,4 @@ def test_no_records_have_no_faults():
     supervised = {"step": 1, "train/loss_sft": 1.0}
     assert watch.begun({}, 8) == [] and watch.begun(series_of([supervised]), 1) == []
     assert watch.Watch((), 1)(supervised) == ([], 0)
+    assert watch.Watch([{"step": 1, "train/ties": None}], 1)(supervised) == ([], 0)
