@@ -3,7 +3,8 @@
 python studies/judges.py [--keep NAME=DIR ...] [--docs=docs]
 
 With --keep it first takes finished outputs of `python -m dwrl_jax.evaluate` under these names; an output with several
-benchmarks is several files. Within a benchmark, differences are paired by row, and the first name is the reference.
+benchmarks is several files. Each benchmark has a table, and so has each file of the benchmark "pairs". Differences in a
+table are paired by row, and the first name is the reference.
 """
 
 import argparse
@@ -48,30 +49,35 @@ def keep(folder: Path, name: str, output: Path) -> None:
     places = {each["name"]: each["place"] for each in map(files.read_json, sorted(folder.glob("*.json")))}
     place = places.get(name, max(places.values(), default=-1) + 1)
     for evaluation in run.read_all(output):
-        summary, result = evaluation.summary, run.result_of(evaluation)
+        summary, result, about = evaluation.summary, run.result_of(evaluation), evaluation.about
         pairs = summary["pairs"] or {}
         content = {
             "name": name,
             "place": place,
-            "benchmark": evaluation.about["benchmark"],
+            "benchmark": about["benchmark"],
+            "file": Path(about["data"]).name.partition(".")[0] if about["benchmark"] == "pairs" else "",
             "asked": votes_of(evaluation),
             **{key: summary.get(key) for key in NUMBERS},
             "pairs": {key: pairs.get(key) for key in PAIRS},
             "parts": {key: {"weight": part.weight, "values": dict(part.values)} for key, part in result.parts.items()},
         }
         words = "".join(letter if letter.isalnum() else "-" for letter in name)
-        files.write_json(folder / f"{evaluation.about['benchmark']}-{words}.json", content, separators=(",", ":"))
+        first = content["file"] or content["benchmark"]
+        files.write_json(folder / f"{first}-{words}.json", content, separators=(",", ":"))
 
 
-def read_kept(folder: Path) -> dict[str, list[dict]]:
-    """The kept evaluations by benchmark, in the order in which they were given. UserError if there are none."""
+def read_kept(folder: Path) -> dict[tuple[str, str], list[dict]]:
+    """The kept evaluations by benchmark and file of pairs, in the order in which they were given.
+
+    UserError if there are none.
+    """
     kept = sorted((files.read_json(path) for path in folder.glob("*.json")), key=lambda each: each["place"])
     if not kept:
         raise UserError(f"{folder}: no evaluations are kept here; give --keep NAME=DIR")
-    by_benchmark: dict[str, list[dict]] = {}
+    found: dict[tuple[str, str], list[dict]] = {}
     for each in kept:
-        by_benchmark.setdefault(each["benchmark"], []).append(each)
-    return by_benchmark
+        found.setdefault((each["benchmark"], each.get("file", "")), []).append(each)
+    return found
 
 
 def result_of(kept: dict) -> Result:
@@ -97,14 +103,15 @@ def line(kept: dict, first: dict) -> list[str]:
     ]
 
 
-def tables(kept: dict[str, list[dict]]) -> str:
-    """Markdown with a table for each benchmark."""
+def tables(kept: dict[tuple[str, str], list[dict]]) -> str:
+    """Markdown with a table for each benchmark and file of pairs."""
     parts = []
-    for name, judges in kept.items():
+    for (name, file), judges in kept.items():
+        title = benchmarks.load(name).title + (f" of `{file}`" if file else "")
         commits = ", ".join(dict.fromkeys(each["commit"] for each in judges))
         count = f"{judges[0]['n']} rows, seed {judges[0]['seed']}, commit {commits}"
         lines = [line(each, judges[0]) for each in judges]
-        parts.append(f"**{benchmarks.load(name).title}** ({count})\n\n{markdown(list(TITLES), lines)}")
+        parts.append(f"**{title}** ({count})\n\n{markdown(list(TITLES), lines)}")
     return "\n\n".join(parts) + "\n"
 
 

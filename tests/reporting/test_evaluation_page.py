@@ -37,12 +37,12 @@ def row(index, wins):
     }
 
 
-def write(folder, outcomes, benchmark="pairs", kind="verdict", more=()):
+def write(folder, outcomes, benchmark="pairs", kind="verdict", more=(), data="f.jsonl.gz"):
     """A finished evaluation with these outcomes."""
     card = as_json(JudgeCard(kind=kind))
     about = {
         "benchmark": benchmark,
-        "data": "f",
+        "data": data,
         "rows": "",
         "judge": "m",
         "card": card,

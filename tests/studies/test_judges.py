@@ -37,7 +37,7 @@ def test_kept_evaluations_make_the_table(tmp_path):
     files.write_text(tmp_path / judges.PAGE, "Words.\n")
     judges.main([f"--docs={tmp_path}", "--keep", f"one judge={tmp_path / 'a'}", f"two={tmp_path / 'b'}"])
     page = (tmp_path / judges.PAGE).read_text()
-    assert page.startswith("Words.\n") and "**preference pairs** (4 rows, seed 0, commit abc)" in page
+    assert page.startswith("Words.\n") and "**preference pairs of `f`** (4 rows, seed 0, commit abc)" in page
     first, second = page.splitlines()[-3:-1]
     assert first.startswith("| one judge | 4 votes | 75.0 (") and "| 50.0 | +25.0 (" in first
     assert second.startswith("| two | 4 votes | 100.0 (100.0 to 100.0) | +25.0 (+0.0 to +75.0) |")
@@ -46,3 +46,15 @@ def test_kept_evaluations_make_the_table(tmp_path):
     judges.main([f"--docs={tmp_path}", "--keep", f"a third={tmp_path / 'a'}", f"one judge={tmp_path / 'a'}"])
     *kept, last = (tmp_path / judges.PAGE).read_text().splitlines()[-4:-1]
     assert kept == [first, second] and last.startswith("| a third | 4 votes | 75.0 (")
+
+
+def test_each_file_of_pairs_has_a_table(tmp_path):
+    write(tmp_path / "a", [1, 1, 0, 1])
+    write(tmp_path / "b", [1, 0], data="folder/g.jsonl")
+    files.write_text(tmp_path / judges.PAGE, "")
+    judges.main([f"--docs={tmp_path}", "--keep", f"judge={tmp_path / 'a'}", f"judge={tmp_path / 'b'}"])
+    lines = (tmp_path / judges.PAGE).read_text().splitlines()
+    assert [line for line in lines if line.startswith("**")] == [
+        f"**preference pairs of `{file}`** ({count} rows, seed 0, commit abc)" for file, count in (("f", 4), ("g", 2))
+    ]
+    assert [line.split("|")[3][:6] for line in lines if line.startswith("| judge | 4")] == [" 75.0 ", " 50.0 "]
