@@ -71,6 +71,7 @@ class Dialogue:
 
     @functools.cached_property
     def thoughts(self) -> dict[str, list[int]]:
+        """The ids of short thoughts that `encode_thoughts` has met."""
         return {}
 
     @functools.cached_property
@@ -127,7 +128,7 @@ def encode_thoughts(dialogue, texts) -> list[list[int]]:
     if len(kept) > _MOST:
         kept.clear()
     kept.update((text, found[text]) for text in new if len(text) <= _SHORT)
-    return [found[text] for text in texts]
+    return [list(found[text]) for text in texts]
 
 
 def _encode_new(dialogue, texts) -> list[list[int]]:

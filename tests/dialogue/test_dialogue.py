@@ -12,8 +12,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from dwrl_jax import dialogue as dg
 from dwrl_jax.core.errors import UserError
 from dwrl_jax.data import world
-from dwrl_jax.dialogue import dialogue as dialogue_module
-from dwrl_jax.dialogue import plain
 from dwrl_jax.dialogue.tokenizers import FALLBACK_TEMPLATE, load_tokenizer
 
 JUDGE, ASK = "Judge the response.", "Is this a good response? A: Yes, B: No"
@@ -191,34 +189,6 @@ def test_batch_is_the_single_calls(stories, hh_rows):
     rows = [(row["prompt"], row["rejected"][0]["content"]) for row in hh_rows[:20]]
     assert dg.prefix_ids_batch(dialogue, rows) == [dg.prefix_ids(dialogue, *row) for row in rows]
     assert dg.prefix_ids_batch(dialogue, []) == dg.encode_thoughts(dialogue, []) == []
-
-
-def test_short_thoughts_are_rendered_once(monkeypatch):
-    dialogue, long, rendered = word_dialogue(), "ok " * 40 + "ok", []
-    dg.encode_thought(dialogue, "two")  # renders the skeleton too
-    whole = plain.whole
-    monkeypatch.setattr(plain, "whole", lambda *args: rendered.append(len(args[1])) or whole(*args))
-    for texts, new in (
-        (("ok", "ok three", "ok"), [2]),
-        (("ok three", "ok"), []),
-        (("one", "ok"), [1]),
-        ((long, "ok"), [1]),
-        ((long, "ok"), [1]),
-    ):
-        rendered.clear()
-        expected = [[*map(WORDS.index, text.split()), WORDS.index("</s>")] for text in texts]
-        assert dg.encode_thoughts(dialogue, texts) == expected and rendered == new
-    for _ in range(2):
-        with pytest.raises(UserError, match="no word 'it'"):
-            dg.encode_thoughts(dialogue, ["ok", "ok it"])
-
-
-def test_only_so_many_thoughts_are_kept(monkeypatch):
-    monkeypatch.setattr(dialogue_module, "_MOST", 2)
-    dialogue = word_dialogue()
-    for texts, kept in ((("ok", "one"), {"ok", "one"}), (("two",), {"ok", "one", "two"}), (("ok", "four"), {"four"})):
-        assert [ids[0] for ids in dg.encode_thoughts(dialogue, texts)] == [WORDS.index(text) for text in texts]
-        assert dialogue.thoughts.keys() == kept
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
