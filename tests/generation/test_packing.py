@@ -39,3 +39,7 @@ def test_two_branches_in_one_lane_by_hand():
     packing = pack(np.array([[[1, 2]]]), 3)
     np.testing.assert_array_equal(packing.source, [[[[3, 4, 0]]]])
     np.testing.assert_array_equal(packing.place, [[[2, 0]]])
+
+
+def test_no_more_lanes_than_are_needed():
+    assert [pack(np.full((1, 2, 8), length), 8).source.shape[2] for length in (1, 2, 3, 4)] == [2, 2, 4, 4]

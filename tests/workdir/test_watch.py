@@ -77,6 +77,16 @@ def test_sound_records_set_off_nothing():
         assert not watch.begun(series_of(records(seed=seed)), 8), seed
 
 
+def test_the_noise_of_batches_of_one_pair_is_no_fall():
+    """Windows of 25 such steps differ by more than the bound, and by less than five standard errors."""
+    draws = np.random.default_rng(0)
+    for _ in range(10):
+        rows = records(pair_accuracy=(0.75, 0.75))
+        for row in rows:
+            row["train/pair_accuracy"] = float(draws.random() < 0.75)
+        assert "accuracy_falls" not in {fault.name for fault in watch.begun(series_of(rows), 8)}
+
+
 def test_a_judge_that_learns_nothing_yet_is_not_collapsed():
     """A value head at chance, whose rewards have no level, and a judge without thoughts."""
     rows = records(pair_accuracy=(0.5, 0.5), log_preference_score_chosen=(0.1, -9), ties=(0.0, 0.0))
