@@ -153,7 +153,7 @@ def test_a_step_moves_adapters_alone(small):
     ((loss, state),) = losses(small, small[4], 2, 0)
     count = sum(x.size for x in jax.tree.leaves(small[5]))
     assert 2 * count <= sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2 * count + 10
-    assert loss == pytest.approx(float(small[7][1]["loss"]), rel=1e-5)
+    assert loss == pytest.approx(float(small[7][1]["loss"]), rel=1e-4)
 
 
 @pytest.mark.slow
