@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse_flags(arguments, FLAGS, __doc__)
     wanted = places(given.benchmark.split(","), given.data, given.output)
     votes = number_of(given.votes, given.delta)
-    start()
+    start(given.output)
     card = read_card(given.judge) if given.judge else None
     loaded = load(given.model, checkpoint=given.checkpoint, card=card, start=given.start, mesh=given.mesh)
     for name, data, output in wanted:

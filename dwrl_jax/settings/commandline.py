@@ -88,7 +88,7 @@ def command(main: Callable) -> Callable:
 
 
 def start(workdir: Path | None = None) -> None:
-    """Join the other processes. Unless JAX_COMPILATION_CACHE_DIR is set, the workdir keeps the compiled programs."""
+    """Join the other processes. Unless JAX_COMPILATION_CACHE_DIR is set, `WORKDIR/compiled` keeps the programs."""
     hosts.start()
     if workdir is not None and jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))

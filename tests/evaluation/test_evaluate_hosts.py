@@ -1,4 +1,4 @@
-"""Invariance: an evaluation by two processes has the rows and scores of one."""
+"""Evaluations in processes of their own: what a start leaves for the next, and two processes as one."""
 
 import json
 
@@ -27,6 +27,14 @@ def folder(tmp_path_factory):
         documents={"judge.json": as_json(CARD)},
     )
     return path
+
+
+def test_programs_are_kept_for_a_command_that_goes_on(folder, tmp_path, monkeypatch):
+    """In the output, unless JAX was told a place."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    flags = [f"--model={folder}", "--benchmark=world", "--data=0:4", "--votes=2", "--batch_size=4"]
+    run("dwrl_jax.evaluate", *flags, f"--output={tmp_path}", timeout=600)
+    assert list((tmp_path / "compiled").glob("jit__answers-*-cache"))
 
 
 @pytest.mark.slow
