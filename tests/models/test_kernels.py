@@ -186,7 +186,7 @@ def placed(mesh, heads, shape, dtype=jnp.bfloat16):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU's compiler: pip install libtpu")
-@pytest.mark.parametrize("case", ["shared", "own", "segments", "one key head of 64", "prefix"])
+@pytest.mark.parametrize("case", ["shared", "own", "segments", "key heads of 64", "prefix"])
 def test_tpu_compiles(case, monkeypatch):
     """The gradient at a 7B model's size on four v5e chips, none present, takes a small part of the scores' memory."""
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
@@ -194,7 +194,7 @@ def test_tpu_compiles(case, monkeypatch):
     mesh = Mesh(np.array(devices).reshape(1, 2, 2), (*kernels.ROWS, "tensor"))
     P, N, L = 4, 28, 1024
     G, T = (1, L) if case == "prefix" else (8, 520)
-    K, H = (1, 64) if "64" in case else (4, 128)
+    K, H = (2, 64) if "64" in case else (4, 128)
     sizes = {"prefix": [], "own": [(1, L), (G, 256)]}.get(case, [(1, L)])
     q, k = placed(mesh, 3, (P, G, T, N, H)), placed(mesh, 3, (P, G, T, K, H))
     regions = [(placed(mesh, 2, (P, rows, K, H, S)), placed(mesh, 2, (P, rows, K, S, H))) for rows, S in sizes]
@@ -208,7 +208,7 @@ def test_tpu_compiles(case, monkeypatch):
             return attention(*new, regions, segments).astype(jnp.float32).sum()
 
         compiled = jax.jit(jax.grad(total)).lower((q, k, k, regions), lengths, segments).compile()
-        assert (attention is all_scores) or "splash" in compiled.as_text()
+        assert ("tpu_custom_call" in compiled.as_text()) == (attention is not all_scores)
         return compiled.memory_analysis().temp_size_in_bytes
 
     scores = 4 * P * N * G * T * (T + sum(S for _, S in sizes)) / mesh.size
