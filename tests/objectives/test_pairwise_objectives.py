@@ -101,10 +101,14 @@ def test_gram_is_the_cross_entropy_of_the_label(smoothing):
     thoughts = no_thoughts(batch, judge.end)
     target = np.array([[1 - smoothing, smoothing], [smoothing, 1 - smoothing]])
 
+    dialogues = {
+        (b, s): [*np.asarray(batch.prefix)[b, s, : int(batch.prefix_len[b, s])].tolist(), *judge.question]
+        for b, s in np.ndindex(3, 2)
+    }
+
     def plain(params):
         total = 0.0
-        for b, s in np.ndindex(3, 2):
-            ids = [*np.asarray(batch.prefix)[b, s, : int(batch.prefix_len[b, s])].tolist(), *judge.question]
+        for (_, s), ids in dialogues.items():
             hidden, _ = judge.model.apply(params, jnp.asarray([[ids]]), jnp.arange(len(ids))[None, None])
             labels = logits(hidden, output_table(params))[0, 0, -1, jnp.asarray(judge.answers)]
             total += optax.softmax_cross_entropy(labels, target[s]) / 2
