@@ -20,7 +20,9 @@ def held(path: Path, advice: str) -> Iterator[None]:
     """Hold the lock on a file; all processes of a run come here together. `advice` ends the message of a refusal.
 
     The system releases the lock when the process ends, in any way. The file stays; without its lock it means nothing.
-    Bad input that ended a run before it wrote anything leaves no folder behind. UserError where another run holds it.
+    Bad input that ended a run before it wrote anything leaves no folder behind.
+
+    UserError where another run holds the lock, or where no folder can be made.
     """
     files, made = [], not path.parent.exists()
     hosts.attempt(lambda: files.append(_take(path, advice)))
@@ -38,7 +40,10 @@ def held(path: Path, advice: str) -> Iterator[None]:
 
 def _take(path: Path, advice: str) -> TextIO:
     """The open file, locked by this process. Its text names the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a file on the way, or no real disk
+        raise UserError(f"{path.parent}: no folder can be made here ({error.strerror}); {advice}") from None
     file = open(path, "a+")  # noqa: SIM115, closing it releases the lock
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

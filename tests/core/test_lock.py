@@ -49,3 +49,12 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
         pass
     said = capsys.readouterr().out
     assert said.startswith("warning: ") and "no locks on this file system (No locks available)" in said
+
+
+@pytest.mark.parametrize("below", ["a file", "a file/run"])
+def test_a_place_where_no_folder_can_be_is_named(below, tmp_path):
+    (tmp_path / "a file").write_text("mine")
+    told = f"{tmp_path / below}: no folder can be made here .*; choose another --output"
+    with pytest.raises(UserError, match=told), lock.held(tmp_path / below / lock.NAME, "choose another --output"):
+        pass
+    assert (tmp_path / "a file").read_text() == "mine"
